@@ -1,0 +1,54 @@
+# The project's whole vocabulary: `make help`. The environment is made at first use, and again when what it is made of changes.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
+
+# Two threads on a busy machine can make a step many times slower than one.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow lint format bench clean
+
+help:  ## show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+install: $(VENV)/.installed  ## make the environment .venv
+
+demo: install  ## measure the gap of two small models on embedded texts
+	@$(BIN)/ugap demo
+
+test: install  ## run the fast tests
+	@$(TEST) -m "not slow and not gpu"
+
+test-slow: install  ## run the tests that need a real model or a fresh environment
+	@$(TEST) -m "slow and not gpu"
+
+lint: install  ## check style and types
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+format: install  ## mend style
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+bench: $(VENV)/.installed-bench  ## time the scoring module against its baselines
+	@$(BIN)/python eval/bench_scoring.py
+
+clean:  ## remove the environment, builds and caches
+	@rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info < (3, 14) else "ugap needs Python 3.10 to 3.13: make PYTHON=...")'
+	@echo "Installing ugap and what it needs into $(VENV): a minute or two"
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
+	@$(PIP) --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	@echo "Installing what the benchmark compares with"
+	@$(PIP) --constraint constraints.txt --editable '.[dev,bench]'
+	@touch $@

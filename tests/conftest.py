@@ -1,0 +1,190 @@
+"""What the tests share: a tiny tokenizer and tiny models made here from a config and a seed, and the two real models.
+
+Nothing is built before a test asks for it.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from ugap.scoring import Scorer
+
+torch.set_num_threads(1)
+
+CORPUS = """\
+Once upon a time there was a tailor who had three sons, and the youngest was called Simpleton.
+The youngest went into the forest, and the old man said to the youngest: give me a piece of your cake.
+A function returns a value; the value of the expression is the value of the function.
+Wenn es regnet, wird das Haus naß. Être ou ne pas être. 東京の夜 🦊🌲
+""".splitlines()
+
+ARCHITECTURES = ("llama", "gemma3", "gemma2", "cohere", "granite", "gpt2", "phi")
+
+
+def _train_tokenizer(bos: bool) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 400 tokens; `<bos>` (if any), `<eos>` and `<|im_end|>` are special."""
+    special = ["<eos>", "<|im_end|>", *(["<bos>"] if bos else [])]
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    core.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    core.train_from_iterator(CORPUS * 4, trainer)
+    marks = {"bos_token": "<bos>"} if bos else {}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<eos>", pad_token="<eos>", extra_special_tokens=["<|im_end|>"], **marks
+    )
+
+
+def _tiny_model(architecture: str, vocabulary: int, **changes: Any) -> PreTrainedModel:
+    """A random model of hidden size 32 and two layers, wide enough in its weights to be far from uniform."""
+    shape: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.3,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+        **changes,
+    }
+    windowed = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+    torch.manual_seed(0)
+    match architecture:
+        case "llama":
+            model = LlamaForCausalLM(LlamaConfig(**shape))
+        case "gemma3":
+            model = Gemma3ForCausalLM(Gemma3TextConfig(**{**windowed, **shape}))
+        case "gemma2":
+            caps = {"final_logit_softcapping": 5.0, "attn_logit_softcapping": None}
+            model = Gemma2ForCausalLM(Gemma2Config(**{**windowed, **caps, **shape}))
+        case "cohere":
+            model = CohereForCausalLM(CohereConfig(**{"logit_scale": 0.25, **shape}))
+        case "granite":
+            model = GraniteForCausalLM(GraniteConfig(**{"logits_scaling": 4.0, **shape}))
+        case "gpt2":
+            names = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": shape["max_position_embeddings"]}
+            kept = {k: shape[k] for k in ("vocab_size", "initializer_range", "bos_token_id", "eos_token_id")}
+            model = GPT2LMHeadModel(GPT2Config(**names, **kept))
+        case "phi":
+            model = PhiForCausalLM(PhiConfig(**shape))
+            torch.nn.init.normal_(model.lm_head.bias)
+        case _:
+            raise ValueError(architecture)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A tiny byte-level BPE with a BOS token; " youngest" is one token of it."""
+    return _train_tokenizer(bos=True)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_without_bos() -> PreTrainedTokenizerFast:
+    return _train_tokenizer(bos=False)
+
+
+@pytest.fixture(scope="session")
+def make_model(tokenizer: PreTrainedTokenizerFast) -> Callable[..., PreTrainedModel]:
+    """`make_model(architecture, **config)`: a new tiny model, always with the same weights."""
+
+    def make(architecture: str = "llama", **changes: Any) -> PreTrainedModel:
+        return _tiny_model(architecture, len(tokenizer), **changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model(make_model: Callable[..., PreTrainedModel]) -> PreTrainedModel:
+    """A Llama of random weights; not to be changed."""
+    return make_model("llama")
+
+
+@pytest.fixture(scope="session", params=ARCHITECTURES)
+def any_model(request: pytest.FixtureRequest, make_model: Callable[..., PreTrainedModel]) -> PreTrainedModel:
+    """One model after another: plain, sliding windows, soft cap, logit scales, tied weights, biased head."""
+    return make_model(request.param)
+
+
+@pytest.fixture
+def tiny_scorer(tiny_model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Scorer:
+    return Scorer(tiny_model, tokenizer, name="tiny")
+
+
+@pytest.fixture(scope="session")
+def gemma() -> Scorer:
+    """The real `gemma-3-270m` in float32, for slow tests only."""
+    return Scorer.from_pretrained("gemma-3-270m")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Scorer:
+    """The real `smollm2-135m-instruct` in float32, for slow tests only."""
+    return Scorer.from_pretrained("smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="session")
+def statistics_of() -> Callable[[torch.Tensor, Sequence[int]], np.ndarray]:
+    """`statistics_of(logits (N, V), targets (N,))`: surprisal, entropy, varentropy and rank `(4, N)` in float64."""
+
+    def compute(logits: torch.Tensor, targets: Sequence[int]) -> np.ndarray:
+        logits = logits.double()
+        index = torch.as_tensor(targets).unsqueeze(1)
+        surprisals = -torch.log_softmax(logits, -1)
+        p = surprisals.neg().exp()
+        terms = torch.where(p > 0, surprisals, 0)
+        entropy = (p * terms).sum(-1)
+        varentropy = (p * (terms - entropy.unsqueeze(1)) ** 2).sum(-1)
+        own = logits.gather(1, index)
+        earlier = torch.arange(logits.shape[1]) < index
+        rank = 1 + ((logits > own) | ((logits == own) & earlier)).sum(-1)
+        return torch.stack([surprisals.gather(1, index).squeeze(1), entropy, varentropy, rank.double()]).numpy()
+
+    return compute
+
+
+@pytest.fixture(scope="session")
+def reference(
+    statistics_of: Callable[[torch.Tensor, Sequence[int]], np.ndarray],
+) -> Callable[[PreTrainedModel, Sequence[int], Sequence[int]], np.ndarray]:
+    """`reference(model, context, token_ids)`: the four statistics `(4, T)` from a float64 copy's own logits."""
+
+    @torch.no_grad()
+    def compute(model: PreTrainedModel, context: Sequence[int], token_ids: Sequence[int]) -> np.ndarray:
+        ids = [*context, *token_ids]
+        logits = copy.deepcopy(model).double()(input_ids=torch.tensor([ids])).logits[0]
+        first = max(len(context), 1)
+        out = np.full((4, len(ids) - len(context)), np.nan)
+        out[:, first - len(context) :] = statistics_of(logits[first - 1 : -1], ids[first:])
+        return out
+
+    return compute

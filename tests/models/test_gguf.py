@@ -1,0 +1,86 @@
+import gguf
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ugap.errors import InputError
+from ugap.models import convert_gguf, load_model
+from ugap.models.gguf import read_gguf
+
+
+def test_reading_dequantises_every_weight(tiny_gguf):
+    model, _ = read_gguf(tiny_gguf)
+    stored = {
+        tensor.name: gguf.dequantize(tensor.data, tensor.tensor_type) for tensor in gguf.GGUFReader(tiny_gguf).tensors
+    }
+    layer = model.model.layers[0]
+    for name, weight in {
+        "token_embd": model.lm_head.weight,
+        "blk.0.ffn_gate": layer.mlp.gate_proj.weight,
+        "blk.0.ffn_down": layer.mlp.down_proj.weight,
+        "blk.0.attn_v": layer.self_attn.v_proj.weight,
+    }.items():
+        np.testing.assert_array_equal(weight.detach().numpy(), stored[f"{name}.weight"].reshape(weight.shape))
+    assert type(layer.mlp.gate_proj) is torch.nn.Linear
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+def test_the_converted_folder_gives_the_same_logits(tiny_gguf, tmp_path):
+    fresh, _ = read_gguf(tiny_gguf)
+    convert_gguf(tiny_gguf, tmp_path / "out")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", use_safetensors=True, local_files_only=True)
+    tokens = torch.arange(20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(again(tokens).logits, fresh(tokens).logits, rtol=0, atol=0)
+
+
+def test_conversion_settles_bos_and_digits(tiny_gguf, tmp_path):
+    convert_gguf(tiny_gguf, tmp_path / "plain")
+    convert_gguf(tiny_gguf, tmp_path / "out", bos_token="<|endoftext|>", single_digits=True)
+    plain, tokenizer = (AutoTokenizer.from_pretrained(tmp_path / name) for name in ("plain", "out"))
+    assert (plain.bos_token, tokenizer.bos_token, tokenizer.bos_token_id) == ("<|im_start|>", "<|endoftext|>", 0)
+    assert plain.tokenize("a\n\n1") == ["a", "Ċ", "Ċ", "1"]
+    assert tokenizer.tokenize("a\n\n1") == ["a", "ĊĊ", "1"]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.config.bos_token_id == model.generation_config.bos_token_id == 0
+
+
+def test_special_tokens_in_a_text_can_be_read_as_characters(tiny_gguf, tmp_path):
+    convert_gguf(tiny_gguf, tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    text = "a <|im_end|> b"
+    assert tokenizer.tokenize(text, split_special_tokens=True) == [character.replace(" ", "Ġ") for character in text]
+    assert "<|im_end|>" in tokenizer.tokenize(text)
+
+
+def test_the_chat_template_survives(tiny_gguf, tmp_path):
+    convert_gguf(tiny_gguf, tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
+    assert text == "<|im_start|>hi<|im_end|>"
+
+
+def test_load_model_takes_a_gguf_file(tiny_gguf, capfd):
+    model, tokenizer = load_model(str(tiny_gguf), dtype="bfloat16")
+    assert model.dtype == torch.bfloat16
+    assert not model.training
+    assert tokenizer("ab").input_ids
+    shown = capfd.readouterr()
+    assert shown.out == ""
+    assert shown.err.splitlines() == ["reading tiny.gguf (a minute or so)"]
+
+
+def test_a_file_that_is_no_gguf_is_named(tmp_path):
+    path = tmp_path / "text.gguf"
+    path.write_text("this is a text\n" * 100)
+    with pytest.raises(InputError, match=r"text\.gguf: cannot be read as a GGUF") as caught:
+        load_model(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_truncated_gguf_is_named(tiny_gguf, tmp_path):
+    path = tmp_path / "short.gguf"
+    path.write_bytes(tiny_gguf.read_bytes()[:20_000])
+    with pytest.raises(InputError, match=r"short\.gguf: cannot be read as a GGUF"):
+        load_model(str(path))

@@ -1,0 +1,401 @@
+import logging
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ugap.scoring import head as head_module
+from ugap.scoring.head import (
+    HeadStatistics,
+    _compiled_fold,
+    head_statistics,
+    is_bfloat16_exact,
+    split_bfloat16,
+)
+
+VOCABULARY, HIDDEN = 101, 16  # 101 is no multiple of a tile
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    monkeypatch.setattr(head_module, "TOKEN_TILE", 8)
+    monkeypatch.setattr(head_module, "VOCAB_TILE", 32)
+    monkeypatch.setattr(head_module, "RECOUNT_ROWS", 4)
+
+
+@pytest.fixture(name="fresh_fold")
+def _fresh_fold():
+    _compiled_fold.cache_clear()
+    yield
+    _compiled_fold.cache_clear()
+
+
+def inputs(n=37, vocabulary=VOCABULARY, scale=1.0, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(n, HIDDEN, generator=generator) * scale
+    weight = torch.randn(vocabulary, HIDDEN, generator=generator)
+    targets = torch.randint(vocabulary, (n,), generator=generator)
+    return hidden.to(dtype), weight.to(dtype), targets
+
+
+def logits64(hidden, weight, bias=None, softcap=None, logit_scale=1.0):
+    logits = hidden.double() @ weight.double().T
+    if bias is not None:
+        logits = logits + bias.double()
+    logits = logits * logit_scale
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def assert_close(got: HeadStatistics, expected, atol=1e-4):
+    """`expected` is `(4, N)` in float64; ranks agree exactly."""
+    expected = torch.as_tensor(expected)
+    for name, mine, theirs in zip(got._fields, got, expected, strict=True):
+        tolerance = 0.0 if name == "rank" else atol
+        torch.testing.assert_close(mine.double(), theirs, rtol=0, atol=tolerance, equal_nan=True, msg=name)
+
+
+def bias_of(n=VOCABULARY):
+    return torch.linspace(-3, 3, n)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"softcap": 2.0},
+        {"logit_scale": 0.3},
+        {"bias": bias_of()},
+        {"bias": bias_of(), "softcap": 5.0, "logit_scale": 1.7},
+    ],
+    ids=["plain", "softcap", "scale", "bias", "all"],
+)
+@pytest.mark.parametrize("n", [1, 8, 37], ids=["one_token", "one_tile", "many"])
+def test_matches_float64(options, n, statistics_of):
+    hidden, weight, targets = inputs(n)
+    got = head_statistics(hidden, weight, targets, **options)
+    assert_close(got, statistics_of(logits64(hidden, weight, **options), targets))
+
+
+@pytest.mark.parametrize("vocabulary", [2, 31, 32, 33, 96])
+def test_vocabulary_around_the_tile(vocabulary, statistics_of):
+    hidden, weight, targets = inputs(20, vocabulary)
+    got = head_statistics(hidden, weight, targets)
+    assert_close(got, statistics_of(logits64(hidden, weight), targets))
+
+
+def test_each_target_in_each_tile(statistics_of):
+    hidden, weight, _ = inputs(VOCABULARY)
+    targets = torch.arange(VOCABULARY)
+    got = head_statistics(hidden, weight, targets)
+    assert_close(got, statistics_of(logits64(hidden, weight), targets))
+
+
+def test_every_target_of_one_row_sums_to_one():
+    hidden, weight, _ = inputs(1)
+    got = head_statistics(hidden.expand(VOCABULARY, -1).contiguous(), weight, torch.arange(VOCABULARY))
+    p = got.surprisal.double().neg().exp()
+    assert p.sum().item() == pytest.approx(1, abs=1e-5)
+    assert (p * got.surprisal).sum().item() == pytest.approx(got.entropy[0].item(), abs=1e-5)
+    assert sorted(got.rank.tolist()) == list(range(1, VOCABULARY + 1))
+
+
+@pytest.mark.parametrize("vocabulary", [101, 129, 160])
+def test_ties_go_to_the_lower_id(vocabulary, monkeypatch):
+    monkeypatch.setattr(head_module, "VOCAB_TILE", 64)
+    hidden, weight, _ = inputs(48, vocabulary)
+    # Copies of one row, in one tile and across tiles, up to the very last row.
+    copies = [3, 9, 50, 51, 70, vocabulary - 1]
+    weight[copies] = weight[70].clone()
+    got = head_statistics(hidden, weight, torch.tensor(copies * 8))
+    logits = logits64(hidden, weight)
+    expected = 1 + (logits > logits[:, 70:71] + 1e-9).sum(1) + torch.arange(6).repeat(8)
+    assert got.rank.tolist() == expected.tolist()
+
+
+def test_all_logits_equal():
+    got = head_statistics(torch.zeros(3, HIDDEN), inputs()[1], torch.tensor([0, 50, 100]))
+    assert got.rank.tolist() == [1.0, 51.0, 101.0]
+    torch.testing.assert_close(got.surprisal, torch.full((3,), math.log(VOCABULARY)))
+    torch.testing.assert_close(got.entropy, torch.full((3,), math.log(VOCABULARY)))
+    assert got.varentropy.abs().max() < 1e-5
+
+
+def test_minus_infinite_logits(statistics_of):
+    hidden, weight, _ = inputs(9)
+    bias = torch.zeros(VOCABULARY)
+    bias[:40] = -math.inf  # a whole tile and a part of the next
+    bias[99] = -math.inf
+    targets = torch.tensor([40, 41, 60, 77, 98, 100, 40, 55, 63])
+    got = head_statistics(hidden, weight, targets, bias)
+    assert_close(got, statistics_of(logits64(hidden, weight, bias), targets))
+
+
+def test_a_target_without_probability():
+    hidden, weight, _ = inputs(2)
+    bias = torch.zeros(VOCABULARY)
+    bias[[5, 90]] = -math.inf
+    got = head_statistics(hidden, weight, torch.tensor([5, 90]), bias)
+    assert got.surprisal.tolist() == [math.inf, math.inf]
+    assert got.rank.tolist() == [100.0, 101.0]
+    assert got.entropy.isfinite().all()
+
+
+def test_nothing_but_minus_infinity_is_nan():
+    hidden, weight, targets = inputs(2)
+    got = head_statistics(hidden, weight, targets, torch.full((VOCABULARY,), -math.inf))
+    assert got.surprisal.isnan().all()
+
+
+def test_nan_and_infinite_logits_are_never_finite_surprisal():
+    hidden, weight, _ = inputs(4)
+    targets = torch.tensor([0, 40, 99, 100])
+    for value in (math.nan, math.inf):
+        broken = weight.clone()
+        broken[40] = value
+        assert not head_statistics(hidden, broken, targets).surprisal.isfinite().any()
+
+
+def test_skipped_targets_are_nan_and_change_nothing():
+    hidden, weight, targets = inputs(20)
+    whole = head_statistics(hidden, weight, targets)
+    some = targets.clone()
+    some[::3] = -100
+    got = head_statistics(hidden, weight, some)
+    for mine, theirs in zip(got, whole, strict=True):
+        assert mine[::3].isnan().all()
+        torch.testing.assert_close(mine[some != -100], theirs[some != -100], rtol=0, atol=1e-6)
+
+
+def test_nothing_to_score():
+    hidden, weight, targets = inputs(3)
+    assert all(column.isnan().all() for column in head_statistics(hidden, weight, torch.full_like(targets, -100)))
+    assert all(column.shape == (0,) for column in head_statistics(hidden[:0], weight, targets[:0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [1.0, 5.0])
+def test_half_precision_adds_nothing(dtype, scale, statistics_of):
+    hidden, weight, targets = inputs(scale=scale, dtype=dtype)
+    bias = bias_of().to(dtype)
+    got = head_statistics(hidden, weight, targets, bias)
+    assert got.surprisal.dtype == torch.float32
+    assert_close(got, statistics_of(logits64(hidden, weight, bias), targets), atol=1e-3)
+
+
+def test_float64_stays_float64(statistics_of):
+    hidden, weight, targets = inputs(dtype=torch.float64)
+    got = head_statistics(hidden, weight, targets)
+    assert got.entropy.dtype == torch.float64
+    assert_close(got, statistics_of(logits64(hidden, weight), targets), atol=1e-12)
+
+
+def test_peaked_distributions(statistics_of):
+    """Logits that span hundreds: most probabilities vanish, the sums move with every new maximum."""
+    hidden, weight, targets = inputs(200, scale=20.0)
+    got = head_statistics(hidden, weight, targets)
+    expected = statistics_of(logits64(hidden, weight), targets)
+    torch.testing.assert_close(got.surprisal.double(), torch.as_tensor(expected[0]), rtol=1e-6, atol=1e-4)
+    torch.testing.assert_close(got.entropy.double(), torch.as_tensor(expected[1]), rtol=0, atol=2e-4)
+    assert (got.rank.double() == torch.as_tensor(expected[3])).all()
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["rising", "falling"])
+def test_maximum_that_moves_in_every_tile(order, statistics_of):
+    weight = order * torch.linspace(-60, 60, VOCABULARY).unsqueeze(1)
+    hidden = torch.tensor([[1.0], [0.1], [-0.1], [-1.0]])
+    targets = torch.tensor([0, 33, 66, 100])
+    assert_close(head_statistics(hidden, weight, targets), statistics_of(logits64(hidden, weight), targets))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**16),
+    scale=st.sampled_from([0.0, 1e-30, 1e-3, 1.0, 30.0, 1e3, 1e6, 1e15]),
+    spread=st.sampled_from([0.0, 1e-6, 1.0]),
+    softcap=st.sampled_from([None, 1e-3, 30.0]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
+)
+def test_bounds(seed, scale, spread, softcap, dtype):
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(12, 4, generator=generator) * scale
+    weight = torch.ones(50, 4) + spread * torch.randn(50, 4, generator=generator)
+    targets = torch.randint(50, (12,), generator=generator)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(head_module, "VOCAB_TILE", 16)
+        got = head_statistics(hidden.to(dtype), weight.to(dtype), targets, softcap=softcap)
+    assert all(column.isfinite().all() for column in got)
+    assert (got.surprisal >= 0).all()
+    assert (got.entropy >= 0).all()
+    assert (got.entropy <= math.log(50)).all()
+    assert (got.varentropy >= 0).all()
+    assert ((got.rank >= 1) & (got.rank <= 50) & (got.rank % 1 == 0)).all()
+
+
+def _bad(**changes):
+    hidden, weight, targets = inputs(3)
+    return {"hidden": hidden, "weight": weight, "targets": targets, **changes}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (_bad(hidden=torch.zeros(3, 5)), "hidden"),
+        (_bad(hidden=torch.zeros(1, 3, HIDDEN)), "hidden"),
+        (_bad(hidden=torch.zeros(3, HIDDEN, dtype=torch.int64)), "hidden"),
+        (_bad(weight=torch.zeros(VOCABULARY, HIDDEN, dtype=torch.bfloat16)), "weight"),
+        (_bad(weight=torch.zeros(VOCABULARY)), "weight"),
+        (_bad(targets=torch.zeros(4, dtype=torch.int64)), "targets"),
+        (_bad(targets=torch.zeros(3, dtype=torch.int32)), "targets"),
+        (_bad(targets=torch.tensor([0, 1, VOCABULARY])), f"targets holds {VOCABULARY}"),
+        (_bad(targets=torch.tensor([0, -1, 1])), "targets holds -1"),
+        (_bad(bias=torch.zeros(5)), "bias"),
+        (_bad(bias=torch.zeros(VOCABULARY, dtype=torch.int64)), "bias"),
+        (_bad(softcap=0.0), "softcap"),
+        (_bad(softcap=-30.0), "softcap"),
+        (_bad(logit_scale=math.nan), "logit_scale"),
+        (_bad(impl="triton"), "impl"),
+        (_bad(impl="triton", targets=torch.full((3,), -100)), "impl"),
+        (_bad(precision="half"), "precision"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, name):
+    with pytest.raises(ValueError, match=name):
+        head_statistics(**arguments)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the largest tensor that an operation makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        known = {x.untyped_storage().data_ptr() for x in args if isinstance(x, torch.Tensor)}
+        for made in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(made, torch.Tensor) and made.untyped_storage().data_ptr() not in known:
+                self.elements = max(self.elements, made.numel())
+        return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_are_never_built(dtype, monkeypatch):
+    monkeypatch.setattr(head_module, "RECOUNT_ROWS", 1)
+    monkeypatch.setattr(head_module, "TOKEN_TILE", 64)
+    monkeypatch.setattr(head_module, "VOCAB_TILE", 256)
+    vocabulary, hidden_size, tile = 2000, 2, 64 * 256
+    largest = []
+    for n in (256, 1024):
+        hidden, weight = torch.randn(n, hidden_size).to(dtype), torch.randn(vocabulary, hidden_size).to(dtype)
+        with LargestTensor() as mode:
+            head_statistics(hidden, weight, torch.randint(vocabulary, (n,)))
+        largest.append(mode.elements)
+    assert largest[0] == largest[1] <= tile < 256 * vocabulary
+
+
+def test_split_sums_to_sixteen_bits():
+    values = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 10
+    high, low = split_bfloat16(values)
+    assert is_bfloat16_exact(high)
+    assert is_bfloat16_exact(low)
+    assert ((high + low - values).abs() <= 2.0**-16 * values.abs()).all()
+    assert not is_bfloat16_exact(values)
+
+
+def test_split_precision_is_within_a_ten_thousandth(monkeypatch, statistics_of):
+    """The arithmetic of the split, on whatever unit multiplies here."""
+    monkeypatch.setattr(head_module, "has_bfloat16_units", lambda: True)
+    hidden, weight, targets = inputs(100)
+    weight = weight.bfloat16().float()
+    parts = []
+    real = head_module.split_bfloat16
+    monkeypatch.setattr(head_module, "split_bfloat16", lambda x: parts.extend(real(x)) or real(x))
+    got = head_statistics(hidden, weight, targets, bias_of(), precision="split")
+    assert len(parts) >= 2 * math.ceil(100 / 8)
+    expected = statistics_of(logits64(hidden, weight, bias_of()), targets)
+    assert_close(HeadStatistics(*got[:3], torch.as_tensor(expected[3])), expected)
+    # A product of the upper part alone would not do.
+    rough = head_statistics(hidden.bfloat16().float(), weight, targets, bias_of())
+    assert (rough.surprisal.double() - torch.as_tensor(expected[0])).abs().max() > 1e-3
+    assert torch.backends.mkldnn.matmul.fp32_precision != "bf16"
+
+
+def test_split_precision_refuses_weights_that_bfloat16_cannot_hold(monkeypatch):
+    monkeypatch.setattr(head_module, "has_bfloat16_units", lambda: True)
+    hidden, weight, targets = inputs()
+    with pytest.raises(ValueError, match="precision 'split' needs a weight"):
+        head_statistics(hidden, weight, targets, precision="split")
+
+
+def test_split_precision_is_exact_without_units(monkeypatch):
+    monkeypatch.setattr(head_module, "has_bfloat16_units", lambda: False)
+    hidden, weight, targets = inputs()
+    exact = head_statistics(hidden, weight, targets)
+    split = head_statistics(hidden, weight, targets, precision="split")
+    assert all(torch.equal(a, b) for a, b in zip(exact, split, strict=True))
+
+
+@pytest.mark.parametrize("where", ["at_once", "at_first_use"])
+def test_runs_eagerly_where_it_cannot_compile(where, monkeypatch, fresh_fold, caplog):
+    def fail(*args, **kwargs):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", fail if where == "at_once" else lambda *args, **kwargs: fail)
+    hidden, weight, targets = inputs()
+    with caplog.at_level(logging.WARNING):
+        got = head_statistics(hidden, weight, targets, impl="compiled")
+    eager = head_statistics(hidden, weight, targets, impl="torch")
+    assert all(torch.equal(a, b) for a, b in zip(got, eager, strict=True))
+    assert not caplog.records
+
+
+def test_auto_compiles_only_what_is_worth_it(monkeypatch):
+    asked = []
+    monkeypatch.setattr(head_module, "_compiled_fold", lambda: asked.append(1) or head_module._fold)
+    hidden, weight, targets = inputs()
+    head_statistics(hidden, weight, targets)
+    assert not asked
+    monkeypatch.setattr(head_module, "COMPILE_FROM", len(hidden) * VOCABULARY)
+    head_statistics(hidden, weight, targets)
+    assert asked == [1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_compiled_fold_equals_eager(dtype, fresh_fold):
+    for n in (1, 37):
+        hidden, weight, targets = inputs(n, dtype=dtype)
+        bias = torch.zeros(VOCABULARY, dtype=dtype)
+        bias[:40] = -math.inf
+        for options in ({}, {"bias": bias}, {"softcap": 3.0}):
+            eager = head_statistics(hidden, weight, targets, impl="torch", **options)
+            compiled = head_statistics(hidden, weight, targets, impl="compiled", **options)
+            for name, mine, theirs in zip(eager._fields, compiled, eager, strict=True):
+                torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5, msg=name)
+    assert _compiled_fold() is not head_module._fold
+
+
+@pytest.mark.slow
+def test_is_silent_without_a_compiler(tmp_path):
+    code = (
+        "import torch; from ugap.scoring import head_statistics as f; a = torch.ones(3, 4), torch.ones(9, 4), "
+        "torch.arange(3); print(f(*a, impl='compiled').rank.tolist())"
+    )
+    environment = {**os.environ, "CXX": str(tmp_path / "none"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[1.0, 2.0, 3.0]"
+    assert done.stderr == ""
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_matches_float64_on_a_gpu(dtype, statistics_of):
+    hidden, weight, targets = inputs(dtype=dtype)
+    got = head_statistics(hidden.cuda(), weight.cuda(), targets.cuda(), bias_of().to(dtype).cuda(), softcap=5.0)
+    expected = statistics_of(logits64(hidden, weight, bias_of().to(dtype), softcap=5.0), targets)
+    assert_close(HeadStatistics(*(column.cpu() for column in got)), expected, atol=1e-3)

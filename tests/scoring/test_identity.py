@@ -1,0 +1,26 @@
+import torch
+from transformers import AutoModelForCausalLM
+
+from ugap.scoring.identity import weight_hash
+
+
+def test_one_checkpoint_has_one_hash_in_every_dtype(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    loads = [AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
+    assert {weight_hash(model) for model in loads} == {weight_hash(tiny_model)}
+
+
+def test_another_seed_or_one_other_row_gives_another_hash(make_model):
+    model = make_model("llama")
+    before = weight_hash(model)
+    assert before == weight_hash(make_model("llama"))
+    assert len(before) == 16
+    model.lm_head.weight.data[7] += 1
+    assert weight_hash(model) != before
+    assert weight_hash(make_model("phi")) != before
+
+
+def test_tied_weights_count_once(make_model):
+    model = make_model("gpt2")
+    assert model.lm_head.weight is model.transformer.wte.weight
+    assert weight_hash(model) == weight_hash(make_model("gpt2"))

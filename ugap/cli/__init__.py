@@ -1,0 +1,1 @@
+"""The `ugap` command: one module per command, started by `ugap.cli.main`."""

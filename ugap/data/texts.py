@@ -1,0 +1,194 @@
+"""Text sets: one `TextRow` per human text, from a file, a Hub data set, or the embedded `demo`.
+
+Every fault is found here, before a model is loaded: empty texts, broken encodings, doubled ids. A text is kept
+character for character as it was read, since its characters are what is scored.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ugap.data.demo import DEMO, read_demo
+from ugap.data.readers import BadRow, Record, read_records
+from ugap.errors import InputError
+
+log = logging.getLogger("ugap.data")
+
+
+@dataclass(frozen=True)
+class TextRow:
+    """One human text, and what belongs to it.
+
+    Attributes:
+        id (`str`):
+            Unique within the set.
+        domain (`str`):
+            `"creative"`, `"functional"`, or any other name.
+        text (`str`):
+            The human text; where there is a prompt, the text that answers it.
+        prompt (`str`, *optional*):
+            What the text answers.
+        candidates (`Mapping[str, str]`, *optional*, defaults to `{}`):
+            Model continuations by the name of the candidate.
+    """
+
+    id: str
+    domain: str
+    text: str
+    prompt: str | None = None
+    candidates: Mapping[str, str] = field(default_factory=dict)
+
+
+class _RowError(Exception):
+    """Why a row cannot be used."""
+
+
+def load_texts(
+    source: str,
+    *,
+    text_column: str = "text",
+    id_column: str = "id",
+    domain_column: str = "domain",
+    prompt_column: str = "prompt",
+    domain: str | None = None,
+    candidates: Mapping[str, str] | None = None,
+    split: str = "train",
+    limit: int | None = None,
+    skip_bad: bool = False,
+) -> list[TextRow]:
+    r"""Read a text set.
+
+    Args:
+        source (`str`):
+            A `.jsonl`, `.jsonl.gz`, `.csv`, `.csv.gz` or `.parquet` file; `"demo"` for the embedded set (see
+            `ugap.data.demo`); anything else is taken as a data set for `datasets.load_dataset` (a Hub id or a folder).
+        text_column (`str`, *optional*, defaults to `"text"`):
+            Column of the human text.
+        id_column (`str`, *optional*, defaults to `"id"`):
+            Column of the id. A row without an id gets its row number.
+        domain_column (`str`, *optional*, defaults to `"domain"`):
+            Column of the domain; not needed where `domain` is given.
+        prompt_column (`str`, *optional*, defaults to `"prompt"`):
+            Column of the prompt, used where the data have it. A null or empty prompt is no prompt.
+        domain (`str`, *optional*):
+            The domain of every row, whatever the data say.
+        candidates (`Mapping[str, str]`, *optional*):
+            Column of the continuation by the name of the candidate.
+        split (`str`, *optional*, defaults to `"train"`):
+            Split of a Hub data set.
+        limit (`int`, *optional*):
+            At most that many rows of each domain, in the order of the file.
+        skip_bad (`bool`, *optional*, defaults to `False`):
+            Log a warning for a bad row and go on, instead of raising.
+
+    Returns:
+        `list[TextRow]`: at least one row, in the order of the source.
+
+    Raises:
+        InputError: the source cannot be read, lacks a column, or has a bad row: one line, `SOURCE, row N: cause`. Rows
+            are counted from 1 without a header; in JSON lines the row is the line.
+
+    Example:
+        >>> from pathlib import Path
+        >>> _ = Path("two.csv").write_text("id,text\na,Once upon a time.\nb,The end.\n")
+        >>> [row.text for row in load_texts("two.csv", domain="creative")]
+        ['Once upon a time.', 'The end.']
+        >>> Path("two.csv").unlink()
+    """
+    source = str(source)
+    candidates = dict(candidates or {})
+    if limit is not None and limit < 1:
+        raise InputError(f"{source}: limit is {limit}, and at least 1 row is needed")
+    if domain is not None and not domain.strip():
+        raise InputError(f"{source}: the domain is empty")
+    required = [text_column, *([domain_column] if domain is None else []), *candidates.values()]
+    optional = [id_column, prompt_column]
+    seen_columns: set[str] = set()
+
+    rows: list[TextRow] = []
+    row_of_id: dict[str, int] = {}
+    taken: Counter[str] = Counter()
+    first_fault = ""
+    for number, record in _records(source, required, optional, split):
+        try:
+            if isinstance(record, BadRow):
+                raise _RowError(record.cause)
+            seen_columns.update(column for column in optional if column in record)
+            row_domain = _string(record, domain_column) if domain is None else domain
+            if limit is not None and taken[row_domain] >= limit:
+                if domain is not None:
+                    break
+                continue
+            row_id = _id(record, id_column, number)
+            if row_id in row_of_id:
+                raise _RowError(f"id {row_id!r} is that of row {row_of_id[row_id]} already")
+            row = TextRow(
+                id=row_id,
+                domain=row_domain,
+                text=_string(record, text_column),
+                prompt=_prompt(record, prompt_column),
+                candidates={name: _string(record, column) for name, column in candidates.items()},
+            )
+        except _RowError as fault:
+            message = f"{source}, row {number}: {fault}"
+            if not skip_bad:
+                raise InputError(message) from None
+            log.warning("%s (skipped)", message)
+            first_fault = first_fault or message
+            continue
+        rows.append(row)
+        row_of_id[row_id] = number
+        taken[row_domain] += 1
+
+    if not rows:
+        raise InputError(f"{first_fault} (and no row is good)" if first_fault else f"{source}: there are no rows")
+    for column, default in ((id_column, "id"), (prompt_column, "prompt")):
+        if column != default and column not in seen_columns:
+            log.warning("%s: no column %r; going on without it", source, column)
+    return rows
+
+
+def _records(source: str, required: list[str], optional: list[str], split: str) -> Iterator[tuple[int, Record]]:
+    if source == DEMO:
+        return enumerate(read_demo(required), start=1)
+    return read_records(source, required, optional, split)
+
+
+def _string(record: Mapping[str, Any], column: str) -> str:
+    value = record[column]
+    if not isinstance(value, str):
+        kind = "null" if value is None else type(value).__name__
+        raise _RowError(f"column {column!r} holds {kind}, not a string")
+    if not value.strip():
+        raise _RowError(f"column {column!r} is {'only whitespace' if value else 'empty'}")
+    return _checked(value, column)
+
+
+def _prompt(record: Mapping[str, Any], column: str) -> str | None:
+    if record.get(column) in (None, ""):
+        return None
+    return _string(record, column)
+
+
+def _id(record: Mapping[str, Any], column: str, number: int) -> str:
+    value = record.get(column)
+    if value is None or value == "":
+        return str(number)
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise _RowError(f"column {column!r} holds {type(value).__name__}, not a string or a number")
+    return _checked(str(value), column)
+
+
+def _checked(value: str, column: str) -> str:
+    if "\0" in value:
+        raise _RowError(f"column {column!r} holds a NUL byte at character {value.index(chr(0)) + 1}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        code = ord(value[error.start])
+        raise _RowError(
+            f"column {column!r} holds a lone surrogate (U+{code:04X}) at character {error.start + 1}"
+        ) from None
+    return value

@@ -1,0 +1,64 @@
+"""GGUF files: read into a transformers model in float32, and convert to a folder that loads in seconds.
+
+transformers parses the metadata of a GGUF file in Python several times over, which takes tens of seconds for a
+vocabulary of 262,144; a converted folder holds the dequantised weights as safetensors beside the tokenizer.
+"""
+
+import io
+from contextlib import redirect_stderr
+from pathlib import Path
+
+import torch
+from tokenizers import pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from ugap.errors import InputError
+from ugap.models.console import quiet_transformers
+
+
+def read_gguf(path: Path, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Read the model and the tokenizer of a GGUF file, dequantised.
+
+    Args:
+        path (`Path`): The file.
+        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): Type of the weights.
+
+    Raises:
+        InputError: It is no GGUF file, or of an architecture that transformers does not read.
+    """
+    source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name, "local_files_only": True}
+    try:
+        with quiet_transformers(), redirect_stderr(io.StringIO()):  # the reader's own bar heeds no setting
+            tokenizer = AutoTokenizer.from_pretrained(**source)
+            plain = GgufConfig(dequantize=True)
+            model = AutoModelForCausalLM.from_pretrained(**source, dtype=dtype, quantization_config=plain)
+    except (ValueError, KeyError, OSError) as error:
+        raise InputError(f"{path}: cannot be read as a GGUF language model: {str(error).splitlines()[0]}") from error
+    return model, tokenizer
+
+
+def convert_gguf(path: Path, folder: Path, *, bos_token: str | None = None, single_digits: bool = False) -> None:
+    """Write the model of a GGUF file into `folder` as float32 safetensors with its tokenizer.
+
+    Args:
+        path (`Path`): The GGUF file.
+        folder (`Path`): Where to write; made where it is missing.
+        bos_token (`str`, *optional*): The token that starts a document, where the file names none or a wrong one.
+        single_digits (`bool`, *optional*, defaults to `False`): The byte-level vocabulary was learned on text cut
+            around every digit first. transformers does not read this from the file, and without it white space before
+            a digit (as in a numbered list) comes out in pieces that the model never saw.
+
+    Raises:
+        InputError: As `read_gguf`.
+    """
+    model, tokenizer = read_gguf(path)
+    if bos_token is not None:
+        tokenizer.bos_token = bos_token
+        model.config.bos_token_id = model.generation_config.bos_token_id = tokenizer.bos_token_id
+    if single_digits:
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
+    with quiet_transformers():
+        tokenizer.save_pretrained(folder)
+        model.save_pretrained(folder)

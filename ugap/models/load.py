@@ -1,0 +1,208 @@
+"""Load a causal language model and its tokenizer, ready to measure with.
+
+Design choices:
+- A name is an asset's, else a path that exists, else a Hub id. Write `./name` for a folder named like an asset.
+- Weights come from safetensors or GGUF; a pickle is never opened. Code of a repository runs only where asked for.
+- What cannot be a causal language model is refused from its config and from the names of its weights, with one line.
+- The model is in eval mode without gradients; its generation config keeps the token ids and otherwise
+  samples from the model's own distribution, whatever the repository asked for.
+"""
+
+import re
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from huggingface_hub import model_info, try_to_load_from_cache
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors import SafetensorError
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from ugap.errors import InputError
+from ugap.models.assets import ASSETS, asset_path
+from ugap.models.console import announced, quiet_transformers
+from ugap.models.gguf import read_gguf
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+# The base error of the HTTP client under huggingface_hub, which changes with its version, and OSError.
+_NETWORK_ERRORS = cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__)
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: str | torch.dtype = "float32",
+    device: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Load a model in eval mode, without gradients, and its tokenizer.
+
+    `tokenizer.bos_token_id` is the token that a document starts with, or `None`; for the assets it was settled by
+    measuring. `tokenizer.pad_token` always exists (it falls back on the end token) and padding is on the left.
+
+    Args:
+        name (`str`): An asset (`"gemma-3-270m"`, `"smollm2-135m-instruct"`), a folder with safetensors and a tokenizer,
+            a `.gguf` file (converted in memory at each load), or a Hub id.
+        dtype (`str` or `torch.dtype`, *optional*, defaults to `"float32"`): Type of the weights: `"float32"`,
+            `"bfloat16"`, `"float16"`, or `"auto"` for the one they are stored in.
+        device (`str`, *optional*): Where the model goes; by default the GPU where there is one, else the CPU.
+        revision (`str`, *optional*): Branch, tag or commit of a Hub id.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Run the code that a repository brings along.
+
+    Raises:
+        InputError: There is no such model, it is not a causal language model, its weights are no safetensors, or it
+            cannot be reached; one line that names it.
+
+    Example:
+        >>> model, tokenizer = load_model("gemma-3-270m")  # doctest: +SKIP
+        >>> tokenizer.bos_token  # doctest: +SKIP
+        '<bos>'
+    """
+    torch_dtype, torch_device = _dtype(dtype), _device(device)
+    path = asset_path(name) if name in ASSETS else Path(name)
+    if revision is not None and (name in ASSETS or path.exists()):
+        raise InputError(f"{name}: a revision can only be chosen for a Hub id")
+    if path.suffix == ".gguf" and path.is_file():
+        with announced(f"reading {path.name} (a minute or so)"):
+            model, tokenizer = read_gguf(path, torch.float32 if torch_dtype == "auto" else torch_dtype)
+    else:
+        if path.is_dir():
+            _check_folder(path)
+            source: dict[str, Any] = {"pretrained_model_name_or_path": str(path), "local_files_only": True}
+        elif path.exists() or not _HUB_ID.fullmatch(name) or path.suffix == ".gguf":
+            raise InputError(f"{name}: neither a folder, nor a .gguf file, nor a Hub id, nor an asset")
+        else:
+            source = _hub_source(name, revision)
+        model, tokenizer = _from_pretrained(name, source, torch_dtype, trust_remote_code)
+    return _ready_model(model, torch_device), _ready_tokenizer(name, tokenizer)
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype | Literal["auto"]:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return "auto"
+    if dtype not in _DTYPES:
+        raise InputError(f"dtype {dtype!r}: not one of {', '.join(_DTYPES)}, auto")
+    return _DTYPES[dtype]
+
+
+def _device(device: str | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"device {device!r}: {_first_line(error)}") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {device!r}: torch finds no GPU here")
+    return chosen
+
+
+def _check_folder(path: Path) -> None:
+    if not (path / "config.json").is_file():
+        raise InputError(f"{path}: not a model folder: it has no config.json")
+    if not any(path.glob("*.safetensors")):
+        stored = "only pickled weights, which are never loaded" if any(path.glob("*.bin")) else "no weights"
+        raise InputError(f"{path}: has {stored}; save the model as safetensors")
+
+
+def _hub_source(name: str, revision: str | None) -> dict[str, Any]:
+    """Ask the Hub once: transformers would try for half a minute before it says that there is no network."""
+    try:
+        model_info(name, revision=revision, timeout=10)
+    except HFValidationError as error:
+        raise InputError(f"{name}: neither a folder nor a Hub id: {_first_line(error)}") from error
+    except GatedRepoError as error:
+        raise InputError(f"{name}: the Hub gives it only to those who accepted its terms and are logged in") from error
+    except RepositoryNotFoundError as error:
+        raise InputError(
+            f"{name}: no folder here, no asset, and no such model on the Hub (or a private one)"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise InputError(f"{name}: the Hub has no revision {revision!r} of it") from error
+    except _NETWORK_ERRORS as error:
+        config = try_to_load_from_cache(name, "config.json", revision=revision)
+        if not isinstance(config, str):
+            reason = f"the Hub cannot be reached and its cache has no copy ({_first_line(error)})"
+            raise InputError(f"{name}: no folder here, no asset, and {reason}") from error
+        # The copy as a plain folder: by its id, transformers would still ask for files that it does not hold.
+        return {"pretrained_model_name_or_path": str(Path(config).parent), "local_files_only": True}
+    return {"pretrained_model_name_or_path": name, "revision": revision}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _from_pretrained(
+    name: str, source: dict[str, Any], dtype: torch.dtype | str, trust_remote_code: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    source = {**source, "trust_remote_code": trust_remote_code}
+    try:
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(**source)
+            _check_causal(name, config)
+            tokenizer = AutoTokenizer.from_pretrained(**source)
+            model, report = AutoModelForCausalLM.from_pretrained(
+                **source, dtype=dtype, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        raise InputError(f"{name}: cannot be loaded: {_first_line(error)}") from error
+    # What the file lacks or holds in another shape was filled with random numbers.
+    if report["mismatched_keys"]:
+        raise InputError(f"{name}: its weights are of another shape than its config says")
+    if report["missing_keys"]:
+        raise InputError(f"{name}: not a causal language model: its weights lack {min(report['missing_keys'])}")
+    return model, tokenizer
+
+
+def _check_causal(name: str, config: PreTrainedConfig) -> None:
+    """Refuse what transformers would accept as a causal model though it reads both ways or has no such head."""
+    remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.to_dict().get("is_decoder")
+    if not (known or remote) or config.is_encoder_decoder or (encoder and not remote):
+        raise InputError(f"{name}: not a causal language model: its type is {config.model_type!r}")
+
+
+def _ready_model(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    kept = model.generation_config
+    # An unset top_k would be 50 in generate(); and transformers refuses to save a top_k without do_sample.
+    model.generation_config = GenerationConfig(
+        bos_token_id=kept.bos_token_id,
+        eos_token_id=kept.eos_token_id,
+        pad_token_id=kept.pad_token_id,
+        do_sample=True,
+        top_k=0,
+    )
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _ready_tokenizer(name: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    if not tokenizer.is_fast:
+        raise InputError(f"{name}: its tokenizer gives no character offsets (there is no fast version of it)")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    return tokenizer

@@ -1,0 +1,151 @@
+"""One domain of a human profile: fitted from scored texts, and to and from JSON.
+
+Design choices:
+
+- Means pool tokens (sums over counts), so long texts count for more; tokens without a score are left out.
+- Deviation has a count of its own, as it is undefined where the scorer is certain; so has PMI, which is there only
+  where marginals were scored.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ugap.errors import InputError
+from ugap.profile.calibration import CalibrationCurve, EntropyBins, FloatArray, figures, fit_calibration
+
+if TYPE_CHECKING:
+    from ugap.scoring.token_scores import TokenScores
+
+LEVELS = (0.001, 0.005, *(i / 100 for i in range(1, 100)), 0.995, 0.999)
+_CURVE = ("h", "g", "low", "high")
+_BINS = ("edges", "n_tokens", "surprisal_levels", "surprisal", "rank_levels", "rank")
+
+
+@dataclass(frozen=True, eq=False)
+class DomainProfile:
+    """What human text of one domain looks like to the scorer.
+
+    Args:
+        n_texts (`int`): Texts with a scored token.
+        n_tokens (`int`): Scored tokens.
+        means (`dict[str, float]`): Means over tokens of `surprisal`, `entropy`, `varentropy`, `deviation` and, where
+            marginals were scored, `pmi`; and `bits_per_byte`, all bits over all bytes.
+        levels (`np.ndarray` of shape `(Q,)`): Levels of the quantiles.
+        quantiles (`dict[str, np.ndarray]`): Values of shape `(Q,)` by measure: `surprisal`, `entropy`, `deviation`,
+            `rank` and, where marginals were scored, `pmi`.
+        curve (`CalibrationCurve`): Mean surprisal given entropy.
+        bins (`EntropyBins`): Quantiles of surprisal and rank given entropy.
+
+    Raises:
+        ValueError: If quantiles do not fit their levels.
+    """
+
+    n_texts: int
+    n_tokens: int
+    means: dict[str, float]
+    levels: FloatArray
+    quantiles: dict[str, FloatArray]
+    curve: CalibrationCurve
+    bins: EntropyBins
+
+    def __post_init__(self) -> None:
+        for measure, values in self.quantiles.items():
+            if self.levels.ndim != 1 or values.shape != self.levels.shape or not np.isfinite(values).all():
+                raise ValueError(f"the quantiles of {measure} do not fit their levels")
+
+    @classmethod
+    def fit(cls, domain: str, texts: Sequence["TokenScores"], *, resamples: int, seed: int) -> "DomainProfile":
+        """Fit the profile of `domain` to scored human texts.
+
+        Raises:
+            InputError: If no token of `texts` has a score; the message names the domain.
+        """
+        columns: dict[str, list[FloatArray]] = {
+            name: [] for name in ("surprisal", "entropy", "varentropy", "rank", "deviation", "pmi", "text")
+        }
+        n_texts, bits, n_bytes = 0, 0.0, 0.0
+        for scores in texts:
+            s, h, v, rank = scores.surprisal, scores.entropy, scores.varentropy, scores.rank
+            scored = np.isfinite(s) & np.isfinite(h) & np.isfinite(v) & np.isfinite(rank)
+            if not scored.any():
+                continue
+            rows = {"surprisal": s, "entropy": h, "varentropy": v, "rank": rank, "deviation": scores.deviation}
+            if scores.marginal_surprisal is not None:
+                rows["pmi"] = scores.pmi
+            rows["text"] = np.full(len(s), n_texts)
+            for name, row in rows.items():
+                columns[name].append(row[scored].astype(np.float64))
+            n_texts += 1
+            if scores.bits_per_byte > 0:  # False for NaN: the scored tokens hold no byte
+                text_bits = float(s[np.isfinite(s)].sum(dtype=np.float64) / np.log(2))
+                bits, n_bytes = bits + text_bits, n_bytes + text_bits / scores.bits_per_byte
+        if not n_texts:
+            raise InputError(f"domain {domain!r}: no scored token to fit a human profile on")
+        tokens = {name: np.concatenate(parts) for name, parts in columns.items() if parts}
+        text = tokens.pop("text").astype(np.intp)
+        curve, bins = fit_calibration(
+            tokens["entropy"],
+            tokens["surprisal"],
+            tokens["rank"],
+            text,
+            resamples=resamples,
+            rng=np.random.default_rng(seed),
+        )
+        finite = {name: values[np.isfinite(values)] for name, values in tokens.items()}
+        finite = {name: values for name, values in finite.items() if values.size}
+        means = {name: float(figures(values.mean())) for name, values in finite.items() if name != "rank"}
+        means["bits_per_byte"] = float(figures(bits / n_bytes if n_bytes else np.nan))
+        return cls(
+            n_texts=n_texts,
+            n_tokens=len(text),
+            means=means,
+            levels=np.array(LEVELS),
+            quantiles={
+                name: figures(np.quantile(values, LEVELS)) for name, values in finite.items() if name != "varentropy"
+            },
+            curve=curve,
+            bins=bins,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The profile in the types of JSON, NaN as None."""
+        return {
+            "n_texts": self.n_texts,
+            "n_tokens": self.n_tokens,
+            "means": {name: _plain(value) for name, value in self.means.items()},
+            "levels": _plain(self.levels),
+            "quantiles": {measure: _plain(values) for measure, values in self.quantiles.items()},
+            "curve": {name: _plain(getattr(self.curve, name)) for name in _CURVE},
+            "bins": {name: _plain(getattr(self.bins, name)) for name in _BINS},
+        }
+
+    @classmethod
+    def from_dict(cls, entry: dict[str, Any]) -> "DomainProfile":
+        """The profile that `to_dict` wrote; KeyError, TypeError or ValueError where `entry` is not of that form."""
+        return cls(
+            n_texts=int(entry["n_texts"]),
+            n_tokens=int(entry["n_tokens"]),
+            means={name: float("nan") if mean is None else float(mean) for name, mean in dict(entry["means"]).items()},
+            levels=_array(entry["levels"]),
+            quantiles={measure: _array(values) for measure, values in dict(entry["quantiles"]).items()},
+            curve=CalibrationCurve(**{name: _array(entry["curve"][name]) for name in _CURVE}),
+            bins=EntropyBins(**{name: _array(entry["bins"][name]) for name in _BINS}),
+        )
+
+
+def _array(values: Any) -> FloatArray:
+    return np.array(values, dtype=np.float64)  # None becomes NaN
+
+
+def _plain(values: FloatArray | float) -> Any:
+    """Nested lists of numbers for JSON: whole numbers as integers, NaN as None."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim:
+        return [_plain(value) for value in array]
+    number = float(array)
+    if np.isnan(number):
+        return None
+    return int(number) if number.is_integer() else number

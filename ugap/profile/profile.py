@@ -1,0 +1,199 @@
+"""What human text looks like to one scorer: fitted from scores, kept as JSON, used with that scorer alone.
+
+A profile holds figures, never text. It names its scorer and the hash of the weights, and `check` refuses another
+scorer: surprisal, entropy and rank mean nothing across models.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ugap.errors import InputError
+from ugap.files import replacing
+from ugap.profile.calibration import CalibrationCurve, FloatArray
+from ugap.profile.domain import DomainProfile
+
+if TYPE_CHECKING:
+    from ugap.scoring.token_scores import ScorerId, TokenScores
+
+VERSION = 1
+
+
+class Quantiles(NamedTuple):
+    """Quantiles of one measure: a share `levels[i]` of the tokens does not exceed `values[i]`."""
+
+    levels: FloatArray
+    values: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class HumanProfile:
+    """The human profile of one scorer over any number of named domains.
+
+    Args:
+        scorer_name (`str`): Name of the model whose scores were fitted.
+        weight_hash (`str`): Fingerprint of its weights.
+        source (`str`): Where the human text came from, in words.
+        by_domain (`Mapping[str, DomainProfile]`): The profile of each domain.
+
+    Example:
+        >>> HumanProfile.load("no such profile")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        ugap.errors.InputError: no such profile: neither a file nor a shipped profile; shipped: ...
+    """
+
+    scorer_name: str
+    weight_hash: str
+    source: str
+    by_domain: Mapping[str, DomainProfile]
+
+    @classmethod
+    def fit(
+        cls,
+        scores_by_domain: Mapping[str, Sequence["TokenScores"]],
+        *,
+        source: str = "",
+        resamples: int = 200,
+        seed: int = 0,
+    ) -> "HumanProfile":
+        """Fit a profile to the scores of human texts.
+
+        Args:
+            scores_by_domain (`Mapping[str, Sequence[TokenScores]]`): Scored human texts by domain, all by one scorer.
+            source (`str`, *optional*): Where the text came from, in words.
+            resamples (`int`, *optional*, defaults to `200`): Bootstrap resamples of the calibration curve's band.
+            seed (`int`, *optional*, defaults to `0`): Seed of the bootstrap, which starts anew for every domain.
+
+        Returns:
+            `HumanProfile`: The profile.
+
+        Raises:
+            InputError: If there is no domain, a domain holds no scored token, or two scorers are mixed.
+            ValueError: If `resamples` is not positive.
+        """
+        if resamples < 1:
+            raise ValueError(f"resamples: expected a positive number, got {resamples}")
+        if not scores_by_domain:
+            raise InputError("no domain to fit a human profile on")
+        scorers = {scores.scorer.weight_hash: scores.scorer for texts in scores_by_domain.values() for scores in texts}
+        if len(scorers) > 1:
+            one, other, *_ = scorers.values()
+            raise InputError(f"scores of different scorers, {_named(*one)} and {_named(*other)}, make no profile")
+        by_domain = {
+            domain: DomainProfile.fit(domain, texts, resamples=resamples, seed=seed)
+            for domain, texts in scores_by_domain.items()
+        }
+        (scorer,) = scorers.values()
+        return cls(scorer.name, scorer.weight_hash, source, by_domain)
+
+    @classmethod
+    def load(cls, name_or_path: str | Path) -> "HumanProfile":
+        """Load a profile from a file, or a shipped one by its scorer's name; a file of that name comes first.
+
+        Raises:
+            InputError: If there is neither, or the file is damaged or of another version.
+        """
+        path = Path(name_or_path)
+        if path.is_file():
+            return _read(path)
+        folder = resources.files("ugap.profile") / "shipped"
+        entries = list(folder.iterdir()) if folder.is_dir() else []
+        shipped = {entry.name.removesuffix(".json"): entry for entry in entries if entry.name.endswith(".json")}
+        if str(name_or_path) not in shipped:
+            names = ", ".join(sorted(shipped)) or "none"
+            raise InputError(f"{name_or_path}: neither a file nor a shipped profile; shipped: {names}")
+        with resources.as_file(shipped[str(name_or_path)]) as file:
+            return _read(file)
+
+    def save(self, path: str | Path) -> None:
+        """Write the profile as JSON; the file is whole or absent."""
+        text = json.dumps(self.to_dict(), allow_nan=False)
+        with replacing(path) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document that `save` writes."""
+        return {
+            "version": VERSION,
+            "scorer": {"name": self.scorer_name, "weight_hash": self.weight_hash},
+            "source": self.source,
+            "domains": {domain: profile.to_dict() for domain, profile in self.by_domain.items()},
+        }
+
+    @property
+    def scorer(self) -> "ScorerId":
+        """The model whose scores were fitted."""
+        # Imported here, so that a profile can be read where the libraries that run models are absent.
+        from ugap.scoring.token_scores import ScorerId
+
+        return ScorerId(self.scorer_name, self.weight_hash)
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Names of the domains."""
+        return tuple(self.by_domain)
+
+    def check(self, scorer: "ScorerId") -> None:
+        """Refuse a scorer whose weights are not those that the profile was fitted with.
+
+        Raises:
+            InputError: If the weight hashes differ; the message names both scorers.
+        """
+        if scorer.weight_hash != self.weight_hash:
+            fitted = _named(self.scorer_name, self.weight_hash)
+            raise InputError(f"the human profile was fitted with {fitted}, not with {_named(*scorer)}")
+
+    def domain(self, domain: str) -> DomainProfile:
+        """The profile of one domain.
+
+        Raises:
+            InputError: If the profile lacks the domain; the message names those it has.
+        """
+        if domain not in self.by_domain:
+            raise InputError(f"the human profile has no domain {domain!r}; it has {', '.join(self.domains)}")
+        return self.by_domain[domain]
+
+    def curve(self, domain: str) -> CalibrationCurve:
+        """The calibration curve of one domain; raises as `domain` does."""
+        return self.domain(domain).curve
+
+    def quantiles(self, domain: str, measure: str) -> Quantiles:
+        """Quantiles of `surprisal`, `entropy`, `deviation`, `rank` or `pmi` in one domain.
+
+        Raises:
+            InputError: If the profile lacks the domain or the measure; the message names those it has.
+        """
+        profile = self.domain(domain)
+        if measure not in profile.quantiles:
+            names = ", ".join(profile.quantiles)
+            raise InputError(f"the human profile of {domain!r} has no {measure!r}; it has {names}")
+        return Quantiles(profile.levels, profile.quantiles[measure])
+
+
+def _named(name: str, weight_hash: str) -> str:
+    return f"{name!r} (weights {weight_hash})"
+
+
+def _read(path: Path) -> HumanProfile:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a human profile: {error}") from error
+    if not isinstance(document, dict) or not isinstance(document.get("version"), int):
+        raise InputError(f"{path}: not a human profile: it has no version")
+    if document["version"] != VERSION:
+        raise InputError(f"{path}: a human profile of version {document['version']}; this ugap reads version {VERSION}")
+    try:
+        scorer = document["scorer"]
+        by_domain = {name: DomainProfile.from_dict(entry) for name, entry in dict(document["domains"]).items()}
+        return HumanProfile(str(scorer["name"]), str(scorer["weight_hash"]), str(document["source"]), by_domain)
+    except KeyError as error:
+        raise InputError(f"{path}: a damaged human profile: {error} is missing") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{path}: a damaged human profile: {error}") from error

@@ -1,0 +1,139 @@
+"""The rows of `gap.json` as the report reads them: null is NaN, and an interval says what can be told from it."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+SELF = "self"
+NAN = float("nan")
+
+
+def number(value: float | None) -> float:
+    """The value as a float; null is NaN."""
+    return NAN if value is None else float(value)
+
+
+def ends(interval: Iterable[float | None] | None) -> tuple[float, float]:
+    """Lower and upper end of an interval; a missing interval is two NaN."""
+    low, high = (NAN, NAN) if interval is None else interval
+    return number(low), number(high)
+
+
+def sign(interval: tuple[float, float]) -> int:
+    """1 where the whole interval lies above 0, -1 where below, 0 where it covers 0 or is missing."""
+    low, high = interval
+    return int(low > 0) - int(high < 0)
+
+
+@dataclass(frozen=True)
+class GapRow:
+    """One estimate: `gap = human - model_value` in the measure's unit; the fields are those of `gap.json`."""
+
+    domain: str
+    model: str
+    decoding: str
+    scorer: str
+    measure: str
+    n: int
+    n_sources: int
+    human: float
+    model_value: float
+    gap: float
+    ci95: tuple[float, float]
+    ratio: float
+    effect_size: float
+    p_holm: float
+    wasserstein: float
+
+    @classmethod
+    def read(cls, row: Mapping[str, Any]) -> "GapRow":
+        return cls(
+            domain=str(row["domain"]),
+            model=str(row["model"] or ""),
+            decoding=str(row["decoding"]),
+            scorer=str(row["scorer"]),
+            measure=str(row["measure"]),
+            n=int(row["n"]),
+            n_sources=int(row["n_sources"]),
+            human=number(row["human"]),
+            model_value=number(row["model_value"]),
+            gap=number(row["gap"]),
+            ci95=ends(row["ci95"]),
+            ratio=number(row["ratio"]),
+            effect_size=number(row["effect_size"]),
+            p_holm=number(row["p_holm"]),
+            wasserstein=number(row["wasserstein"]),
+        )
+
+    @property
+    def verdict(self) -> int:
+        """1: human text is higher; -1: model text is higher; 0: no difference can be told."""
+        return sign(self.ci95)
+
+    @property
+    def self_scored(self) -> bool:
+        return self.scorer in (SELF, self.model)
+
+
+@dataclass(frozen=True)
+class ContrastRow:
+    """How much larger the gap of `a` is than that of `b`: two domains of one `model`, or two models in one `domain`."""
+
+    kind: str
+    a: str
+    b: str
+    tag_a: str
+    tag_b: str
+    model: str
+    domain: str
+    decoding: str
+    scorer: str
+    measure: str
+    difference: float
+    ci95: tuple[float, float]
+    p_holm: float
+    n_sources: tuple[int, ...]
+
+    @classmethod
+    def read(cls, row: Mapping[str, Any]) -> "ContrastRow":
+        n_sources = row["n_sources"]
+        return cls(
+            kind=str(row["kind"]),
+            a=str(row["a"]),
+            b=str(row["b"]),
+            tag_a=str(row.get("tag_a") or ""),
+            tag_b=str(row.get("tag_b") or ""),
+            model=str(row.get("model") or ""),
+            domain=str(row.get("domain") or ""),
+            decoding=str(row["decoding"]),
+            scorer=str(row["scorer"]),
+            measure=str(row["measure"]),
+            difference=number(row["difference"]),
+            ci95=ends(row["ci95"]),
+            p_holm=number(row["p_holm"]),
+            n_sources=(n_sources,) if isinstance(n_sources, int) else tuple(n_sources),
+        )
+
+    @property
+    def verdict(self) -> int:
+        """1: the gap of `a` is larger; -1: that of `b` is; 0: no difference can be told."""
+        return sign(self.ci95)
+
+    def sides(self) -> tuple[tuple[str, str], tuple[str, str]]:
+        """The (domain, model) of `a` and of `b`."""
+        if self.kind == "domain":
+            return (self.a, self.model), (self.b, self.model)
+        return (self.domain, self.a), (self.domain, self.b)
+
+
+def preferred_scorer(scorers: Iterable[str], model: str) -> str:
+    """The scorer that words are about where there are several: the model itself, else the first."""
+    names = list(dict.fromkeys(scorers))
+    return next((name for name in (SELF, model) if name in names), names[0])
+
+
+def read_gaps(gaps: Iterable[Mapping[str, Any]], measure: str) -> list[GapRow]:
+    """The rows of one measure whose gap could be estimated, in their order."""
+    rows = [GapRow.read(row) for row in gaps if row["measure"] == measure]
+    return [row for row in rows if math.isfinite(row.gap)]

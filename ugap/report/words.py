@@ -1,0 +1,266 @@
+"""The findings as plain sentences, generated from the estimates.
+
+Design choices:
+
+- What a sentence claims follows from the 95% interval alone: one that covers 0 means that no difference can be told,
+  whatever its middle. A claim that Holm's correction over the whole table does not support says so.
+- Sentences are about surprisal (NLL). For every model and domain they take ancestral sampling, the one decoding that
+  shows the model as it is, and the decoding with the largest gap; what there is no room for is counted in the first.
+- Where a model is scored by several scorers, the sentences are about its own scores; every other scorer gets a count.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ugap.report.rows import NAN, ContrastRow, GapRow, preferred_scorer, read_gaps
+
+ANCESTRAL = "ancestral"
+LEVEL = 0.05
+MOST_SENTENCES = 13
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How a measure is written: its name, its unit, what a gap above and below 0 means, and decimals in tables."""
+
+    title: str
+    unit: str
+    human_higher: str
+    model_higher: str
+    decimals: int = 3
+
+    @property
+    def heading(self) -> str:
+        return f"{self.title} ({self.unit})"
+
+
+MEASURES: Mapping[str, Measure] = {
+    "nll": Measure("Surprisal, NLL", "nats per token", "people are more surprising", "the model is more surprising"),
+    "entropy": Measure("Entropy", "nats per token", "human text is less certain", "model text is less certain"),
+    "ppl": Measure("Perplexity", "exp of NLL", "people are more surprising", "the model is more surprising", 2),
+    "bits_per_byte": Measure(
+        "Surprisal", "bits per byte", "people are more surprising", "the model is more surprising"
+    ),
+    "pmi": Measure("PMI with the prefix", "nats per token", "human text has more", "model text has more"),
+    "cpmi": Measure("CPMI", "nats per token", "human text has more", "model text has more"),
+    "deviation": Measure("Deviation", "standard deviations", "human text deviates up", "model text deviates up"),
+}
+
+_DECODINGS = {ANCESTRAL: "with ancestral sampling (T=1)", "greedy": "with greedy decoding"}
+
+
+def decimals(*values: float) -> int:
+    """Two decimals, or up to four where a value that is not 0 would read as 0."""
+    for places in (2, 3):
+        if all(round(value, places) or not value for value in values if math.isfinite(value)):
+            return places
+    return 4
+
+
+def fixed(value: float, places: int) -> str:
+    """The value with this many decimals, and no minus sign before a zero."""
+    return f"{round(value, places) + 0.0:.{places}f}"
+
+
+def interval(low: float, high: float, places: int) -> str:
+    """`[low, high]`, or words where there is none."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return "[no interval]"
+    return f"[{fixed(low, places)}, {fixed(high, places)}]"
+
+
+def decoded(decoding: str) -> str:
+    """The decoding as a part of a sentence."""
+    return _DECODINGS.get(decoding, f"at {decoding}")
+
+
+def writer(row: GapRow) -> str:
+    """Who wrote the model's text; a candidate from outside has no model, or carries its model's name."""
+    return row.decoding if row.model in ("", row.decoding) else f"{row.model} {decoded(row.decoding)}"
+
+
+def counted(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def _basis(row: GapRow) -> str:
+    prefixes = "1 prefix" if row.n == 1 else f"{row.n} prefixes"
+    if row.n_sources == row.n:
+        return prefixes
+    return f"{prefixes} of {counted(row.n_sources, 'source text')}"
+
+
+def _correction(verdict: int, p_holm: float) -> str:
+    if verdict and p_holm >= LEVEL:
+        return f"; not significant after Holm's correction, p = {p_holm:.2f}"
+    return ""
+
+
+def gap_sentence(row: GapRow) -> str:
+    """What one estimate of the gap in surprisal says, with its interval and what it rests on."""
+    low, high = row.ci95
+    places = decimals(row.gap, low, high)
+    basis = f"{fixed(row.human, places)} against {fixed(row.model_value, places)}; {_basis(row)}"
+    if not row.self_scored:
+        basis += f"; scored by {row.scorer}"
+    basis += _correction(row.verdict, row.p_holm)
+    where, unit = f"In {row.domain} text", MEASURES["nll"].unit
+    if row.verdict > 0:
+        size = f"{fixed(row.gap, places)} {unit} {interval(low, high, places)}"
+        return f"{where}, people are {size} more surprising than {writer(row)} ({basis})."
+    if row.verdict < 0:
+        size = f"{fixed(-row.gap, places)} {unit} {interval(-high, -low, places)}"
+        return f"{where}, {writer(row)} is more surprising than people by {size} ({basis})."
+    size = f"the gap is {fixed(row.gap, places)} {unit} {interval(low, high, places)}"
+    return f"{where}, no difference can be told between people and {writer(row)}: {size} ({basis})."
+
+
+def contrast_sentence(row: ContrastRow, gaps: Mapping[tuple[str, ...], float]) -> str:
+    """What one contrast of two gaps in surprisal says.
+
+    Args:
+        row (`ContrastRow`): The contrast.
+        gaps (`Mapping[tuple[str, ...], float]`): Gap in nats per token by (domain, model, decoding, scorer); where
+            both sides are in it the sentence states them, because the larger gap may still be a negative one.
+    """
+    low, high = row.ci95
+    values = [gaps.get((*side, row.decoding, row.scorer), NAN) for side in row.sides()]
+    places = decimals(row.difference, low, high)
+    details = []
+    if all(math.isfinite(value) for value in values):
+        details.append("gaps " + " and ".join(fixed(value, places) for value in values))
+    details.append(" and ".join(str(n) for n in dict.fromkeys(row.n_sources)) + " source texts")
+    if row.scorer not in ("self", row.model):
+        details.append(f"scored by {row.scorer}")
+    basis = "; ".join(details) + _correction(row.verdict, row.p_holm)
+    a, b = (f"{name} ({tag})" if tag else name for name, tag in ((row.a, row.tag_a), (row.b, row.tag_b)))
+    if row.kind == "domain":
+        start = f"For {row.model} {decoded(row.decoding)}"
+        compared, pair = f"in {a} than in {b} text", f"{a} and {b} text"
+    else:
+        start = f"In {row.domain} text, {decoded(row.decoding)}"
+        compared, pair = f"for {a} than for {b}", f"{a} and {b}"
+    unit = MEASURES["nll"].unit
+    if not row.verdict:
+        size = f"{fixed(row.difference, places)} {unit} {interval(low, high, places)}"
+        return f"{start}, no difference can be told between the gaps of {pair}: {size} ({basis})."
+    word = "larger" if row.verdict > 0 else "smaller"
+    if row.verdict < 0:
+        low, high = -high, -low
+    size = f"{fixed(abs(row.difference), places)} {unit} {interval(low, high, places)}"
+    return f"{start}, the gap is {word} {compared} by {size} ({basis})."
+
+
+def tally(rows: Sequence[GapRow], measure: Measure) -> str:
+    """How many comparisons point which way, as a sentence without its full stop."""
+    more, less = (sum(row.verdict == sign for row in rows) for sign in (1, -1))
+    unknown, total = len(rows) - more - less, len(rows)
+
+    def share(n: int) -> str:
+        if n == total:
+            return {1: "the one comparison", 2: "both comparisons"}.get(n, f"all {n} comparisons")
+        return f"{n} of {total} comparisons"
+
+    if unknown == total:
+        return "No difference can be told" + (f" in any of {total} comparisons" if total > 1 else "")
+    first, second = (more, measure.human_higher), (less, measure.model_higher)
+    if less > more:
+        first, second = second, first
+    parts = [f"{first[1][0].upper()}{first[1][1:]} in {share(first[0])}"]
+    if second[0]:
+        parts.append(f"{second[1]} in {second[0]}")
+    if unknown:
+        parts.append(f"no difference can be told in {unknown}")
+    return parts[0] + ("; " + ", and ".join(parts[1:]) if parts[1:] else "")
+
+
+def _telling(rows: Sequence[GapRow]) -> list[GapRow]:
+    """Ancestral sampling (else the smallest gap), then the largest gap of the others."""
+    by_gap = sorted(rows, key=lambda row: row.gap)
+    first = next((row for row in by_gap if row.decoding == ANCESTRAL), by_gap[0])
+    return [first, *[row for row in by_gap if row is not first][-1:]]
+
+
+def _own(contrasts: Iterable[ContrastRow]) -> list[ContrastRow]:
+    """One contrast for every question: of several scorers, the preferred one."""
+    groups: dict[tuple[str, ...], list[ContrastRow]] = {}
+    for row in contrasts:
+        groups.setdefault((row.kind, row.a, row.b, row.model, row.domain, row.decoding), []).append(row)
+    return [
+        next(row for row in group if row.scorer == preferred_scorer([row.scorer for row in group], group[0].model))
+        for group in groups.values()
+    ]
+
+
+def findings(gaps: Sequence[Mapping[str, Any]], contrasts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """State what was found about surprisal, in about ten plain sentences.
+
+    Args:
+        gaps (`Sequence[Mapping]`): The gap rows of `gap.json`; null and NaN both mean that there is no such number.
+        contrasts (`Sequence[Mapping]`): Its contrast rows.
+
+    Returns:
+        `list[str]`: Plain text: a count over all comparisons, gaps by model and domain, contrasts, other scorers.
+
+    Example:
+        >>> row = {"domain": "creative", "model": "m", "decoding": "top-p 0.9", "scorer": "self", "measure": "nll",
+        ...        "n": 16, "n_sources": 8, "human": 2.97, "model_value": 2.49, "gap": 0.48, "ci95": [0.41, 0.55],
+        ...        "ratio": 1.19, "effect_size": 1.2, "p_value": 0.001, "p_holm": 0.01, "wasserstein": 0.5}
+        >>> for sentence in findings([row], []):
+        ...     print(sentence)  # doctest: +NORMALIZE_WHITESPACE
+        In creative text, people are 0.48 nats per token [0.41, 0.55] more surprising than m at top-p 0.9
+        (2.97 against 2.49; 16 prefixes of 8 source texts).
+    """
+    rows = read_gaps(gaps, "nll")
+    if not rows:
+        return ["No gap in surprisal could be estimated."]
+    scorers: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        scorers.setdefault((row.model, row.decoding), []).append(row.scorer)
+    own: list[GapRow] = []
+    others: dict[str, list[GapRow]] = {}
+    for row in rows:
+        preferred = row.scorer == preferred_scorer(scorers[row.model, row.decoding], row.model)
+        (own if preferred else others.setdefault(row.scorer, [])).append(row)
+
+    # (what to keep first, sentence), in the order of reading
+    sentences: list[tuple[int, str]] = []
+    if len(own) > 2:
+        sentences.append((0, tally(own, MEASURES["nll"]) + "."))
+    groups: dict[tuple[str, str], list[GapRow]] = {}
+    for row in own:
+        groups.setdefault((row.model, row.domain), []).append(row)
+    told: set[str] = set()
+    for group in groups.values():
+        for place, row in enumerate(_telling(group)):
+            told.add(row.decoding)
+            sentences.append((1 if place == 0 else 4, gap_sentence(row)))
+
+    by_key: dict[tuple[str, ...], float] = {(row.domain, row.model, row.decoding, row.scorer): row.gap for row in rows}
+    nll = [ContrastRow.read(row) for row in contrasts if row["measure"] == "nll"]
+    for contrast in _own(row for row in nll if math.isfinite(row.difference) and row.decoding in told):
+        plain = contrast.decoding == ANCESTRAL
+        rank = (2 if contrast.kind == "domain" else 3) if plain else 5
+        sentences.append((rank, contrast_sentence(contrast, by_key)))
+    for scorer, group in others.items():
+        count = tally(group, MEASURES["nll"])
+        sentences.append((0, f"Scored by {scorer} instead, {count[0].lower()}{count[1:]}."))
+    return _most_telling(sentences)
+
+
+def _most_telling(sentences: Sequence[tuple[int, str]]) -> list[str]:
+    """The sentences of the first ranks that there is room for, in the order of reading.
+
+    A rank that does not fit is left out as a whole, so that what is told is told of every model and domain; only counts
+    and the first rank of gaps are cut in the middle.
+    """
+    kept: list[int] = []
+    for rank in sorted({rank for rank, _ in sentences}):
+        members = [i for i, sentence in enumerate(sentences) if sentence[0] == rank]
+        room = MOST_SENTENCES - len(kept)
+        if len(members) > room and rank > 1:
+            break
+        kept += members[:room]
+    return [sentences[i][1] for i in sorted(kept)]

@@ -1,0 +1,66 @@
+"""The report of a study: what was found on the terminal, and `gap.md` and the plots in the study's folder."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from ugap.files import replacing
+from ugap.report.plots import plot_calibration, plot_distributions, plot_gap
+from ugap.report.tables import console_table, markdown
+from ugap.report.words import findings
+from ugap.study import StudyResult
+from ugap.study.table import Cell
+
+# Where a contrast names models.
+_MODEL_FIELDS = {"domain": ("model",), "model": ("a", "b")}
+PLOTS = ("gap.png", "distributions.png", "calibration.png")
+
+
+def write_report(result: StudyResult, folder: str | Path, *, command: str, console: Console | None = None) -> None:
+    """Write `gap.md`, `gap.png`, `distributions.png` and `calibration.png`, and say what was found.
+
+    Args:
+        result (`StudyResult`): What [`~ugap.study.run_study`] gave.
+        folder (`str` or `Path`): Where the files go.
+        command (`str`): The command behind the numbers, for the record.
+        console (`Console`, *optional*): Where the table and the findings are printed; standard output by default.
+    """
+    folder = Path(folder)
+    console = console or Console(highlight=False)
+    both = len({row["prompting"] for row in result.record["gaps"]}) > 1
+    gaps = [_named(row, both, "model") for row in result.record["gaps"]]
+    contrasts = [_named(row, both, *_MODEL_FIELDS[row["kind"]]) for row in result.record["contrasts"]]
+    with replacing(folder / "gap.md") as temporary:
+        temporary.write_text(markdown(gaps, contrasts, result.record["settings"], command), encoding="utf-8")
+    plot_gap(gaps, folder / PLOTS[0])
+    surprisals: dict[str, dict[str, np.ndarray]] = {}
+    points: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
+    for cell in result.cells:
+        panel = _panel(cell, both)
+        for name, texts in (("human", cell.human), (cell.decoding, cell.generated)):
+            surprisal = np.concatenate([scores.surprisal for scores in texts])
+            entropy = np.concatenate([scores.entropy for scores in texts])
+            surprisals.setdefault(panel, {}).setdefault(name, surprisal)
+            points.setdefault(panel, {}).setdefault(name, (entropy, surprisal))
+    plot_distributions(surprisals, folder / PLOTS[1])
+    plot_calibration(points, folder / PLOTS[2])
+    console.print(console_table(gaps))
+    for sentence in findings(gaps, contrasts):
+        console.print(f"- {sentence}", markup=False)
+    console.print(f"\nThe whole table, plots and per-token scores are in {folder}", markup=False)
+
+
+def _named(row: Mapping[str, Any], both: bool, *fields: str) -> dict[str, Any]:
+    """The row, with the prompting in the model's name where a study has both kinds."""
+    if not both:
+        return dict(row)
+    return {**row, **{name: f"{row[name]} ({row['prompting']})" for name in fields}}
+
+
+def _panel(cell: Cell, both: bool) -> str:
+    prompting = f" ({cell.prompting})" if both else ""
+    reader = "" if cell.scorer == cell.model else f", read by {cell.scorer}"
+    return f"{cell.domain}: {cell.model}{prompting}{reader}"

@@ -1,0 +1,82 @@
+"""Continuations of a batch of prefixes by one model: raw or through its chat template, seeded by what is made."""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ugap.errors import InputError
+from ugap.study.decodings import Settings, generation_config
+
+REQUEST = "Continue the following text. Write only the continuation, in the same style.\n\n{prefix}"
+
+
+def seed_of(*parts: str | int) -> int:
+    """A seed in `[0, 2**63)` from what is made, so that a unit of work gives the same text whenever it is run."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+
+
+def chat_context(tokenizer: PreTrainedTokenizerBase, prefix: str, name: str) -> list[int]:
+    """Token ids of the request to continue `prefix`, in the model's chat template.
+
+    Raises:
+        InputError: If the tokenizer has no chat template.
+    """
+    if tokenizer.chat_template is None:
+        raise InputError(f"{name} has no chat template: use --prompting raw")
+    messages = [{"role": "user", "content": REQUEST.format(prefix=prefix)}]
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return tokenizer(rendered, add_special_tokens=False)["input_ids"]
+
+
+@torch.no_grad()
+def generate_continuations(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    contexts: Sequence[Sequence[int]],
+    settings: Settings,
+    *,
+    max_new_tokens: int,
+    seed: int,
+) -> list[str]:
+    """Continue a batch of contexts; the texts end before the model's end token.
+
+    Args:
+        model (`PreTrainedModel`): A causal language model.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        contexts (`Sequence[Sequence[int]]`): Token ids to continue, BOS included; of any lengths.
+        settings (`Mapping[str, Any]`): A decoding of [`~ugap.study.decodings.DECODINGS`] or like it.
+        max_new_tokens (`int`): Longest continuation in tokens.
+        seed (`int`): Seed of this batch; the state of torch's generators is left as it was.
+    """
+    if any(not context for context in contexts):
+        raise InputError("there is nothing to continue: no prefix, and the tokenizer has no BOS")
+    ends = model.generation_config.eos_token_id
+    end_ids = set(ends if isinstance(ends, list) else [ends]) - {None}
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    width = max(map(len, contexts))
+    ids = torch.tensor([[pad] * (width - len(c)) + list(c) for c in contexts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(c)) + [1] * len(c) for c in contexts], device=model.device)
+    config = generation_config(
+        settings,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted(end_ids) or None,
+        pad_token_id=pad,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+    return [
+        _decoded(tokenizer, context, row[width:].tolist(), end_ids) for context, row in zip(contexts, out, strict=True)
+    ]
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, context: Sequence[int], new: list[int], end_ids: set[int]) -> str:
+    end = next((i for i, token in enumerate(new) if token in end_ids), len(new))
+    # Decoded behind its context: a tokenizer may drop the space that a text starts with. A last character may be cut.
+    before = tokenizer.decode(list(context)[-8:], skip_special_tokens=True)
+    text = tokenizer.decode([*list(context)[-8:], *new[:end]], skip_special_tokens=True)[len(before) :]
+    return text.rstrip("\ufffd")

@@ -1,0 +1,47 @@
+"""The measures of a study: one value per text for the estimates, and the per-token values behind it for distributions.
+
+| measure | per text | pooled for the Wasserstein distance |
+|---|---|---|
+| `nll` | mean surprisal, nats per token | surprisal of every token |
+| `ppl` | `exp(nll)` | one value per text |
+| `entropy` | mean entropy, nats | entropy of every token |
+| `pmi` | mean PMI with the prefix, nats | PMI of every token |
+| `cpmi` | mean CPMI, nats | CPMI of every token |
+| `bits_per_byte` | surprisal in bits over UTF-8 bytes | one value per text |
+| `deviation` | mean of `(s - h) / sqrt(v)` | deviation of every token |
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ugap.scoring import TokenScores
+
+_TOKEN_VALUES: dict[str, Callable[[TokenScores], np.ndarray]] = {
+    "nll": lambda scores: scores.surprisal,
+    "ppl": lambda scores: np.array([scores.perplexity]),
+    "entropy": lambda scores: scores.entropy,
+    "pmi": lambda scores: scores.pmi,
+    "cpmi": lambda scores: scores.cpmi(),
+    "bits_per_byte": lambda scores: np.array([scores.bits_per_byte]),
+    "deviation": lambda scores: scores.deviation,
+}
+
+MEASURES = tuple(_TOKEN_VALUES)
+NEED_MARGINAL = ("pmi", "cpmi")
+
+
+def token_values(scores: TokenScores, measure: str) -> np.ndarray:
+    """Finite values of a measure, shape `(T,)` or less, or `(1,)` for a measure of the whole text.
+
+    Raises:
+        ValueError: If the measure needs the marginal surprisal and the text was scored without it.
+    """
+    values = _TOKEN_VALUES[measure](scores)
+    return values[np.isfinite(values)].astype(np.float64)
+
+
+def text_value(scores: TokenScores, measure: str) -> float:
+    """The measure of one text; NaN where it has no scored token."""
+    values = token_values(scores, measure)
+    return float(values.mean()) if values.size else float("nan")

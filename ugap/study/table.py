@@ -1,0 +1,230 @@
+"""From scored texts to the table of gaps and the contrasts between them.
+
+Human and model text of one prefix are a pair, scored by one scorer and cut to the same number of tokens.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import wasserstein_distance
+
+from ugap.scoring import TokenScores
+from ugap.statistics import Contrast, contrast_independent, contrast_paired, holm, paired_gap
+from ugap.study.measures import MEASURES, NEED_MARGINAL, text_value, token_values
+
+# A scorer that is the writer itself.
+SELF = "self"
+# A pair shorter than this says little and adds noise.
+MIN_TOKENS = 8
+# Contrasts are made for the measures that a model's level is read off.
+CONTRAST_MEASURES = ("nll", "entropy", "bits_per_byte", "deviation")
+
+
+@dataclass(frozen=True)
+class ScoredText:
+    """One scored text of a study: human (`decoding == "human"`), sampled, or given."""
+
+    id: str
+    source: str
+    domain: str
+    model: str
+    prompting: str
+    decoding: str
+    scorer: str
+    prefix: str
+    scores: TokenScores
+
+
+@dataclass(frozen=True)
+class Cell:
+    """All pairs of one cell of the table: `human[i]` and `model[i]` continue one prefix."""
+
+    domain: str
+    model: str
+    prompting: str
+    decoding: str
+    scorer: str
+    sources: list[str]
+    human: list[TokenScores]
+    generated: list[TokenScores]
+    n_dropped: int
+
+
+def pair(texts: Iterable[ScoredText]) -> list[Cell]:
+    """Pair the model texts with the human texts of their prefixes, both cut to the shorter one's tokens.
+
+    A human text is found by prefix, scorer, prompting and the model whose tokens the prefix was cut by; given
+    continuations carry that model in `model` as `NAME`, so they are matched by scorer and prefix alone.
+    """
+    texts = list(texts)
+    human: dict[tuple[str, ...], ScoredText] = {}
+    for text in texts:
+        if text.decoding == "human":
+            human[(text.model, text.prompting, text.scorer, text.id)] = text
+            human.setdefault(("", text.prompting, text.scorer, text.id, text.prefix), text)
+    groups: dict[tuple[str, str, str, str, str], list[tuple[ScoredText, ScoredText]]] = defaultdict(list)
+    dropped: dict[tuple[str, ...], int] = defaultdict(int)
+    for text in texts:
+        if text.decoding == "human":
+            continue
+        key = (text.domain, text.model, text.prompting, text.decoding, text.scorer)
+        given = ("", text.prompting, text.scorer, text.id, text.prefix)
+        partner = human.get((text.model, text.prompting, text.scorer, text.id)) or human.get(given)
+        if partner is None or min(len(partner.scores), len(text.scores)) < MIN_TOKENS:
+            dropped[key] += 1
+        else:
+            groups[key].append((partner, text))
+    cells = []
+    for key, pairs in groups.items():
+        lengths = [min(len(a.scores), len(b.scores)) for a, b in pairs]
+        cells.append(
+            Cell(
+                *key,
+                sources=[b.source for _, b in pairs],
+                human=[a.scores.first(n) for (a, _), n in zip(pairs, lengths, strict=True)],
+                generated=[b.scores.first(n) for (_, b), n in zip(pairs, lengths, strict=True)],
+                n_dropped=dropped[key],
+            )
+        )
+    return cells
+
+
+def gap_table(cells: Sequence[Cell], *, seed: int, resamples: int = 10_000) -> list[dict[str, Any]]:
+    """Rows of `gap.json`: an estimate for every cell and measure, Holm's correction over all rows."""
+    rows = []
+    for cell in cells:
+        for measure in _measures(cell):
+            human = np.array([text_value(scores, measure) for scores in cell.human])
+            model = np.array([text_value(scores, measure) for scores in cell.generated])
+            keep = np.isfinite(human) & np.isfinite(model)
+            if not keep.any():
+                continue
+            sources = [source for source, kept in zip(cell.sources, keep, strict=True) if kept]
+            estimate = paired_gap(human[keep], model[keep], sources, seed=seed, resamples=resamples)
+            rows.append(
+                {
+                    **_labels(cell),
+                    "measure": measure,
+                    "n": estimate.n,
+                    "n_sources": estimate.n_sources,
+                    "n_dropped": cell.n_dropped,
+                    "human": estimate.human,
+                    "model_value": estimate.model_value,
+                    "gap": estimate.gap,
+                    "ratio": estimate.ratio,
+                    "ci95": list(estimate.ci95),
+                    "effect_size": estimate.effect_size,
+                    "p_value": estimate.p_value,
+                    "wasserstein": wasserstein_distance(
+                        np.concatenate([token_values(scores, measure) for scores in cell.human]),
+                        np.concatenate([token_values(scores, measure) for scores in cell.generated]),
+                    ),
+                }
+            )
+    for row, corrected in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
+        row["p_holm"] = float(corrected)
+    return rows
+
+
+def contrast_table(
+    cells: Sequence[Cell], tags: Mapping[str, str], *, seed: int, resamples: int = 10_000
+) -> list[dict[str, Any]]:
+    """Contrasts between gaps: creative against functional, and models with different tags on the same texts.
+
+    Args:
+        cells (`Sequence[Cell]`): Cells of the table.
+        tags (`Mapping[str, str]`): `"base"`, `"instruct"` or `"reasoning"` by model.
+        seed (`int`): Seed of the bootstrap.
+        resamples (`int`, *optional*, defaults to `10_000`): Bootstrap resamples.
+    """
+    rows: list[dict[str, Any]] = []
+    for measure in CONTRAST_MEASURES:
+        for a in cells:
+            for b in cells:
+                kind = _contrast_kind(a, b, tags)
+                if kind is None:
+                    continue
+                one, two = _gaps(a, measure), _gaps(b, measure)
+                if not (len(one[0]) and len(two[0])):
+                    continue
+                contrast = contrast_independent if kind == "domain" else contrast_paired
+                if kind == "model" and not set(one[1]) & set(two[1]):
+                    continue
+                result = contrast(*one, *two, seed=seed, resamples=resamples)
+                rows.append({**_contrast_labels(kind, a, b, tags), "measure": measure, **_contrast_figures(result)})
+    for row, corrected in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
+        row["p_holm"] = float(corrected)
+    return rows
+
+
+def _contrast_kind(a: Cell, b: Cell, tags: Mapping[str, str]) -> str | None:
+    if (a.decoding, a.prompting) != (b.decoding, b.prompting):
+        return None
+    if (a.domain, b.domain) == ("creative", "functional") and (a.model, a.scorer) == (b.model, b.scorer):
+        return "domain" if not set(a.sources) & set(b.sources) else None
+    tag_a, tag_b = tags.get(a.model), tags.get(b.model)
+    # Two self-scored models are each compared with people by their own scale, as are two under one scorer.
+    same_scale = a.scorer == b.scorer or (a.scorer == a.model and b.scorer == b.model)
+    if a.domain == b.domain and same_scale and tag_a and tag_b and _TAG_ORDER.get(tag_a, 9) > _TAG_ORDER.get(tag_b, 9):
+        return "model"
+    return None
+
+
+# The later stage of training comes first: the difference is what it added to the gap.
+_TAG_ORDER = {"base": 0, "instruct": 1, "reasoning": 2}
+
+
+def _contrast_labels(kind: str, a: Cell, b: Cell, tags: Mapping[str, str]) -> dict[str, Any]:
+    same = {"kind": kind, "prompting": a.prompting, "decoding": a.decoding}
+    if kind == "domain":
+        return {**same, "a": a.domain, "b": b.domain, "model": a.model, "scorer": _scorer(a)}
+    return {
+        **same,
+        "a": a.model,
+        "b": b.model,
+        "tag_a": tags[a.model],
+        "tag_b": tags[b.model],
+        "domain": a.domain,
+        "scorer": a.scorer if a.scorer == b.scorer else SELF,
+    }
+
+
+def _contrast_figures(contrast: Contrast) -> dict[str, Any]:
+    return {
+        "difference": contrast.difference,
+        "ci95": list(contrast.ci95),
+        "p_value": contrast.p_value,
+        "n_sources": list(contrast.n_sources),
+    }
+
+
+def _gaps(cell: Cell, measure: str) -> tuple[list[float], list[str]]:
+    gaps = [
+        (text_value(h, measure) - text_value(g, measure), source)
+        for h, g, source in zip(cell.human, cell.generated, cell.sources, strict=True)
+    ]
+    gaps = [(gap, source) for gap, source in gaps if math.isfinite(gap)]
+    return [gap for gap, _ in gaps], [source for _, source in gaps]
+
+
+def _measures(cell: Cell) -> list[str]:
+    marginal = cell.human[0].marginal_surprisal is not None
+    return [measure for measure in MEASURES if marginal or measure not in NEED_MARGINAL]
+
+
+def _labels(cell: Cell) -> dict[str, Any]:
+    return {
+        "domain": cell.domain,
+        "model": cell.model,
+        "prompting": cell.prompting,
+        "decoding": cell.decoding,
+        "scorer": _scorer(cell),
+    }
+
+
+def _scorer(cell: Cell) -> str:
+    return SELF if cell.scorer == cell.model else cell.scorer

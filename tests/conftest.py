@@ -4,7 +4,10 @@ Nothing is built before a test asks for it.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,10 +51,12 @@ def _train_tokenizer(bos: bool) -> PreTrainedTokenizerFast:
     """A byte-level BPE of 400 tokens; `<bos>` (if any), `<eos>` and `<|im_end|>` are special."""
     special = ["<eos>", "<|im_end|>", *(["<bos>"] if bos else [])]
     core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    core.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     core.train_from_iterator(CORPUS * 4, trainer)
     marks = {"bos_token": "<bos>"} if bos else {}
     return PreTrainedTokenizerFast(
@@ -188,3 +193,64 @@ def reference(
         return out
 
     return compute
+
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_end|>{{ message['content'] }}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_end|>{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def save_model(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Callable[..., Path]:
+    """`save_model(name, model, chat=False)`: the folder of a saved model with the tiny tokenizer."""
+    root = tmp_path_factory.mktemp("models")
+
+    def save(name: str, model: PreTrainedModel, chat: bool = False) -> Path:
+        folder = root / name
+        model.save_pretrained(folder)
+        own = copy.deepcopy(tokenizer)
+        own.chat_template = CHAT_TEMPLATE if chat else None
+        own.save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(save_model: Callable[..., Path], make_model: Callable[..., PreTrainedModel]) -> Path:
+    """A folder with the tiny Llama: a base model, which has no chat template and hardly ever ends a text."""
+    return save_model("base", make_model("llama", eos_token_id=0))
+
+
+@pytest.fixture(scope="session")
+def chat_folder(save_model: Callable[..., Path], make_model: Callable[..., PreTrainedModel]) -> Path:
+    """Another tiny Llama with a chat template, less certain than `tiny_folder`."""
+    return save_model("chat", make_model("llama", eos_token_id=0, initializer_range=0.2), chat=True)
+
+
+@pytest.fixture(scope="session")
+def text_rows() -> list[dict[str, str]]:
+    """Six made-up texts in each of two domains, of several sentences and some hundred tiny tokens."""
+    rng = random.Random(0)
+    words = (
+        ["once", "upon", "a", "time", "there", "was", "tailor", "who", "had", "three", "sons", "and", "the", "youngest", "went", "into", "forest", "old", "man", "said"]
+    )
+    rows = []
+    for domain in ("creative", "functional"):
+        for i in range(6):
+            sentences = [" ".join(rng.choices(words, k=rng.randint(6, 12))).capitalize() + "." for _ in range(9)]
+            rows.append({"id": f"{domain[0]}{i}", "domain": domain, "text": " ".join(sentences)})
+    return rows
+
+
+@pytest.fixture
+def write_rows(tmp_path: Path) -> Callable[..., str]:
+    """`write_rows(rows, name="texts.jsonl")`: a file of JSON lines in the test's folder."""
+
+    def write(rows: Sequence[Mapping[str, Any]], name: str = "texts.jsonl") -> str:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return str(path)
+
+    return write

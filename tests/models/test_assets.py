@@ -125,7 +125,7 @@ def test_a_fetch_killed_at_some_moment_is_made_good_by_the_next(tiny_asset, cach
     process.start()
     assert ready.wait(10)
     process.join(seconds)
-    if process.is_alive():
+    if process.is_alive() and process.pid is not None:
         os.killpg(process.pid, signal.SIGKILL)
     process.join()
     folder = asset_path("tiny")

@@ -47,7 +47,9 @@ def test_batches_keep_to_the_budget():
 
 def test_one_context_is_shared_where_it_is_worth_it():
     long, short = list(range(MIN_SHARED + 1)), list(range(MIN_SHARED))
-    batches = plan([request(3, long), request(2, short), request(5, long), request(4, short), request(6, [1, *long])], 10**6)
+    batches = plan(
+        [request(3, long), request(2, short), request(5, long), request(4, short), request(6, [1, *long])], 10**6
+    )
     shared = [batch for batch in batches if batch.n_shared]
     assert [[len(r.token_ids) for r in batch.requests] for batch in shared] == [[5, 3]]
     # The last token of the context predicts the first of the text, so it runs with each row.

@@ -3,6 +3,7 @@ import math
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -314,7 +315,12 @@ def test_split_precision_is_within_a_ten_thousandth(monkeypatch, statistics_of):
     weight = weight.bfloat16().float()
     parts = []
     real = head_module.split_bfloat16
-    monkeypatch.setattr(head_module, "split_bfloat16", lambda x: parts.extend(real(x)) or real(x))
+
+    def watched(values):
+        parts.extend(real(values))
+        return real(values)
+
+    monkeypatch.setattr(head_module, "split_bfloat16", watched)
     got = head_statistics(hidden, weight, targets, bias_of(), precision="split")
     assert len(parts) >= 2 * math.ceil(100 / 8)
     expected = statistics_of(logits64(hidden, weight, bias_of()), targets)
@@ -322,7 +328,8 @@ def test_split_precision_is_within_a_ten_thousandth(monkeypatch, statistics_of):
     # A product of the upper part alone would not do.
     rough = head_statistics(hidden.bfloat16().float(), weight, targets, bias_of())
     assert (rough.surprisal.double() - torch.as_tensor(expected[0])).abs().max() > 1e-3
-    assert torch.backends.mkldnn.matmul.fp32_precision != "bf16"
+    backend: Any = torch.backends.mkldnn
+    assert backend.matmul.fp32_precision != "bf16"
 
 
 def test_split_precision_refuses_weights_that_bfloat16_cannot_hold(monkeypatch):
@@ -356,7 +363,12 @@ def test_runs_eagerly_where_it_cannot_compile(where, monkeypatch, fresh_fold, ca
 
 def test_auto_compiles_only_what_is_worth_it(monkeypatch):
     asked = []
-    monkeypatch.setattr(head_module, "_compiled_fold", lambda: asked.append(1) or head_module._fold)
+
+    def compiled_fold():
+        asked.append(1)
+        return head_module._fold
+
+    monkeypatch.setattr(head_module, "_compiled_fold", compiled_fold)
     hidden, weight, targets = inputs()
     head_statistics(hidden, weight, targets)
     assert not asked

@@ -14,7 +14,7 @@ def row(*values):
 
 @pytest.fixture
 def scores():
-    """"naß " in three tokens, the last two of which share a character; then a certain token."""
+    """ "naß " in three tokens, the last two of which share a character; then a certain token."""
     return TokenScores(
         text="naß e",
         token_ids=np.array([1, 2, 3, 4], np.int32),

@@ -49,6 +49,8 @@ def run(arguments: Arguments) -> None:
     """
     from pathlib import Path
 
+    import pyarrow.parquet as pq
+
     from ugap.data import load_texts
     from ugap.scoring import Scorer
     from ugap.study.job import ScoringJob
@@ -77,10 +79,18 @@ def run(arguments: Arguments) -> None:
         skip_bad=arguments.skip_bad,
         special_tokens=arguments.special_tokens,
         resume=arguments.resume,
-        settings={"input": arguments.input, "dtype": arguments.dtype, "limit": arguments.limit},
+        settings={
+            "input": arguments.input,
+            "dtype": arguments.dtype,
+            "limit": arguments.limit,
+            "text_column": arguments.text_column,
+            "id_column": arguments.id_column,
+            "prompt_column": arguments.prompt_column,
+        },
     )
     keys = job.run(
         [row.id for row in rows], [row.text for row in rows], [row.prompt or "" for row in rows], progress=True
     )
     job.finish(output, keys)
-    print(f"{output}: {len(rows)} texts scored by {scorer.name}")
+    if job.is_main:
+        print(f"{output}: {pq.read_metadata(output).num_rows} texts scored by {scorer.name}")

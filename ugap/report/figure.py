@@ -150,5 +150,5 @@ def framed(
 
 def ordered_colours(n: int) -> list[tuple[float, float, float, float]]:
     """Colours for an ordered set of series: viridis without its pale end, told apart also in grey."""
-    stops = np.linspace(0.05, 0.87, n) if n > 1 else np.array([0.4])
+    stops = np.array([0.4]) if n == 1 else np.linspace(0.05, 0.87, n)
     return [tuple(colour) for colour in matplotlib.colormaps["viridis"](stops)]

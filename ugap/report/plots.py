@@ -2,9 +2,9 @@
 
 Design choices:
 
-- The gap: dots and intervals, not bars: the length of a bar would suggest that the interval's end is a kind of error.
+- The gap: points with intervals around a line at 0, not bars, because 0 is a result (the human level) and no base.
 - Tokens: the share that is more surprising than x. The area between two such curves is the difference of their means,
-  that is the gap, so the plot shows where along the axis the gap comes from; a density has no such reading.
+  about the gap, so the plot shows where along the axis the gap comes from; a density has no such reading.
 - Calibration: means in entropy bins of equal token count, straight from the tokens and not a fitted curve.
 - Human text is thick and black everywhere; decodings take ordered colours by their mean surprisal.
 """
@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ugap.report.figure import FAINT, INK, LABEL, SOFT, framed, ordered_colours, wrapped
 from ugap.report.rows import GapRow, read_gaps
-from ugap.report.words import MEASURES, tally
+from ugap.report.words import MEASURES, Measure, tally
 
 HUMAN = "human"
 TOKENS_PER_BIN = 50
@@ -49,20 +49,21 @@ def plot_gap(gaps: Sequence[Mapping[str, Any]], path: str | Path, measure: str =
     rows, words = read_gaps(gaps, measure), MEASURES[measure]
     panels: dict[tuple[str, str], list[GapRow]] = {}
     for row in rows:
-        panels.setdefault((row.model, row.scorer), []).append(row)
+        panels.setdefault(("" if row.given else row.model, row.scorer), []).append(row)
     # One order in all panels, so that a decoding keeps its place where the panels hold the same ones.
-    decodings = list(dict.fromkeys(row.decoding for row in rows))
-    mean_gap = {name: np.mean([row.gap for row in rows if row.decoding == name]) for name in decodings}
-    decodings.sort(key=lambda name: mean_gap[name])
+    by_label: dict[str, list[float]] = {}
+    for row in rows:
+        by_label.setdefault(_label(row), []).append(row.gap)
+    labels = sorted(by_label, key=lambda label: np.mean(by_label[label]))
     domains = list(dict.fromkeys(row.domain for row in rows))
     colours, spare = {}, iter(OTHER_COLOURS * len(domains))
     for domain in domains:
         colours[domain] = DOMAIN_COLOURS.get(domain) or next(spare)
     marks = {domain: (colours[domain], MARKERS[i % len(MARKERS)]) for i, domain in enumerate(domains)}
 
-    most_rows = max((len({row.decoding for row in group}) for group in panels.values()), default=1)
+    most_rows = max((len({_label(row) for row in group}) for group in panels.values()), default=1)
     slot = max(0.34, 0.16 * (len(domains) + 0.6))  # inches a decoding
-    width = 6.8 if len(panels) == 1 else 5.0
+    width = 7.4 if len(panels) == 1 else 5.0
     with framed(
         path,
         panels=max(1, len(panels)),
@@ -80,28 +81,18 @@ def plot_gap(gaps: Sequence[Mapping[str, Any]], path: str | Path, measure: str =
         limits = (min(ends) - pad, max(ends) + pad)
         for index, (axes, ((model, scorer), group)) in enumerate(zip(frame.axes, panels.items(), strict=True)):
             scored = "itself" if group[0].self_scored else scorer
-            name = f"{model}, scored by {scored}" if model else f"scored by {scorer}"
+            name = f"{model or 'given texts'}, scored by {scored}"
             axes.set_title(wrapped(name, width - 1.3, 10), loc="left", pad=16)
-            _draw_gaps(axes, group, decodings, marks)
+            _draw_gaps(axes, group, labels, marks)
             axes.set_xlim(limits)
             if frame.last_in_column(index):
-                axes.set_xlabel(f"gap, {words.unit}")
-                half = (width - 1.4) / 2
-                for x, align, text in (
-                    (0.0, "left", f"←\N{NO-BREAK SPACE}{words.model_higher}"),
-                    (1.0, "right", f"{words.human_higher}\N{NO-BREAK SPACE}→"),
-                ):
-                    hint = wrapped(text, half, 8)
-                    axes.annotate(
-                        hint, (x, 0), (0, -33), xycoords="axes fraction", textcoords="offset points", ha=align,
-                        va="top", color=SOFT, size=8,
-                    )  # fmt: skip
+                _label_sides(axes, words, width - 1.4)
             else:
                 axes.tick_params(labelbottom=False)
 
 
 def _draw_gaps(axes: Axes, group: list[GapRow], order: list[str], marks: Mapping[str, tuple[str, str]]) -> None:
-    shown = [name for name in order if any(row.decoding == name for row in group)]
+    shown = [name for name in order if any(_label(row) == name for row in group)]
     for place in range(0, len(shown), 2):
         axes.axhspan(place - 0.5, place + 0.5, color=FAINT, alpha=0.45, linewidth=0, zorder=0)
     axes.grid(axis="x", color=FAINT, linewidth=0.8)
@@ -113,7 +104,7 @@ def _draw_gaps(axes: Axes, group: list[GapRow], order: list[str], marks: Mapping
     step = 0.72 / len(marks)
     for i, (domain, (colour, marker)) in enumerate(marks.items()):
         for row in (row for row in group if row.domain == domain):
-            y = shown.index(row.decoding) - (i - (len(marks) - 1) / 2) * step
+            y = shown.index(_label(row)) - (i - (len(marks) - 1) / 2) * step
             low, high = row.ci95
             known = math.isfinite(low) and math.isfinite(high)
             if known:
@@ -124,6 +115,23 @@ def _draw_gaps(axes: Axes, group: list[GapRow], order: list[str], marks: Mapping
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.set_ylim(-0.5, len(shown) - 0.5)
+
+
+def _label_sides(axes: Axes, words: Measure, inches: float) -> None:
+    """Name the x axis, and what it means to lie left and right of 0."""
+    axes.set_xlabel(f"gap, {words.unit}")
+    space = "\N{NO-BREAK SPACE}"  # an arrow stays on the line of its word
+    left, right = f"←{space}{words.model_higher}", f"{words.human_higher}{space}→"
+    for x, align, hint in ((0.0, "left", left), (1.0, "right", right)):
+        axes.annotate(
+            wrapped(hint, inches / 2, 8), (x, 0), (0, -33), xycoords="axes fraction", textcoords="offset points",
+            ha=align, va="top", color=SOFT, size=8,
+        )  # fmt: skip
+
+
+def _label(row: GapRow) -> str:
+    """What a line of the gap plot is called: the decoding, or the name of a given candidate."""
+    return row.model if row.given else row.decoding
 
 
 def _key(label: str, colour: str, marker: str) -> Artist:
@@ -138,13 +146,15 @@ def _basis(rows: list[GapRow]) -> str:
             sorted({count(row) for row in rows if row.domain == domain})
             for count in (lambda row: row.n, lambda row: row.n_sources)
         )
-        n = f"n = {_span(prefixes)} prefixes of {_span(sources)} source texts"
+        n = f"n = {_span(prefixes, 'prefix', 'prefixes')} of {_span(sources, 'source text', 'source texts')}"
         parts.append(f"{domain[:1].upper()}{domain[1:]}: {n}.")
     return " ".join(parts) if rows else ""
 
 
-def _span(values: list[int]) -> str:
-    return str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
+def _span(values: list[int], one: str, many: str) -> str:
+    if len(values) == 1:
+        return f"{values[0]} {one if values[0] == 1 else many}"
+    return f"{values[0]} to {values[-1]} {many}"
 
 
 def plot_distributions(tokens_by_panel: Mapping[str, Mapping[str, ArrayLike]], path: str | Path) -> None:
@@ -160,16 +170,15 @@ def plot_distributions(tokens_by_panel: Mapping[str, Mapping[str, ArrayLike]], p
         for title, series in tokens_by_panel.items()
     }
     colours = _colours(panels.values())
-    limit = max(
-        (np.quantile(values, 1 - TAIL) for series in panels.values() for values in series.values()), default=1.0
-    )
+    tails = (np.quantile(values, 1 - TAIL) for series in panels.values() for values in series.values())
+    limit = float(max(tails, default=0.0)) or 1.0
     grid = np.linspace(0, limit, 500)
     with framed(
         path,
         panels=max(1, len(panels)),
         panel_size=(4.6, 3.7),
         title="How many tokens are more surprising than x",
-        subtitle="The area between two curves is the difference of their means: the gap in nats per token.",
+        subtitle="The area between two curves is the difference of their means in nats per token.",
         note=f"All tokens of all texts pooled: {_token_counts(panels.values())}. Numbers in the legends: mean "
         "surprisal in nats per token. The axis ends where every series has at most 2% of its tokens left.",
     ) as frame:
@@ -210,11 +219,12 @@ def plot_calibration(curves: Mapping[str, Mapping[str, Points]], path: str | Pat
     surprisals = [{name: pair[1] for name, pair in series.items()} for series in panels.values()]
     colours = _colours(surprisals)
     binned = {title: {name: bin_means(*pair) for name, pair in series.items()} for title, series in panels.items()}
-    limit = max((float(np.max(pair)) for series in binned.values() for pair in series.values()), default=1.0) * 1.04
+    means = (float(np.max(pair)) for series in binned.values() for pair in series.values())
+    limit = 1.04 * max(means, default=0.0) or 1.0
     with framed(
         path,
         panels=max(1, len(panels)),
-        panel_size=(4.5, 4.5),
+        panel_size=(4.5, 4.4),
         title="How surprising texts are where the scorer is uncertain",
         subtitle="On the dashed line, g(h) = h, a text is as surprising as the scorer expects; above it, more so.",
         note=f"Every point: the mean of a bin of entropy, the bins of equal token count; {_token_counts(surprisals)}.",
@@ -231,7 +241,7 @@ def plot_calibration(curves: Mapping[str, Mapping[str, Points]], path: str | Pat
             for name in sorted(curve, key=lambda name: -panels[title][name][1].mean()):
                 dots: dict[str, Any] = {"marker": "o", "markersize": 4.5 if name == HUMAN else 3}
                 axes.plot(*curve[name], label=f" {name}", **_line(name, colours), **dots)
-            axes.set(xlim=(0, limit), ylim=(0, limit), aspect="equal")
+            axes.set(xlim=(0, limit), ylim=(0, limit))
             axes.legend(loc="upper left", fontsize=7.5, labelspacing=0.3, handlelength=1.8)
             if frame.first_in_row(index):
                 axes.set_ylabel("mean surprisal, nats per token")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 SELF = "self"
+GIVEN = "given"  # the decoding of a text that came with the text set: its model is the candidate's name
 NAN = float("nan")
 
 
@@ -75,6 +76,10 @@ class GapRow:
     def self_scored(self) -> bool:
         return self.scorer in (SELF, self.model)
 
+    @property
+    def given(self) -> bool:
+        return self.decoding == GIVEN
+
 
 @dataclass(frozen=True)
 class ContrastRow:
@@ -120,11 +125,22 @@ class ContrastRow:
         """1: the gap of `a` is larger; -1: that of `b` is; 0: no difference can be told."""
         return sign(self.ci95)
 
-    def sides(self) -> tuple[tuple[str, str], tuple[str, str]]:
-        """The (domain, model) of `a` and of `b`."""
+    def sides(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The `gap_key` of `a` and of `b`."""
         if self.kind == "domain":
-            return (self.a, self.model), (self.b, self.model)
-        return (self.domain, self.a), (self.domain, self.b)
+            pairs = ((self.a, self.model), (self.b, self.model))
+        else:
+            pairs = ((self.domain, self.a), (self.domain, self.b))
+        (domain_a, model_a), (domain_b, model_b) = pairs
+        return (
+            gap_key(domain_a, model_a, self.decoding, self.scorer),
+            gap_key(domain_b, model_b, self.decoding, self.scorer),
+        )
+
+
+def gap_key(domain: str, model: str, decoding: str, scorer: str) -> tuple[str, ...]:
+    """What names an estimate of one measure; a model that scores itself may go by its name or as itself."""
+    return domain, model, decoding, SELF if scorer == model else scorer
 
 
 def preferred_scorer(scorers: Iterable[str], model: str) -> str:

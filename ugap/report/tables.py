@@ -23,7 +23,7 @@ DEFINITIONS = (
     "Gap is human less model, paired by prefix and cut to the same number of tokens; ratio is human / model; the "
     "interval is a 95% bootstrap over source texts; d_z is the mean over the standard deviation of the differences by "
     "source text; p is the signed-rank test's after Holm's correction over the table; W1 is the 1-Wasserstein distance "
-    "between the pooled tokens.",
+    "between the pooled tokens of both sides, for perplexity and bits per byte between the texts.",
 )
 
 
@@ -174,6 +174,8 @@ def console_table(gaps: Sequence[Mapping[str, Any]]) -> Table:
     outer = Table.grid()
     outer.caption = Text("95% intervals. p after Holm's correction: * < 0.05, ** < 0.01, *** < 0.001")
     outer.caption_justify = "left"
+    if not any(read_gaps(gaps, name) for name in TERMINAL_MEASURES):
+        outer.add_row("No gap could be estimated.")
     for name in TERMINAL_MEASURES:
         groups: dict[str, list[GapRow]] = {}
         for row in read_gaps(gaps, name):
@@ -191,10 +193,8 @@ def _console_section(rows: list[GapRow]) -> Table:
     for column in ("domain", "model", "decoding"):
         table.add_column(column, overflow="fold")
     for column in ("human", "model", "gap [95% CI]", "ratio", "p"):
-        width = 20 if column.startswith("gap") else 5  # so that the sections line up
-        table.add_column(
-            column.replace("[", r"\["), justify="left" if column == "p" else "right", no_wrap=True, min_width=width
-        )
+        width = 20 if column.startswith("gap") else 3  # so that the sections line up
+        table.add_column(column, justify="left" if column == "p" else "right", no_wrap=True, min_width=width)
     previous: GapRow | None = None
     for row in rows:
         same_domain = previous is not None and previous.domain == row.domain

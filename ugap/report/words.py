@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ugap.report.rows import NAN, ContrastRow, GapRow, preferred_scorer, read_gaps
+from ugap.report.rows import GIVEN, NAN, SELF, ContrastRow, GapRow, gap_key, preferred_scorer, read_gaps
 
 ANCESTRAL = "ancestral"
 LEVEL = 0.05
@@ -48,7 +48,8 @@ MEASURES: Mapping[str, Measure] = {
     "deviation": Measure("Deviation", "standard deviations", "human text deviates up", "model text deviates up"),
 }
 
-_DECODINGS = {ANCESTRAL: "with ancestral sampling (T=1)", "greedy": "with greedy decoding"}
+
+_DECODINGS = {ANCESTRAL: "with ancestral sampling (T=1)", GIVEN: "as given"}
 
 
 def decimals(*values: float) -> int:
@@ -73,12 +74,12 @@ def interval(low: float, high: float, places: int) -> str:
 
 def decoded(decoding: str) -> str:
     """The decoding as a part of a sentence."""
-    return _DECODINGS.get(decoding, f"at {decoding}")
+    return _DECODINGS.get(decoding, f"with {decoding} decoding")
 
 
-def writer(row: GapRow) -> str:
-    """Who wrote the model's text; a candidate from outside has no model, or carries its model's name."""
-    return row.decoding if row.model in ("", row.decoding) else f"{row.model} {decoded(row.decoding)}"
+def writer(model: str, decoding: str) -> str:
+    """Who wrote the model's text."""
+    return model if decoding == GIVEN else f"{model} {decoded(decoding)}"
 
 
 def counted(n: int, noun: str) -> str:
@@ -92,10 +93,13 @@ def _basis(row: GapRow) -> str:
     return f"{prefixes} of {counted(row.n_sources, 'source text')}"
 
 
-def _correction(verdict: int, p_holm: float) -> str:
-    if verdict and p_holm >= LEVEL:
-        return f"; not significant after Holm's correction, p = {p_holm:.2f}"
-    return ""
+def _caveat(verdict: int, p_holm: float) -> str:
+    """What weakens a claim: a test that does not support it, or none."""
+    if not verdict or p_holm < LEVEL:
+        return ""
+    if math.isnan(p_holm):
+        return "; too few source texts for a test"
+    return f"; not significant after Holm's correction, p = {p_holm:.3f}"
 
 
 def gap_sentence(row: GapRow) -> str:
@@ -105,16 +109,16 @@ def gap_sentence(row: GapRow) -> str:
     basis = f"{fixed(row.human, places)} against {fixed(row.model_value, places)}; {_basis(row)}"
     if not row.self_scored:
         basis += f"; scored by {row.scorer}"
-    basis += _correction(row.verdict, row.p_holm)
+    basis += _caveat(row.verdict, row.p_holm)
     where, unit = f"In {row.domain} text", MEASURES["nll"].unit
     if row.verdict > 0:
         size = f"{fixed(row.gap, places)} {unit} {interval(low, high, places)}"
-        return f"{where}, people are {size} more surprising than {writer(row)} ({basis})."
+        return f"{where}, people are {size} more surprising than {writer(row.model, row.decoding)} ({basis})."
     if row.verdict < 0:
         size = f"{fixed(-row.gap, places)} {unit} {interval(-high, -low, places)}"
-        return f"{where}, {writer(row)} is more surprising than people by {size} ({basis})."
+        return f"{where}, {writer(row.model, row.decoding)} is more surprising than people by {size} ({basis})."
     size = f"the gap is {fixed(row.gap, places)} {unit} {interval(low, high, places)}"
-    return f"{where}, no difference can be told between people and {writer(row)}: {size} ({basis})."
+    return f"{where}, no difference can be told between people and {writer(row.model, row.decoding)}: {size} ({basis})."
 
 
 def contrast_sentence(row: ContrastRow, gaps: Mapping[tuple[str, ...], float]) -> str:
@@ -122,22 +126,23 @@ def contrast_sentence(row: ContrastRow, gaps: Mapping[tuple[str, ...], float]) -
 
     Args:
         row (`ContrastRow`): The contrast.
-        gaps (`Mapping[tuple[str, ...], float]`): Gap in nats per token by (domain, model, decoding, scorer); where
-            both sides are in it the sentence states them, because the larger gap may still be a negative one.
+        gaps (`Mapping[tuple[str, ...], float]`): Gap in nats per token by `gap_key`; where both sides are in it the
+            sentence states them, because the larger gap may still be a negative one.
     """
     low, high = row.ci95
-    values = [gaps.get((*side, row.decoding, row.scorer), NAN) for side in row.sides()]
+    values = [gaps.get(side, NAN) for side in row.sides()]
     places = decimals(row.difference, low, high)
     details = []
     if all(math.isfinite(value) for value in values):
         details.append("gaps " + " and ".join(fixed(value, places) for value in values))
-    details.append(" and ".join(str(n) for n in dict.fromkeys(row.n_sources)) + " source texts")
-    if row.scorer not in ("self", row.model):
+    first, *rest = dict.fromkeys(row.n_sources)
+    details.append(f"{first} and {rest[0]} source texts" if rest else counted(first, "source text"))
+    if row.scorer not in (SELF, row.model):
         details.append(f"scored by {row.scorer}")
-    basis = "; ".join(details) + _correction(row.verdict, row.p_holm)
+    basis = "; ".join(details) + _caveat(row.verdict, row.p_holm)
     a, b = (f"{name} ({tag})" if tag else name for name, tag in ((row.a, row.tag_a), (row.b, row.tag_b)))
     if row.kind == "domain":
-        start = f"For {row.model} {decoded(row.decoding)}"
+        start = f"For {writer(row.model, row.decoding)}"
         compared, pair = f"in {a} than in {b} text", f"{a} and {b} text"
     else:
         start = f"In {row.domain} text, {decoded(row.decoding)}"
@@ -205,13 +210,13 @@ def findings(gaps: Sequence[Mapping[str, Any]], contrasts: Sequence[Mapping[str,
         `list[str]`: Plain text: a count over all comparisons, gaps by model and domain, contrasts, other scorers.
 
     Example:
-        >>> row = {"domain": "creative", "model": "m", "decoding": "top-p 0.9", "scorer": "self", "measure": "nll",
+        >>> row = {"domain": "creative", "model": "m", "decoding": "top-p-0.9", "scorer": "self", "measure": "nll",
         ...        "n": 16, "n_sources": 8, "human": 2.97, "model_value": 2.49, "gap": 0.48, "ci95": [0.41, 0.55],
         ...        "ratio": 1.19, "effect_size": 1.2, "p_value": 0.001, "p_holm": 0.01, "wasserstein": 0.5}
         >>> for sentence in findings([row], []):
         ...     print(sentence)  # doctest: +NORMALIZE_WHITESPACE
-        In creative text, people are 0.48 nats per token [0.41, 0.55] more surprising than m at top-p 0.9
-        (2.97 against 2.49; 16 prefixes of 8 source texts).
+        In creative text, people are 0.48 nats per token [0.41, 0.55] more surprising than m with
+        top-p-0.9 decoding (2.97 against 2.49; 16 prefixes of 8 source texts).
     """
     rows = read_gaps(gaps, "nll")
     if not rows:
@@ -238,7 +243,9 @@ def findings(gaps: Sequence[Mapping[str, Any]], contrasts: Sequence[Mapping[str,
             told.add(row.decoding)
             sentences.append((1 if place == 0 else 4, gap_sentence(row)))
 
-    by_key: dict[tuple[str, ...], float] = {(row.domain, row.model, row.decoding, row.scorer): row.gap for row in rows}
+    by_key: dict[tuple[str, ...], float] = {
+        gap_key(row.domain, row.model, row.decoding, row.scorer): row.gap for row in rows
+    }
     nll = [ContrastRow.read(row) for row in contrasts if row["measure"] == "nll"]
     for contrast in _own(row for row in nll if math.isfinite(row.difference) and row.decoding in told):
         plain = contrast.decoding == ANCESTRAL

@@ -41,7 +41,8 @@ def windows(request: Request, bos: list[int], max_length: int) -> list[Request]:
     if len(request) <= max_length:
         return [request]
     everything = request.context + request.token_ids
-    begin, out = len(request.context), []
+    begin = len(request.context)
+    out: list[Request] = []
     while begin < len(everything):
         first = not out and begin < max_length
         end = min(max_length if first else begin + max_length // 2, len(everything))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from accelerate import PartialState
+from accelerate.utils import get_cpu_distributed_information
 from datasets import (
     Dataset,
     Features,
@@ -58,9 +58,11 @@ def score_dataset(
     if dataset.column_names is not None:
         _check_columns(dataset.column_names, inputs, added)
     # Where a stream does not know its columns, those of the result are unknown too.
-    features = None if dataset.features is None else Features({**dataset.features, **added})
-    state = PartialState()
-    dataset, name_row = _own_part(dataset, state.process_index, state.num_processes)
+    features: Any = None if dataset.features is None else Features({**dataset.features, **added})
+    # The launcher's environment says who we are; `PartialState()` would open a process group, and takes several
+    # processes without GPUs for single ones.
+    process = get_cpu_distributed_information()
+    dataset, name_row = _own_part(dataset, process.rank, process.world_size)
 
     def score_rows(batch: dict[str, Any], indices: Sequence[int]) -> dict[str, list]:
         _check_columns(list(batch), inputs, {})
@@ -79,7 +81,7 @@ def score_dataset(
     if not len(dataset):
         # `map` leaves an empty data set as it is, without the columns.
         return Dataset.from_dict({name: [] for name in features}, features=features, split=dataset.split)
-    with _progress_bars(progress and state.is_local_main_process):
+    with _progress_bars(progress and process.local_rank == 0):
         return dataset.map(
             score_rows,
             with_indices=True,
@@ -123,6 +125,9 @@ def _own_part(dataset: AnyDataset, rank: int, n_processes: int) -> tuple[AnyData
     if n_processes == 1:
         return dataset, lambda i: f"row {i}"
     if isinstance(dataset, Dataset):
+        if rank >= len(dataset):
+            # `split_dataset_by_node` cannot make an empty part.
+            return dataset.select([]), lambda i: f"row {i}"
         before = sum(len(split_dataset_by_node(dataset, i, n_processes)) for i in range(rank))
         return split_dataset_by_node(dataset, rank, n_processes), lambda i: f"row {before + i}"
     if dataset.num_shards % n_processes == 0:

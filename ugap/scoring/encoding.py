@@ -60,8 +60,7 @@ def encode(
         InputError: If the text is empty, cannot be encoded as UTF-8, holds a NUL byte, or is a single token without a
             prefix.
     """
-    given_ids = not isinstance(prefix, str)
-    before = "" if given_ids else prefix
+    before = prefix if isinstance(prefix, str) else ""
     for part in (before, text):
         if fault := text_fault(part):
             raise InputError(f"{name}: {fault}")
@@ -74,7 +73,7 @@ def encode(
         return_offsets_mapping=True,
         return_attention_mask=False,
     )
-    ids = encoding["input_ids"]
+    ids: list[int] = encoding["input_ids"]
     spans = np.asarray(encoding["offset_mapping"], dtype=np.int32).reshape(-1, 2)
     if len(spans):
         spans[1:, 0] = np.minimum(spans[1:, 0], np.maximum(spans[:-1, 1], spans[:-1, 0]))
@@ -83,7 +82,7 @@ def encode(
     # Spans are ordered, so the tokens that start before the border come first.
     n_before = int((spans[:, 0] < border).sum())
     straddles = bool(n_before and spans[n_before - 1, 1] > border)
-    context = list(prefix) if given_ids else bos + ids[:n_before]
+    context = bos + ids[:n_before] if isinstance(prefix, str) else list(prefix)
     token_ids = ids[n_before:]
     if not token_ids:
         raise InputError(f"{name}: nothing is left to score, its only token also covers the end of the prefix")

@@ -19,9 +19,9 @@ Design choices:
 import functools
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 Impl = Literal["auto", "torch", "compiled"]
 Precision = Literal["exact", "split"]
+Fold = Callable[..., tuple[torch.Tensor, ...]]
 
 TOKEN_TILE = 512
 VOCAB_TILE = 8192
@@ -186,7 +187,7 @@ class _Projection:
         return self.weight[::step].to(self.accumulate).norm(dim=-1).amax()
 
 
-def _fold_all(project: _Projection, hidden: torch.Tensor, targets: torch.Tensor, fold) -> HeadStatistics:
+def _fold_all(project: _Projection, hidden: torch.Tensor, targets: torch.Tensor, fold: Fold) -> HeadStatistics:
     n, vocabulary = hidden.shape[0], project.weight.shape[0]
     blocks = [slice(i, min(i + TOKEN_TILE, n)) for i in range(0, n, TOKEN_TILE)]
     rows = [project.rows(hidden[block]) for block in blocks]
@@ -226,7 +227,17 @@ def _tiles(vocabulary: int) -> list[tuple[int, int]]:
     return [(begin, min(begin + width, vocabulary)) for begin in range(0, vocabulary, width)]
 
 
-def _fold(logits, maximum, s0, s1, s2, above, within, high, low):
+def _fold(
+    logits: torch.Tensor,
+    maximum: torch.Tensor,
+    s0: torch.Tensor,
+    s1: torch.Tensor,
+    s2: torch.Tensor,
+    above: torch.Tensor,
+    within: torch.Tensor,
+    high: torch.Tensor,
+    low: torch.Tensor,
+) -> tuple[torch.Tensor, ...]:
     """Fold one tile of logits `(n, t)` into the running sums `(n,)`."""
     new = torch.maximum(maximum, logits.amax(-1))
     z = (logits - new.clamp(min=torch.finfo(new.dtype).min).unsqueeze(1)).clamp(min=FLOOR)
@@ -249,24 +260,26 @@ def _exact_rank(project: _Projection, hidden: torch.Tensor, targets: torch.Tenso
     """Ranks `(n,)` from whole rows of logits, for the few tokens whose rank hangs on rounding or on a tie."""
     vocabulary = project.weight.shape[0]
     rows = project.rows(hidden)
-    logits = torch.cat([project.logits(rows, project.tile(*tile)) for tile in _tiles(vocabulary)], dim=1)
+    logits = torch.empty(len(targets), vocabulary, dtype=project.accumulate, device=targets.device)
+    for begin, end in _tiles(vocabulary):
+        logits[:, begin:end] = project.logits(rows, project.tile(begin, end))
     own = logits.gather(1, targets.unsqueeze(1))
     earlier = torch.arange(vocabulary, device=targets.device) < targets.unsqueeze(1)
     return 1 + ((logits > own) | ((logits == own) & earlier)).sum(-1).to(project.accumulate)
 
 
-def _choose_fold(impl: Impl, hidden: torch.Tensor, n_logits: int):
+def _choose_fold(impl: Impl, hidden: torch.Tensor, n_logits: int) -> Fold:
     wanted = impl == "compiled" or (impl == "auto" and hidden.device.type == "cpu" and n_logits >= COMPILE_FROM)
     return _compiled_fold() if wanted else _fold
 
 
 @functools.cache
-def _compiled_fold():
+def _compiled_fold() -> Fold:
     """The fold through inductor, or the eager one where it cannot be compiled."""
     try:
         compiled = torch.compile(_fold, dynamic=True)
         probe = [torch.zeros(8) for _ in range(8)]
-        compiled(torch.zeros(8, 64), *probe)
+        compiled(torch.zeros(8, VOCAB_TILE), *probe)  # inductor makes other code for narrow tiles
     except (RuntimeError, OSError) as error:
         logger.info("the fold of the scoring head cannot be compiled, running it eagerly: %s", error)
         return _fold
@@ -282,13 +295,13 @@ def has_bfloat16_units() -> bool:
 @contextmanager
 def bfloat16_units() -> Iterator[None]:
     """Run float32 products on the CPU's bfloat16 units: exact for operands that are bfloat16 numbers."""
-    backend = torch.backends.mkldnn.matmul
-    before = backend.fp32_precision
-    backend.fp32_precision = "bf16"
+    mkldnn: Any = torch.backends.mkldnn
+    before = mkldnn.matmul.fp32_precision
+    mkldnn.matmul.fp32_precision = "bf16"
     try:
         yield
     finally:
-        backend.fp32_precision = before
+        mkldnn.matmul.fp32_precision = before
 
 
 @contextmanager

@@ -77,7 +77,7 @@ class Scorer:
         if token_budget is not None and token_budget < 1:
             raise ValueError(f"token_budget is {token_budget}, not a positive number")
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self.max_length = max_length or limit or 2**31
+        self.max_length = max_length if max_length is not None else limit or 2**31
         if self.max_length < 8:
             raise ValueError(f"max_length is {self.max_length}, fewer than 8 tokens")
         self.model = model
@@ -180,34 +180,44 @@ class Scorer:
         names = [f"text {i}" for i in range(len(texts))] if names is None else names
         if not len(texts) == len(prefixes) == len(names):
             raise ValueError(f"{len(texts)} texts, {len(prefixes)} prefixes and {len(names)} names do not fit together")
-        faults: dict[int, InputError] = {}
         encoded: dict[int, Encoded] = {}
         for i, (text, prefix, name) in enumerate(zip(texts, prefixes, names, strict=True)):
             try:
                 encoded[i] = encode(
                     self.tokenizer, text, prefix, bos=self.bos, special_tokens=special_tokens, name=name
                 )
+                self._check_ids(encoded[i], name)
             except InputError as error:
-                faults[i] = error
+                encoded.pop(i, None)
                 self._refuse(error, skip_bad)
         # A text without a prefix is its own marginal.
-        alone = [i for i, e in encoded.items() if pmi and e.context != e.bos]
+        alone = {i: e for i, e in encoded.items() if pmi and e.context != e.bos}
         requests = [Request(i, 0, e.context, e.token_ids) for i, e in encoded.items()]
-        requests += [Request(len(texts) + i, 0, e.bos, e.token_ids) for i, e in encoded.items() if i in set(alone)]
+        requests += [Request(len(texts) + i, 0, e.bos, e.token_ids) for i, e in alone.items()]
         statistics = self._run_all(requests, progress)
         out: list[TokenScores | None] = [None] * len(texts)
         for i, e in encoded.items():
             rows = statistics[i]
             marginal = statistics.get(len(texts) + i, rows)[0] if pmi else None
-            n_unscored = 0 if e.context else 1
-            wrong = ~np.isfinite(rows[:, n_unscored:]).all(axis=0)
+            wrong = ~np.isfinite(rows).all(axis=0)
+            # With nothing before it the first token has no score.
+            wrong[: 0 if e.context else 1] = False
+            if marginal is not None:
+                start = 0 if e.bos else 1
+                wrong[start:] |= ~np.isfinite(marginal[start:])
             if wrong.any():
-                where = int(np.argmax(wrong)) + n_unscored
+                where = int(np.argmax(wrong))
                 message = f"{names[i]}: the logits of {self.name} are not finite at token {where}"
                 self._refuse(InputError(message), skip_bad)
                 continue
             out[i] = TokenScores(
-                e.text, np.asarray(e.token_ids, np.int32), e.offsets, *rows, marginal, self.id, e.straddles
+                text=e.text,
+                token_ids=np.asarray(e.token_ids, np.int32),
+                offsets=e.offsets,
+                **dict(zip(STATISTICS, rows, strict=True)),
+                marginal_surprisal=marginal,
+                scorer=self.id,
+                straddles=e.straddles,
             )
         return out
 
@@ -269,6 +279,13 @@ class Scorer:
             progress=progress,
         )
 
+    def _check_ids(self, encoded: Encoded, name: str) -> None:
+        vocabulary = self.head.weight.shape[0]
+        for ids in (encoded.context, encoded.token_ids):
+            for extreme in (min(ids, default=0), max(ids, default=0)):
+                if not 0 <= extreme < vocabulary:
+                    raise InputError(f"{name}: token id {extreme} is outside the model's vocabulary of {vocabulary}")
+
     def _refuse(self, error: InputError, skip_bad: bool) -> None:
         if not skip_bad:
             raise error
@@ -309,7 +326,8 @@ class Scorer:
         device, shared = self.model.device, batch.n_shared
         # The last token of a row predicts nothing that is scored.
         rows = [(request.context + request.token_ids)[shared:-1] for request in batch.requests]
-        width = max(map(len, rows))
+        # A single token without context has nothing to predict it and gives an empty row.
+        width = max(1, *map(len, rows))
         ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)  # (B, L)
         hidden = self._hidden(ids, batch.requests[0].context[:shared])  # (B, L, H)
         select, targets, lengths = [], [], []
@@ -323,7 +341,10 @@ class Scorer:
         scored = hidden.flatten(0, 1)[torch.cat(select)]  # (N, H)
         del hidden
         statistics = self.head.statistics(
-            scored, torch.tensor(targets, device=device), impl=self.impl, precision=self.precision
+            scored,
+            torch.tensor(targets, dtype=torch.int64, device=device),
+            impl=self.impl,
+            precision=self.precision,
         )
         table = torch.stack(statistics).float().cpu().numpy()  # (4, N)
         parts = np.split(table, np.cumsum(lengths)[:-1], axis=1)

@@ -4,11 +4,19 @@ Every decoding spells out all the warpers, because `generate()` fills in its own
 alone costs more than a nat of surprisal).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import yaml
-from transformers import GenerationConfig
+from transformers import (
+    GenerationConfig,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
 
 from ugap.errors import InputError
 
@@ -23,6 +31,29 @@ _NO_WARPERS: dict[str, Any] = {
     "min_p": None,
     "typical_p": 1.0,
     "repetition_penalty": 1.0,
+}
+
+# What generate() makes of a setting that is on; each refuses a value that is out of its range.
+_MADE_OF: dict[str, Callable[[Any], object]] = {
+    "temperature": TemperatureLogitsWarper,
+    "top_k": TopKLogitsWarper,
+    "top_p": TopPLogitsWarper,
+    "min_p": MinPLogitsWarper,
+    "typical_p": TypicalLogitsWarper,
+    "repetition_penalty": RepetitionPenaltyLogitsProcessor,
+}
+
+# How many texts of which length come out, and in what form, is the study's to say.
+_FIXED = {
+    "max_length",
+    "max_new_tokens",
+    "min_length",
+    "min_new_tokens",
+    "num_return_sequences",
+    "return_dict_in_generate",
+    "eos_token_id",
+    "pad_token_id",
+    "bos_token_id",
 }
 
 DECODINGS: dict[str, Settings] = {
@@ -73,6 +104,9 @@ def generation_config(settings: Settings, **fixed: Any) -> GenerationConfig:
         InputError: If transformers refuses a setting.
     """
     try:
+        for name, value in settings.items():
+            if name in _MADE_OF and value != _NO_WARPERS[name]:
+                _MADE_OF[name](value)
         config = GenerationConfig(**{**_NO_WARPERS, **settings, **fixed})
         if not config.do_sample:
             # Unused when the most probable token is taken, and transformers warns where they are set.
@@ -91,5 +125,12 @@ def _parse_settings(word: str, text: str) -> dict[str, Any]:
         setting = setting.strip()
         if not colon or setting not in known:
             raise InputError(f"decoding {word!r}: {part!r} is not a generate() setting as setting:value")
-        out[setting] = yaml.safe_load(value)
+        if setting in _FIXED:
+            raise InputError(f"decoding {word!r}: {setting} is not a setting of a decoding, the study sets it")
+        try:
+            out[setting] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise InputError(f"decoding {word!r}: {value!r} is not a value") from error
+        if isinstance(out[setting], int) and isinstance(_NO_WARPERS.get(setting), float):
+            out[setting] = float(out[setting])
     return out

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from ugap.errors import InputError
 from ugap.study.decodings import Settings, generation_config
@@ -39,6 +39,7 @@ def generate_continuations(
     *,
     max_new_tokens: int,
     seed: int,
+    names: Sequence[str] | None = None,
 ) -> list[str]:
     """Continue a batch of contexts; the texts end before the model's end token.
 
@@ -49,7 +50,13 @@ def generate_continuations(
         settings (`Mapping[str, Any]`): A decoding of [`~ugap.study.decodings.DECODINGS`] or like it.
         max_new_tokens (`int`): Longest continuation in tokens.
         seed (`int`): Seed of this batch; the state of torch's generators is left as it was.
+        names (`Sequence[str]`, *optional*): How errors name the texts; by default `text 0`, `text 1`, ...
+
+    Raises:
+        InputError: If a context is empty, the logits of a text are not finite (the message names it), or `generate()`
+            refuses the settings.
     """
+    names = [f"text {i}" for i in range(len(contexts))] if names is None else names
     if any(not context for context in contexts):
         raise InputError("there is nothing to continue: no prefix, and the tokenizer has no BOS")
     ends = model.generation_config.eos_token_id
@@ -68,10 +75,34 @@ def generate_continuations(
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+        try:
+            out = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=config,
+                logits_processor=LogitsProcessorList([_Finite(names, model.config.name_or_path)]),
+            )
+        except InputError:
+            raise
+        except (ValueError, TypeError) as error:
+            raise InputError(f"decoding settings {dict(settings)}: {' '.join(str(error).split())}") from error
     return [
         _decoded(tokenizer, context, row[width:].tolist(), end_ids) for context, row in zip(contexts, out, strict=True)
     ]
+
+
+class _Finite(LogitsProcessor):
+    """Changes nothing; refuses logits to sample from that are NaN or infinite (`-inf` is a token that is ruled out)."""
+
+    def __init__(self, names: Sequence[str], model: str):
+        self.names, self.model = names, model
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        wrong = ~(scores.amax(-1).isfinite())
+        if wrong.any():
+            text = int(wrong.int().argmax()) * len(self.names) // len(wrong)  # beams of one text lie together
+            raise InputError(f"{self.names[text]}: the logits of {self.model} are not finite")
+        return scores
 
 
 def _decoded(tokenizer: PreTrainedTokenizerBase, context: Sequence[int], new: list[int], end_ids: set[int]) -> str:

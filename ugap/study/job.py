@@ -84,7 +84,12 @@ class ScoringJob:
             if self.store.done(_key(begin)):
                 continue
             names = [f"{self.source}, text {name!r}" for name in ids[part]]
-            scores = self.scorer.score(texts[part], prefixes[part], names=names, **self.options)
+            try:
+                scores = self.scorer.score(texts[part], prefixes[part], names=names, **self.options)
+            except InputError:
+                if self.state is None and not any(self.store.folder.glob("*.parquet")):
+                    self.store.clear()  # nothing to go on with: a corrected command may start here
+                raise
             rows = []
             for name, score in zip(ids[part], scores, strict=True):
                 if score is not None:
@@ -96,10 +101,15 @@ class ScoringJob:
 
     def finish(self, path: str | Path, keys: Sequence[str]) -> None:
         """Merge the parts to one Parquet file and remove them."""
-        if self.state is None or self.state.is_main_process:
+        if self.is_main:
             self.store.merge(path, keys)
             self.store.clear()
         self._wait()
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process speaks for all."""
+        return self.state is None or self.state.is_main_process
 
     def _wait(self) -> None:
         if self.state is not None:

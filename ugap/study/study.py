@@ -23,7 +23,7 @@ import ugap
 from ugap.data import PartStore, TextRow
 from ugap.errors import InputError
 from ugap.files import replacing
-from ugap.scoring import Scorer
+from ugap.scoring import Scorer, TokenScores
 from ugap.study.decodings import DECODINGS, Settings
 from ugap.study.excerpts import Excerpt, cut_excerpts
 from ugap.study.generation import chat_context, generate_continuations, seed_of
@@ -62,7 +62,7 @@ class StudySettings:
 
     models: list[str]
     scorers: list[str] = field(default_factory=lambda: [SELF])
-    decodings: dict[str, Settings] = field(default_factory=lambda: dict(DECODINGS))
+    decodings: Mapping[str, Settings] = field(default_factory=lambda: dict(DECODINGS))
     promptings: list[str] = field(default_factory=lambda: ["raw"])
     tags: dict[str, str] = field(default_factory=dict)
     prefix_tokens: int = 64
@@ -126,8 +126,14 @@ def run_study(
         PartStore(parts / "generated", GENERATED, recorded),
         PartStore(parts / "scored", SCORED, recorded),
     )
-    with _progress(disable=not progress) as bar:
-        keys, hashes = study.run(bar)
+    try:
+        with _progress(disable=not progress) as bar:
+            keys, hashes = study.run(bar)
+    except InputError:
+        if not any(parts.glob("*/*.parquet")):  # nothing to go on with: a corrected command may start here
+            study.clear()
+            parts.rmdir()
+        raise
     study.scored.merge(output / "scores.parquet", keys)
     cells = pair(from_row(row) for key in keys for row in study.scored.read(key))
     gaps = gap_table(cells, seed=settings.seed)
@@ -186,6 +192,10 @@ class _Study:
                 keys += self._score(scorer, name, self._cut(scorer), [], given=True, bar=bar)
         return keys, hashes
 
+    def clear(self) -> None:
+        self.generated.clear()
+        self.scored.clear()
+
     def _load(self, name: str) -> Scorer:
         s = self.settings
         return Scorer.from_pretrained(name, dtype=s.dtype, device=s.device, trust_remote_code=s.trust_remote_code)
@@ -225,6 +235,7 @@ class _Study:
                     s.decodings[decoding],
                     max_new_tokens=s.max_new_tokens,
                     seed=seed_of(s.seed, key),
+                    names=[f"{excerpt.id} ({decoding})" for excerpt in batch],
                 )
                 written = [{"id": excerpt.id, "text": text} for excerpt, text in zip(batch, texts, strict=True)]
                 self.generated.write(key, written)
@@ -285,13 +296,17 @@ class _Study:
                 prefixes.append(excerpt.prefix)
                 bodies.append(_joined(excerpt.prefix, text) if prompting == "chat" and decoding != "human" else text)
         names = [f"{excerpt.id} ({decoding})" for excerpt, _, decoding, _ in texts]
-        scores = scorer.score(bodies, prefixes, s.pmi, names=names, skip_bad=True)
+        scores: Sequence[TokenScores | None]
+        try:
+            scores = scorer.score(bodies, prefixes, s.pmi, names=names)
+        except InputError:
+            # A model may write nothing, a human text has to be scored: say first what is wrong with that.
+            human = [i for i, (_, _, decoding, _) in enumerate(texts) if decoding == "human"]
+            scorer.score([bodies[i] for i in human], [prefixes[i] for i in human], names=[names[i] for i in human])
+            scores = scorer.score(bodies, prefixes, s.pmi, names=names, skip_bad=True)
         made = [score for score in scores if score is not None]
         out = []
         for i, ((excerpt, author, decoding, _), score) in enumerate(zip(texts, scores, strict=True)):
-            if score is None and decoding == "human":
-                # A model may write nothing, a human text has to be scored: say what is wrong with it.
-                scorer.score([bodies[i]], [prefixes[i]], names=[names[i]])
             out.append(
                 ScoredText(
                     excerpt.id,

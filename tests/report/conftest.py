@@ -1,0 +1,82 @@
+import pytest
+
+
+@pytest.fixture
+def gap_row():
+    """Make a row of `gap.json`; the gap is 0.48 nats per token with an interval above 0 unless said otherwise."""
+
+    def make(gap=0.48, ci95=(0.41, 0.55), human=2.97, **fields):
+        model_value = None if gap is None else human - gap
+        row = {
+            "domain": "creative",
+            "model": "gemma-3-270m",
+            "decoding": "top-p-0.9",
+            "scorer": "self",
+            "measure": "nll",
+            "n": 16,
+            "n_sources": 8,
+            "human": human,
+            "model_value": model_value,
+            "gap": gap,
+            "ratio": human / model_value if model_value else None,
+            "ci95": None if ci95 is None else list(ci95),
+            "effect_size": 1.25,
+            "p_value": 0.001,
+            "p_holm": 0.008,
+            "wasserstein": 0.51,
+        }
+        assert fields.keys() <= row.keys()
+        return row | fields
+
+    return make
+
+
+@pytest.fixture
+def contrast_row():
+    """Make a contrast of domains, or of models where `kind="model"`."""
+
+    def make(difference=0.3, ci95=(0.1, 0.5), kind="domain", **fields):
+        row = {
+            "kind": kind,
+            "decoding": "ancestral",
+            "scorer": "self",
+            "measure": "nll",
+            "difference": difference,
+            "ci95": list(ci95),
+            "p_value": 0.001,
+            "p_holm": 0.01,
+            "n_sources": [16, 40] if kind == "domain" else [16, 16],
+        }
+        if kind == "domain":
+            row |= {"a": "creative", "b": "functional", "model": "gemma-3-270m"}
+        else:
+            row |= {"a": "smol", "b": "gemma-3-270m", "tag_a": "instruct", "tag_b": "base", "domain": "creative"}
+        return row | fields
+
+    return make
+
+
+@pytest.fixture
+def study(gap_row):
+    """Rows of a study: every combination of models, decodings and domains, with the gaps in a fixed order of size."""
+
+    def make(
+        models=("gemma-3-270m", "smollm2-135m-instruct"), decodings=3, domains=("creative", "functional"), **fields
+    ):
+        names = ("ancestral", "greedy", "top-p-0.9", *(f"custom-{i}" for i in range(20)))[:decodings]
+        size = {"ancestral": -0.2, "greedy": 1.9}
+        return [
+            gap_row(
+                gap=size.get(decoding, 0.5) + 0.1 * i,
+                ci95=(size.get(decoding, 0.5) + 0.1 * i - 0.15, size.get(decoding, 0.5) + 0.1 * i + 0.15),
+                model=model,
+                decoding=decoding,
+                domain=domain,
+                **fields,
+            )
+            for i, domain in enumerate(domains)
+            for model in models
+            for decoding in names
+        ]
+
+    return make

@@ -233,9 +233,28 @@ def chat_folder(save_model: Callable[..., Path], make_model: Callable[..., PreTr
 def text_rows() -> list[dict[str, str]]:
     """Six made-up texts in each of two domains, of several sentences and some hundred tiny tokens."""
     rng = random.Random(0)
-    words = (
-        ["once", "upon", "a", "time", "there", "was", "tailor", "who", "had", "three", "sons", "and", "the", "youngest", "went", "into", "forest", "old", "man", "said"]
-    )
+    words = [
+        "once",
+        "upon",
+        "a",
+        "time",
+        "there",
+        "was",
+        "tailor",
+        "who",
+        "had",
+        "three",
+        "sons",
+        "and",
+        "the",
+        "youngest",
+        "went",
+        "into",
+        "forest",
+        "old",
+        "man",
+        "said",
+    ]
     rows = []
     for domain in ("creative", "functional"):
         for i in range(6):

@@ -1,18 +1,22 @@
 """A study that is killed at any instant goes on from what is finished, and ends as if nothing had happened."""
 
 import json
+import os
 import random
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 ROOT = Path(__file__).parents[2]
 KILLS = 3
+# More threads would only wait for each other on models of this size.
+QUIET: dict[str, Any] = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
 
 
 def finished(folder: Path) -> dict[Path, tuple[int, int, bytes]]:
@@ -31,7 +35,7 @@ def test_killed_at_random_moments(tmp_path, tiny_folder, chat_folder, text_rows,
     words += ["--decoding", "ancestral", "top-p-0.9", "--limit", "8", "--batch_size", "2", "--no_pmi"]
     words += ["--prefix_tokens", "8", "--max_new_tokens", "16", "--output"]
     whole, folder = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run([*words, str(whole)], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    subprocess.run([*words, str(whole)], check=True, **QUIET)
     n_units = len(finished(whole))
     assert n_units == 2 * 2 * 8 + 3 * 8
 
@@ -39,7 +43,7 @@ def test_killed_at_random_moments(tmp_path, tiny_folder, chat_folder, text_rows,
     before: dict[Path, tuple[int, int, bytes]] = {}
     for kill in range(KILLS):
         resume = ["--resume"] if kill else []
-        process = subprocess.Popen([*words, str(folder), *resume], cwd=ROOT, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen([*words, str(folder), *resume], **QUIET)
         enough = len(before) + rng.randint(1, 8)
         while len(list(folder.glob("parts/*/*.part.parquet"))) < enough and process.poll() is None:
             time.sleep(0.01)
@@ -51,7 +55,7 @@ def test_killed_at_random_moments(tmp_path, tiny_folder, chat_folder, text_rows,
         assert {path: after[path] for path in before} == before
         before = after
         assert not (folder / "gap.json").exists()
-    subprocess.run([*words, str(folder), "--resume"], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    subprocess.run([*words, str(folder), "--resume"], check=True, **QUIET)
     after = finished(folder)
     assert len(after) == n_units
     assert {path: after[path] for path in before} == before

@@ -338,7 +338,7 @@ def test_chat_prompting(study, text_rows, chat_folder, tiny_folder):
     }
     assert {row["prompting"] for row in result.contrasts} == {"raw", "chat"}
 
-    model, tokenizer = load_model(name)
+    _, tokenizer = load_model(name)
     scorer = Scorer.from_pretrained(name)
     reader = Scorer.from_pretrained(str(tiny_folder))
     for text in result.texts:

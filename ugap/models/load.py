@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from accelerate.utils import get_cpu_distributed_information
 from huggingface_hub import model_info, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -107,7 +108,9 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype | Literal["auto"]:
 
 def _device(device: str | None) -> torch.device:
     if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # Every process of a launcher has a GPU of its own.
+        local_rank = get_cpu_distributed_information().local_rank
+        return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     try:
         chosen = torch.device(device)
     except RuntimeError as error:

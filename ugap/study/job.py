@@ -1,12 +1,12 @@
 """Score many texts in parts: what is finished survives a kill, and processes started together share the work."""
 
-import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from accelerate import PartialState
+from accelerate.utils import get_cpu_distributed_information
 from rich.progress import track
 
 from ugap.data import PartStore
@@ -15,12 +15,14 @@ from ugap.scoring import Scorer
 from ugap.study.store import SCORES, scores_to_row
 
 TEXTS_PER_PART = 64
+_POLL_SECONDS = 0.2
 
 
 class ScoringJob:
     """Scores of named texts, kept part by part in a folder.
 
-    Under `accelerate launch` every process scores its share of the parts; all of them return when all is done.
+    Under `accelerate launch` every process scores its share of the parts. The processes meet in the folder and need no
+    process group: who they are stands in the launcher's environment, on CPU as on GPU.
 
     Args:
         scorer (`Scorer`): Who scores.
@@ -49,13 +51,15 @@ class ScoringJob:
         settings: dict[str, Any] | None = None,
     ):
         folder = Path(folder)
-        self.state = PartialState() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
-        if folder.exists() and not resume and (self.state is None or self.state.is_main_process):
+        process = get_cpu_distributed_information()
+        self.rank, self.size = process.rank, process.world_size
+        if self.is_main and folder.exists() and not resume:
             raise InputError(f"{folder}: an earlier run left off there; add --resume to go on, or remove the folder")
+        while not self.is_main and not (folder / "settings.json").exists():
+            time.sleep(_POLL_SECONDS)  # until the main process has looked at what is there
         self.scorer, self.source = scorer, source
         self.options = {"pmi": pmi, "special_tokens": special_tokens, "skip_bad": skip_bad}
         columns = [column for column in SCORES if pmi or column.name != "marginal_surprisal"]
-        self._wait()
         self.store = PartStore(
             folder,
             pa.schema([("id", pa.string()), *columns]),
@@ -70,16 +74,15 @@ class ScoringJob:
         *,
         progress: bool = False,
     ) -> list[str]:
-        """Score what is not scored yet; the keys of the parts, in order.
+        """Score this process's share of what is not scored yet; the keys of all parts, in order.
 
         Raises:
             InputError: If a text cannot be scored; what is finished stays.
         """
         prefixes = [""] * len(texts) if prefixes is None else prefixes
         begins = range(0, len(texts), TEXTS_PER_PART)
-        rank, size = (self.state.process_index, self.state.num_processes) if self.state else (0, 1)
-        mine = [begin for i, begin in enumerate(begins) if i % size == rank]
-        for begin in track(mine, "scoring", disable=not progress or rank > 0):
+        mine = [begin for i, begin in enumerate(begins) if i % self.size == self.rank]
+        for begin in track(mine, "scoring", disable=not (progress and self.is_main)):
             part = slice(begin, begin + TEXTS_PER_PART)
             if self.store.done(_key(begin)):
                 continue
@@ -87,7 +90,7 @@ class ScoringJob:
             try:
                 scores = self.scorer.score(texts[part], prefixes[part], names=names, **self.options)
             except InputError:
-                if self.state is None and not any(self.store.folder.glob("*.parquet")):
+                if self.size == 1 and not any(self.store.folder.glob("*.parquet")):
                     self.store.clear()  # nothing to go on with: a corrected command may start here
                 raise
             rows = []
@@ -96,24 +99,22 @@ class ScoringJob:
                     row = {"id": name, **scores_to_row(score)}
                     rows.append({column: row[column] for column in self.store.schema.names})
             self.store.write(_key(begin), rows)
-        self._wait()
         return [_key(begin) for begin in begins]
 
     def finish(self, path: str | Path, keys: Sequence[str]) -> None:
-        """Merge the parts to one Parquet file and remove them."""
-        if self.is_main:
-            self.store.merge(path, keys)
-            self.store.clear()
-        self._wait()
+        """Merge the parts to one Parquet file and remove them; the main process does, when all others are done."""
+        if not self.is_main:
+            return
+        for key in keys:
+            while not self.store.done(key):
+                time.sleep(_POLL_SECONDS)
+        self.store.merge(path, keys)
+        self.store.clear()
 
     @property
     def is_main(self) -> bool:
         """Whether this process speaks for all."""
-        return self.state is None or self.state.is_main_process
-
-    def _wait(self) -> None:
-        if self.state is not None:
-            self.state.wait_for_everyone()
+        return self.rank == 0
 
 
 def _key(begin: int) -> str:

@@ -172,25 +172,35 @@ class _Study:
 
     def run(self, bar: Progress) -> tuple[list[str], dict[str, str]]:
         """Do what is not done; the keys of all scored parts in order, and the weight hash of every scorer."""
-        settings, keys, hashes = self.settings, [], {}
+        keys: list[str] = []
+        hashes: dict[str, str] = {}
         excerpts: dict[str, list[Excerpt]] = {}
-        named = [name for name in settings.scorers if name != SELF]
-        for model in settings.models:
-            scorer = self._load(model)
-            hashes[model] = scorer.id.weight_hash
-            excerpts[model] = self._cut(scorer)
-            self._generate(scorer, excerpts[model], bar)
-            if SELF in settings.scorers:
-                keys += self._score(scorer, model, excerpts[model], list(settings.decodings), given=True, bar=bar)
-        for name in named:
-            scorer = self._load(name)
-            hashes[name] = scorer.id.weight_hash
-            for model in settings.models:
-                if not (model == name and SELF in settings.scorers):
-                    keys += self._score(scorer, model, excerpts[model], list(settings.decodings), given=False, bar=bar)
-            if any(row.candidates for row in self.rows) and not (name in settings.models and SELF in settings.scorers):
-                keys += self._score(scorer, name, self._cut(scorer), [], given=True, bar=bar)
+        # A model lives in the call that uses it, so that two are never in memory together.
+        for model in self.settings.models:
+            excerpts[model], hashes[model] = self._write(model, keys, bar)
+        for name in self.settings.scorers:
+            if name != SELF:
+                hashes[name] = self._read(name, excerpts, keys, bar)
         return keys, hashes
+
+    def _write(self, model: str, keys: list[str], bar: Progress) -> tuple[list[Excerpt], str]:
+        """Let a model continue its prefixes and, where asked, score itself and people; its prefixes and its hash."""
+        scorer = self._load(model)
+        excerpts = self._cut(scorer)
+        self._generate(scorer, excerpts, bar)
+        if SELF in self.settings.scorers:
+            keys += self._score(scorer, model, excerpts, list(self.settings.decodings), given=True, bar=bar)
+        return excerpts, scorer.id.weight_hash
+
+    def _read(self, name: str, excerpts: Mapping[str, list[Excerpt]], keys: list[str], bar: Progress) -> str:
+        """Let a fixed scorer read what all models wrote, and what was given; its hash."""
+        scorer, settings = self._load(name), self.settings
+        for model in settings.models:
+            if not (model == name and SELF in settings.scorers):
+                keys += self._score(scorer, model, excerpts[model], list(settings.decodings), given=False, bar=bar)
+        if any(row.candidates for row in self.rows) and not (name in settings.models and SELF in settings.scorers):
+            keys += self._score(scorer, name, self._cut(scorer), [], given=True, bar=bar)
+        return scorer.id.weight_hash
 
     def clear(self) -> None:
         self.generated.clear()

@@ -20,7 +20,7 @@ demo: install  ## measure the gap of two small models on embedded texts
 	@$(BIN)/ugap demo
 
 test: install  ## run the fast tests
-	@$(TEST) -m "not slow and not gpu"
+	@$(TEST) -m "not slow and not gpu" --numprocesses 2 --dist loadfile
 
 test-slow: install  ## run the tests that need a real model or a fresh environment
 	@$(TEST) -m "slow and not gpu"

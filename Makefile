@@ -23,7 +23,7 @@ test: install  ## run the fast tests
 	@$(TEST) -m "not slow and not gpu" --numprocesses 2 --dist loadfile
 
 test-slow: install  ## run the tests that need a real model or a fresh environment
-	@$(TEST) -m "slow and not gpu"
+	@$(TEST) -m "slow and not gpu" --numprocesses 2 --dist loadfile
 
 lint: install  ## check style and types
 	@$(BIN)/ruff check

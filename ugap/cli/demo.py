@@ -22,7 +22,7 @@ class Arguments:
     """Arguments of `ugap demo`."""
 
     output: str = option("folder of the study", default="runs/demo", metavar="DIR")
-    limit: int = option("prefixes per domain", default=16)
+    limit: int = option("prefixes per domain", default=12)
     max_new_tokens: int = option("tokens of a continuation", default=64)
     seed: int = option("seed of sampling and bootstrap", default=0)
     resume: bool = option("go on with an interrupted demo", default=False)

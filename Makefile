@@ -17,7 +17,7 @@ help:  ## show the targets
 install: $(VENV)/.installed  ## make the environment .venv
 
 demo: install  ## measure the gap of two small models on embedded texts
-	@$(BIN)/ugap demo
+	@$(BIN)/ugap demo --resume
 
 test: install  ## run the fast tests
 	@$(TEST) -m "not slow and not gpu" --numprocesses 2 --dist loadfile

@@ -25,10 +25,10 @@ def cache_dir() -> Path:
     """The folder that keeps fetched assets: the environment variable `UGAP_CACHE`, else the platform's cache folder.
 
     Example:
-        >>> os.environ["UGAP_CACHE"] = "/tmp/elsewhere"
-        >>> cache_dir().name
+        >>> from unittest import mock
+        >>> with mock.patch.dict(os.environ, {"UGAP_CACHE": "elsewhere"}):
+        ...     cache_dir().name
         'elsewhere'
-        >>> del os.environ["UGAP_CACHE"]
     """
     folder = os.environ.get("UGAP_CACHE")
     return Path(folder).expanduser().absolute() if folder else Path(platformdirs.user_cache_dir("ugap"))

@@ -47,6 +47,11 @@ Wenn es regnet, wird das Haus naß. Être ou ne pas être. 東京の夜 🦊🌲
 ARCHITECTURES = ("llama", "gemma3", "gemma2", "cohere", "granite", "gpt2", "phi")
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, and there is none")
+
+
 def _train_tokenizer(bos: bool) -> PreTrainedTokenizerFast:
     """A byte-level BPE of 400 tokens; `<bos>` (if any), `<eos>` and `<|im_end|>` are special."""
     special = ["<eos>", "<|im_end|>", *(["<bos>"] if bos else [])]

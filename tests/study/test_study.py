@@ -307,7 +307,7 @@ def test_human_and_model_text_are_cut_to_one_length(study, text_rows, tiny_folde
     options = ["--scorer", str(tiny_folder), "--candidate", "short=short", "--candidate", "long=long"]
     result = study(rows, *options, "--prefix_tokens", "0", "--no_pmi")
     assert_by_hand(result)
-    lengths = {"short": [], "long": []}
+    lengths: dict[str, list[tuple[int, int, int]]] = {"short": [], "long": []}
     for row in result.gaps:
         lengths[row["model"]] += [(len(a["surprisal"]), len(b["surprisal"]), n) for a, b, n in pairs_of(result, row)[0]]
     assert all(8 <= model == n < human <= NEW + 1 for human, model, n in lengths["short"])

@@ -119,7 +119,9 @@ def test_a_reader_that_leaves(words):
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGINT to send on Windows")
 def test_control_c():
     code = (
-        "import time, ugap.cli.assets\n"
+        # A shell starts what runs in its background with SIGINT ignored.
+        "import signal, time, ugap.cli.assets\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def run(arguments):\n    print('running', flush=True)\n    time.sleep(60)\n"
         "ugap.cli.assets.run = run\n"
         "from ugap.cli.main import main\n"

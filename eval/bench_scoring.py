@@ -34,7 +34,7 @@ from ugap.data import DEMO, load_texts
 from ugap.errors import InputError
 from ugap.files import replacing
 from ugap.models import load_model
-from ugap.scoring import Scorer, batches
+from ugap.scoring import Scorer, batches, bfloat16
 from ugap.scoring import head as fused_head
 from ugap.scoring.encoding import encode
 from ugap.scoring.head import Impl, Precision
@@ -200,9 +200,9 @@ def require(case: Case, impl: Impl, precision: Precision = "exact") -> None:
         raise NotMeasuredError("torch finds no C++ compiler here")
     if precision == "split" and weight.dtype != torch.float32:
         raise NotMeasuredError("it is a way to multiply float32")
-    if precision == "split" and not fused_head.has_bfloat16_units():
+    if precision == "split" and not bfloat16.has_bfloat16_units():
         raise NotMeasuredError("this CPU has no bfloat16 units (AVX512-BF16 or AMX)")
-    if precision == "split" and not fused_head.is_bfloat16_exact(weight):
+    if precision == "split" and not bfloat16.is_bfloat16_exact(weight):
         raise NotMeasuredError("the weights are no bfloat16 numbers, --round_weights makes them so")
 
 
@@ -336,7 +336,7 @@ def measure(arguments: Arguments, dtype: str) -> dict[str, Any]:
         "hidden": case.scorer.head.weight.shape[1],
         "parameters": sum(parameter.numel() for parameter in case.model.parameters()),
     }
-    notes = [EMULATED] if dtype == "bfloat16" and not fused_head.has_bfloat16_units() else []
+    notes = [EMULATED] if dtype == "bfloat16" and not bfloat16.has_bfloat16_units() else []
     runs: dict[str, Run] = {}
     for name in arguments.variants or VARIANTS:
         try:
@@ -411,7 +411,7 @@ def environment() -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "cpu": next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor()),
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "bfloat16_units": fused_head.has_bfloat16_units(),
+        "bfloat16_units": bfloat16.has_bfloat16_units(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         **{name: installed.get(name) for name in ("torch", "transformers", "trl", "minicons")},

@@ -184,7 +184,9 @@ def test_score_goes_on_where_it_stopped(write_rows, text_rows, tmp_path, broken_
     words = ["score", "--model", str(broken_folder), "--input", path, "--output", str(output)]
 
     line = refused(*words)
-    assert line.startswith(f"ugap: error: {path}, text 'odd': the logits of {broken_folder} are not finite at token ")
+    assert line.startswith(
+        f"ugap: error: {path}, row 6, text 'odd': the logits of {broken_folder} are not finite at token "
+    )
     assert not output.exists()
     assert len(list(parts.glob("*.parquet"))) == 2
     assert "add --resume" in refused(*words)
@@ -281,7 +283,10 @@ def test_a_text_of_one_token(with_texts, refused, write_rows):
     path = write_rows([{"id": "short", "domain": "creative", "text": "a"}])
     line = refused(*with_texts, path)
     if with_texts[0] == "score":
-        assert line == f"ugap: error: {path}, text 'short': the text is a single token, there is nothing to measure\n"
+        assert (
+            line
+            == f"ugap: error: {path}, row 1, text 'short': the text is a single token, there is nothing to measure\n"
+        )
     else:
         assert line == ("ugap: error: domain 'creative': no text has the 18 tokens of a prefix and its continuation\n")
 
@@ -352,14 +357,31 @@ def test_non_finite_logits_name_the_text(refused, tmp_path, broken_folder, text_
     words = ["measure", "--model", str(broken_folder), "--output", str(tmp_path / "out"), *SHORT_STUDY, "--data"]
     odd = dict(text_rows[1], text="A Q is odd, and " + text_rows[1]["text"])
     assert re.search(
-        r": c1 \(.*\): the logits of .*broken are not finite", refused(*words, write_rows([text_rows[0], odd]))
+        r"texts.jsonl, row 2, text 'c1' \(.*\): the logits of .*broken are not finite",
+        refused(*words, write_rows([text_rows[0], odd])),
     )
     late = text_rows[1]["text"]
     odd = dict(text_rows[1], text=late[:24] + " A Q is odd." + late[24:])
     words[words.index("--output") + 1] += "-2"
     assert re.search(
-        r": c1 \(human\): the logits of .*broken are not finite", refused(*words, write_rows([text_rows[0], odd]))
+        r"texts.jsonl, row 2, text 'c1' \(human\): the logits of .*broken are not finite",
+        refused(*words, write_rows([text_rows[0], odd])),
     )
+
+
+@pytest.mark.parametrize("place", ["prefix", "continuation"])
+def test_measure_skips_texts_without_finite_logits(tmp_path, broken_folder, text_rows, write_rows, caplog, place):
+    first, odd, last = text_rows[:3]
+    cut = 0 if place == "prefix" else 24
+    odd = dict(odd, text=odd["text"][:cut] + " A Q is odd. " + odd["text"][cut:])
+    output = tmp_path / "out"
+    words = ["measure", "--model", str(broken_folder), "--output", str(output), *SHORT_STUDY, "--skip_bad"]
+    words[words.index("--limit") + 1] = "3"
+    words[words.index("ancestral")] = "greedy"  # which draws no odd token by chance
+    assert main([*words, "--data", write_rows([first, odd, last])]) == 0
+    assert re.search(r"row 2, text 'c1' \(.*\): the logits of .*broken are not finite", caplog.text)
+    (nll,) = [row for row in json.loads((output / "gap.json").read_text())["gaps"] if row["measure"] == "nll"]
+    assert (nll["n"], nll["n_dropped"]) == (2, 1)
 
 
 @pytest.mark.parametrize(
@@ -442,7 +464,9 @@ def test_profile_goes_on_where_it_stopped(
     fit[fit.index("--model") + 1] = str(broken_folder)
     odd = dict(text_rows[9], text=text_rows[9]["text"][:50] + "Q" + text_rows[9]["text"][50:])
     path = write_rows([*text_rows[:9], odd, *text_rows[10:]])
-    assert re.search(rf"error: {re.escape(path)}, text '9': the logits of .* are not finite", refused(*fit, path))
+    assert re.search(
+        rf"error: {re.escape(path)}, row 10, text 'f3': the logits of .* are not finite", refused(*fit, path)
+    )
     assert len(list((tmp_path / "profile.json.parts").glob("*.parquet"))) == 2
     write_rows(text_rows)
     assert "add --resume" in refused(*fit, path)

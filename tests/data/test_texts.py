@@ -349,7 +349,7 @@ def test_folder_of_a_data_set(tmp_path, monkeypatch):
         "    except Exception as error: print(type(error).__name__, error)\n"
     )
     output = run_script(script, str(folder), {"HF_HOME": str(tmp_path / "home")})
-    assert output[0] == f"600 {TextRow('599', 'creative', 'text 599', None, {'model': 'x'})}"
+    assert output[0] == f"600 {TextRow('599', 'creative', 'text 599', None, {'model': 'x'}, f'{folder}, row 600')}"
     assert output[1] == f"InputError {folder}, row 2: column 'text' is only whitespace"
     assert output[2].startswith(
         f"InputError {folder}: no such file, and no data set with a split 'dev' can be loaded: "

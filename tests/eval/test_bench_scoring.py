@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from eval import bench_scoring as bench
 from ugap.cli.arguments import parse
 from ugap.errors import InputError
-from ugap.scoring import Scorer, batches
+from ugap.scoring import Scorer, batches, bfloat16
 from ugap.scoring import head as fused_head
 from ugap.scoring.batches import Batch
 
@@ -175,10 +175,10 @@ def test_what_cannot_be_measured_is_said(words: list[str], monkeypatch: pytest.M
         patched.setitem(sys.modules, "minicons.scorer", None)
         with pytest.raises(bench.NotMeasuredError, match=r"ugap\[bench\]"):
             bench.run_minicons(case)
-    monkeypatch.setattr(fused_head, "has_bfloat16_units", lambda: False)
+    monkeypatch.setattr(bfloat16, "has_bfloat16_units", lambda: False)
     with pytest.raises(bench.NotMeasuredError, match="no bfloat16 units"):
         bench.require(case, "torch", "split")
-    monkeypatch.setattr(fused_head, "has_bfloat16_units", lambda: True)
+    monkeypatch.setattr(bfloat16, "has_bfloat16_units", lambda: True)
     with pytest.raises(bench.NotMeasuredError, match="round_weights"):
         bench.require(case, "torch", "split")
     rounded, _ = load([*words, "--round_weights"])

@@ -12,13 +12,8 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ugap.scoring import head as head_module
-from ugap.scoring.head import (
-    HeadStatistics,
-    _compiled_fold,
-    head_statistics,
-    is_bfloat16_exact,
-    split_bfloat16,
-)
+from ugap.scoring.bfloat16 import split_bfloat16
+from ugap.scoring.head import HeadStatistics, _compiled_fold, head_statistics
 
 VOCABULARY, HIDDEN = 101, 16  # 101 is no multiple of a tile
 
@@ -299,22 +294,13 @@ def test_logits_are_never_built(dtype, monkeypatch):
     assert largest[0] == largest[1] <= tile < 256 * vocabulary
 
 
-def test_split_sums_to_sixteen_bits():
-    values = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 10
-    high, low = split_bfloat16(values)
-    assert is_bfloat16_exact(high)
-    assert is_bfloat16_exact(low)
-    assert ((high + low - values).abs() <= 2.0**-16 * values.abs()).all()
-    assert not is_bfloat16_exact(values)
-
-
 def test_split_precision_is_within_a_ten_thousandth(monkeypatch, statistics_of):
     """The arithmetic of the split, on whatever unit multiplies here."""
     monkeypatch.setattr(head_module, "has_bfloat16_units", lambda: True)
     hidden, weight, targets = inputs(100)
     weight = weight.bfloat16().float()
     parts = []
-    real = head_module.split_bfloat16
+    real = split_bfloat16
 
     def watched(values):
         parts.extend(real(values))

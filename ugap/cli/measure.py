@@ -107,6 +107,7 @@ def run(arguments: Arguments) -> None:
         batch_size=arguments.batch_size,
         seed=arguments.seed,
         pmi=arguments.pmi,
+        skip_bad=arguments.skip_bad,
         dtype=arguments.dtype,
         device=arguments.device,
         trust_remote_code=arguments.trust_remote_code,

@@ -113,12 +113,13 @@ def _fit(arguments: Arguments) -> "HumanProfile":
     job = ScoringJob(
         scorer,
         output.with_name(output.name + ".parts"),
-        source=", ".join(arguments.data),
         pmi=True,
         skip_bad=arguments.skip_bad,
         resume=arguments.resume,
         settings={
             "data": arguments.data,
+            "text_column": arguments.text_column,
+            "domain": arguments.domain,
             "dtype": arguments.dtype,
             "prefix_tokens": arguments.prefix_tokens,
             "max_tokens": arguments.max_tokens,
@@ -130,6 +131,7 @@ def _fit(arguments: Arguments) -> "HumanProfile":
         [str(i) for i in range(len(excerpts))],
         [excerpt.human for excerpt in excerpts],
         [excerpt.prefix for excerpt in excerpts],
+        where=[f"{excerpt.where}, text {excerpt.id!r}" for excerpt in excerpts],
         progress=True,
     )
     scores: dict[str, list] = {}

@@ -74,7 +74,6 @@ def run(arguments: Arguments) -> None:
     job = ScoringJob(
         scorer,
         output.with_name(output.name + ".parts"),
-        source=arguments.input,
         pmi=arguments.pmi,
         skip_bad=arguments.skip_bad,
         special_tokens=arguments.special_tokens,
@@ -89,7 +88,11 @@ def run(arguments: Arguments) -> None:
         },
     )
     keys = job.run(
-        [row.id for row in rows], [row.text for row in rows], [row.prompt or "" for row in rows], progress=True
+        [row.id for row in rows],
+        [row.text for row in rows],
+        [row.prompt or "" for row in rows],
+        where=[f"{row.where}, text {row.id!r}" for row in rows],
+        progress=True,
     )
     job.finish(output, keys)
     if job.is_main:

@@ -32,6 +32,8 @@ class TextRow:
             What the text answers.
         candidates (`Mapping[str, str]`, *optional*, defaults to `{}`):
             Model continuations by the name of the candidate.
+        where (`str`, *optional*, defaults to `"texts"`):
+            Where it was read, as errors say it: source and row.
     """
 
     id: str
@@ -39,6 +41,7 @@ class TextRow:
     text: str
     prompt: str | None = None
     candidates: Mapping[str, str] = field(default_factory=dict)
+    where: str = field(default="texts", compare=False)
 
 
 class _RowError(Exception):
@@ -112,6 +115,7 @@ def load_texts(
     taken: Counter[str] = Counter()
     first_fault = ""
     for number, record in _records(source, required, optional, split):
+        where = f"{source}, row {number}"
         try:
             if isinstance(record, BadRow):
                 raise _RowError(record.cause)
@@ -130,9 +134,10 @@ def load_texts(
                 text=_string(record, text_column),
                 prompt=_prompt(record, prompt_column),
                 candidates={name: _string(record, column) for name, column in candidates.items()},
+                where=where,
             )
         except _RowError as fault:
-            message = f"{source}, row {number}: {fault}"
+            message = f"{where}: {fault}"
             if not skip_bad:
                 raise InputError(message) from None
             log.warning("%s (skipped)", message)

@@ -19,11 +19,12 @@ Design choices:
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import torch
+
+from ugap.scoring.bfloat16 import bfloat16_units, has_bfloat16_units, is_bfloat16_exact, split_bfloat16
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +156,7 @@ class _Projection:
         if self.native:
             out = torch.mm(rows[0], weight, out_dtype=self.accumulate)
         else:
-            with bfloat16_units() if self.units else no_units():
+            with bfloat16_units(self.units):
                 out = torch.mm(rows[0], weight)
                 for row in rows[1:]:
                     out.addmm_(row, weight)
@@ -284,40 +285,6 @@ def _compiled_fold() -> Fold:
         logger.info("the fold of the scoring head cannot be compiled, running it eagerly: %s", error)
         return _fold
     return compiled
-
-
-@functools.cache
-def has_bfloat16_units() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware (AVX512-BF16 or AMX)."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-@contextmanager
-def bfloat16_units() -> Iterator[None]:
-    """Run float32 products on the CPU's bfloat16 units: exact for operands that are bfloat16 numbers."""
-    mkldnn: Any = torch.backends.mkldnn
-    before = mkldnn.matmul.fp32_precision
-    mkldnn.matmul.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        mkldnn.matmul.fp32_precision = before
-
-
-@contextmanager
-def no_units() -> Iterator[None]:
-    yield
-
-
-def split_bfloat16(values: torch.Tensor) -> list[torch.Tensor]:
-    """Two float32 tensors of bfloat16 numbers whose sum is `values` to 16 bits of mantissa."""
-    high = values.to(torch.bfloat16).to(values.dtype)
-    return [high, (values - high).to(torch.bfloat16).to(values.dtype)]
-
-
-def is_bfloat16_exact(weight: torch.Tensor) -> bool:
-    """Whether every value of `weight` is a bfloat16 number."""
-    return all(torch.equal(part, part.to(torch.bfloat16).to(part.dtype)) for part in weight.split(VOCAB_TILE))
 
 
 def _check(

@@ -6,7 +6,8 @@ mask: no real token sees a padded one.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any, Literal, overload
 
@@ -18,16 +19,16 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from ugap.errors import InputError
 from ugap.models import load_model
 from ugap.scoring.batches import Batch, Request, plan, windows
+from ugap.scoring.bfloat16 import FloatProducts, has_bfloat16_units
 from ugap.scoring.dataset import AnyDataset, score_dataset
 from ugap.scoring.encoding import Encoded, encode
-from ugap.scoring.head import Precision
+from ugap.scoring.head import Impl, Precision
 from ugap.scoring.identity import weight_hash
 from ugap.scoring.output_head import OutputHead, backbone
 from ugap.scoring.token_scores import ScorerId, TokenScores
 
 logger = logging.getLogger(__name__)
 
-Impl = Literal["auto", "torch", "compiled"]
 STATISTICS = ("surprisal", "entropy", "varentropy", "rank")
 
 
@@ -87,6 +88,8 @@ class Scorer:
         self.token_budget = token_budget or (2048 if model.device.type == "cpu" else 32768)
         self.impl, self.precision = impl, precision
         self.head = OutputHead.of(model, self.name)
+        emulated = model.dtype == torch.bfloat16 and model.device.type == "cpu" and not has_bfloat16_units()
+        self._products: Callable[[], AbstractContextManager] = FloatProducts if emulated else nullcontext
 
     @classmethod
     def from_pretrained(
@@ -355,12 +358,14 @@ class Scorer:
 
     def _hidden(self, ids: torch.Tensor, shared: list[int]) -> torch.Tensor:
         """Last hidden states `(B, L, H)` of `ids` after the shared context, whose keys and values are made once."""
-        if not shared:
-            return backbone(self.model)(input_ids=ids, use_cache=False).last_hidden_state
-        cache = DynamicCache(config=self.model.config)
-        backbone(self.model)(input_ids=torch.tensor([shared], device=ids.device), past_key_values=cache, use_cache=True)
-        cache.batch_repeat_interleave(ids.shape[0])
-        return backbone(self.model)(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
+        run = backbone(self.model)
+        with self._products():
+            if not shared:
+                return run(input_ids=ids, use_cache=False).last_hidden_state
+            cache = DynamicCache(config=self.model.config)
+            run(input_ids=torch.tensor([shared], device=ids.device), past_key_values=cache, use_cache=True)
+            cache.batch_repeat_interleave(ids.shape[0])
+            return run(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
 
 
 def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:

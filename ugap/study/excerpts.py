@@ -30,6 +30,7 @@ class Excerpt:
         prefix (`str`): What the model gets to see.
         human (`str`): The human continuation.
         candidates (`Mapping[str, str]`): Given model continuations by name.
+        where (`str`): Where the text was read, as errors say it.
     """
 
     id: str
@@ -38,6 +39,7 @@ class Excerpt:
     prefix: str
     human: str
     candidates: Mapping[str, str] = field(default_factory=dict)
+    where: str = "texts"
 
 
 def cut_excerpts(
@@ -93,7 +95,8 @@ def _excerpts(
     if row.prompt is not None:
         ends = _token_ends(tokenizer, row.text, max_new_tokens)
         separator = "" if row.prompt[-1:].isspace() else PROMPT_SEPARATOR
-        yield Excerpt(row.id, row.id, row.domain, row.prompt + separator, row.text[: ends[-1]], row.candidates)
+        human = row.text[: ends[-1]]
+        yield Excerpt(row.id, row.id, row.domain, row.prompt + separator, human, row.candidates, row.where)
         return
     begin, k = 0, 0
     while True:
@@ -104,7 +107,8 @@ def _excerpts(
             return
         border = ends[prefix_tokens - 1] if prefix_tokens else 0
         name = f"{row.id}#{k}" if k else row.id
-        yield Excerpt(name, row.id, row.domain, text[:border], text[border : ends[-1]], row.candidates)
+        human = text[border : ends[-1]]
+        yield Excerpt(name, row.id, row.domain, text[:border], human, row.candidates, row.where)
         following = _SENTENCE_START.search(text, ends[-1] - 1)
         if row.candidates or following is None:
             return

@@ -1,13 +1,17 @@
 """Continuations of a batch of prefixes by one model: raw or through its chat template, seeded by what is made."""
 
 import hashlib
+import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from ugap.errors import InputError
 from ugap.study.decodings import Settings, generation_config
+
+logger = logging.getLogger(__name__)
 
 REQUEST = "Continue the following text. Write only the continuation, in the same style.\n\n{prefix}"
 
@@ -40,6 +44,7 @@ def generate_continuations(
     max_new_tokens: int,
     seed: int,
     names: Sequence[str] | None = None,
+    skip_bad: bool = False,
 ) -> list[str]:
     """Continue a batch of contexts; the texts end before the model's end token.
 
@@ -51,6 +56,8 @@ def generate_continuations(
         max_new_tokens (`int`): Longest continuation in tokens.
         seed (`int`): Seed of this batch; the state of torch's generators is left as it was.
         names (`Sequence[str]`, *optional*): How errors name the texts; by default `text 0`, `text 1`, ...
+        skip_bad (`bool`, *optional*, defaults to `False`): Where the logits of a text are not finite, log it and give
+            an empty continuation, instead of raising.
 
     Raises:
         InputError: If a context is empty, the logits of a text are not finite (the message names it), or `generate()`
@@ -73,6 +80,7 @@ def generate_continuations(
         bos_token_id=tokenizer.bos_token_id,
     )
     devices = [model.device] if model.device.type == "cuda" else []
+    finite = _Finite(names, model.config.name_or_path, skip_bad)
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         try:
@@ -80,29 +88,38 @@ def generate_continuations(
                 input_ids=ids,
                 attention_mask=mask,
                 generation_config=config,
-                logits_processor=LogitsProcessorList([_Finite(names, model.config.name_or_path)]),
+                logits_processor=LogitsProcessorList([finite]),
             )
         except InputError:
             raise
         except (ValueError, TypeError) as error:
             raise InputError(f"decoding settings {dict(settings)}: {' '.join(str(error).split())}") from error
     return [
-        _decoded(tokenizer, context, row[width:].tolist(), end_ids) for context, row in zip(contexts, out, strict=True)
+        "" if i in finite.skipped else _decoded(tokenizer, context, row[width:].tolist(), end_ids)
+        for i, (context, row) in enumerate(zip(contexts, out, strict=True))
     ]
 
 
 class _Finite(LogitsProcessor):
-    """Changes nothing; refuses logits to sample from that are NaN or infinite (`-inf` is a token that is ruled out)."""
+    """Refuses, or skips, texts whose logits are NaN or infinite (`-inf` is a token that is ruled out)."""
 
-    def __init__(self, names: Sequence[str], model: str):
-        self.names, self.model = names, model
+    def __init__(self, names: Sequence[str], model: str, skip_bad: bool):
+        self.names, self.model, self.skip_bad = names, model, skip_bad
+        self.skipped: set[int] = set()
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> Any:
         wrong = ~(scores.amax(-1).isfinite())
-        if wrong.any():
-            text = int(wrong.int().argmax()) * len(self.names) // len(wrong)  # beams of one text lie together
-            raise InputError(f"{self.names[text]}: the logits of {self.model} are not finite")
-        return scores
+        if not wrong.any():
+            return scores
+        for row in wrong.nonzero().squeeze(1).tolist():
+            text = row * len(self.names) // len(wrong)  # beams of one text lie together
+            message = f"{self.names[text]}: the logits of {self.model} are not finite"
+            if not self.skip_bad:
+                raise InputError(message)
+            if text not in self.skipped:
+                logger.warning("skipped: %s", message)
+            self.skipped.add(text)
+        return torch.where(wrong.unsqueeze(1), 0.0, scores)  # anything that can be drawn from
 
 
 def _decoded(tokenizer: PreTrainedTokenizerBase, context: Sequence[int], new: list[int], end_ids: set[int]) -> str:

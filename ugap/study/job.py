@@ -27,7 +27,6 @@ class ScoringJob:
     Args:
         scorer (`Scorer`): Who scores.
         folder (`str` or `Path`): Folder of the parts.
-        source (`str`): What errors call the texts, for instance the file that they come from.
         pmi (`bool`, *optional*, defaults to `False`): Score each text without its prefix too.
         skip_bad (`bool`, *optional*, defaults to `False`): Log a bad text and leave it out.
         special_tokens (`bool`, *optional*, defaults to `False`): Read strings such as `<bos>` as special tokens.
@@ -43,7 +42,6 @@ class ScoringJob:
         scorer: Scorer,
         folder: str | Path,
         *,
-        source: str,
         pmi: bool = False,
         skip_bad: bool = False,
         special_tokens: bool = False,
@@ -57,7 +55,7 @@ class ScoringJob:
             raise InputError(f"{folder}: an earlier run left off there; add --resume to go on, or remove the folder")
         while not self.is_main and not (folder / "settings.json").exists():
             time.sleep(_POLL_SECONDS)  # until the main process has looked at what is there
-        self.scorer, self.source = scorer, source
+        self.scorer = scorer
         self.options = {"pmi": pmi, "special_tokens": special_tokens, "skip_bad": skip_bad}
         columns = [column for column in SCORES if pmi or column.name != "marginal_surprisal"]
         self.store = PartStore(
@@ -72,9 +70,17 @@ class ScoringJob:
         texts: Sequence[str],
         prefixes: Sequence[str] | None = None,
         *,
+        where: Sequence[str],
         progress: bool = False,
     ) -> list[str]:
         """Score this process's share of what is not scored yet; the keys of all parts, in order.
+
+        Args:
+            ids (`Sequence[str]`): Names of the texts, for the column `id`.
+            texts (`Sequence[str]`): Texts.
+            prefixes (`Sequence[str]`, *optional*): What stands before each.
+            where (`Sequence[str]`): Where each was read, as errors say it.
+            progress (`bool`, *optional*, defaults to `False`): Show a progress bar.
 
         Raises:
             InputError: If a text cannot be scored; what is finished stays.
@@ -86,9 +92,8 @@ class ScoringJob:
             part = slice(begin, begin + TEXTS_PER_PART)
             if self.store.done(_key(begin)):
                 continue
-            names = [f"{self.source}, text {name!r}" for name in ids[part]]
             try:
-                scores = self.scorer.score(texts[part], prefixes[part], names=names, **self.options)
+                scores = self.scorer.score(texts[part], prefixes[part], names=where[part], **self.options)
             except InputError:
                 if self.size == 1 and not any(self.store.folder.glob("*.parquet")):
                     self.store.clear()  # nothing to go on with: a corrected command may start here

@@ -55,6 +55,7 @@ class StudySettings:
         batch_size (`int`, *optional*, defaults to `16`): Prefixes in a unit of work.
         seed (`int`, *optional*, defaults to `0`): Seed of sampling and bootstrap.
         pmi (`bool`, *optional*, defaults to `True`): Measure PMI and CPMI too; costs a second pass.
+        skip_bad (`bool`, *optional*, defaults to `False`): Log a prefix whose logits are not finite and leave it out.
         dtype (`str`, *optional*, defaults to `"float32"`): Type of the weights.
         device (`str`, *optional*): Where models run.
         trust_remote_code (`bool`, *optional*, defaults to `False`): Run the code that a repository brings along.
@@ -72,6 +73,7 @@ class StudySettings:
     batch_size: int = 16
     seed: int = 0
     pmi: bool = True
+    skip_bad: bool = False
     dtype: str = "float32"
     device: str | None = None
     trust_remote_code: bool = False
@@ -245,7 +247,8 @@ class _Study:
                     s.decodings[decoding],
                     max_new_tokens=s.max_new_tokens,
                     seed=seed_of(s.seed, key),
-                    names=[f"{excerpt.id} ({decoding})" for excerpt in batch],
+                    names=[_name(excerpt, decoding) for excerpt in batch],
+                    skip_bad=s.skip_bad,
                 )
                 written = [{"id": excerpt.id, "text": text} for excerpt, text in zip(batch, texts, strict=True)]
                 self.generated.write(key, written)
@@ -305,14 +308,15 @@ class _Study:
             else:
                 prefixes.append(excerpt.prefix)
                 bodies.append(_joined(excerpt.prefix, text) if prompting == "chat" and decoding != "human" else text)
-        names = [f"{excerpt.id} ({decoding})" for excerpt, _, decoding, _ in texts]
+        names = [_name(excerpt, decoding) for excerpt, _, decoding, _ in texts]
         scores: Sequence[TokenScores | None]
         try:
             scores = scorer.score(bodies, prefixes, s.pmi, names=names)
         except InputError:
             # A model may write nothing, a human text has to be scored: say first what is wrong with that.
-            human = [i for i, (_, _, decoding, _) in enumerate(texts) if decoding == "human"]
-            scorer.score([bodies[i] for i in human], [prefixes[i] for i in human], names=[names[i] for i in human])
+            if not s.skip_bad:
+                human = [i for i, (_, _, decoding, _) in enumerate(texts) if decoding == "human"]
+                scorer.score([bodies[i] for i in human], [prefixes[i] for i in human], names=[names[i] for i in human])
             scores = scorer.score(bodies, prefixes, s.pmi, names=names, skip_bad=True)
         made = [score for score in scores if score is not None]
         out = []
@@ -331,6 +335,10 @@ class _Study:
                 )
             )
         return out
+
+
+def _name(excerpt: Excerpt, decoding: str) -> str:
+    return f"{excerpt.where}, text {excerpt.id!r} ({decoding})"
 
 
 def _generated_key(model: str, prompting: str, decoding: str, domain: str, number: int) -> str:

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-SELF = "self"
-GIVEN = "given"  # the decoding of a text that came with the text set: its model is the candidate's name
+from ugap.study.table import GIVEN, SELF
+
 NAN = float("nan")
 
 

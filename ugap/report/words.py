@@ -14,7 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ugap.report.rows import GIVEN, NAN, SELF, ContrastRow, GapRow, gap_key, preferred_scorer, read_gaps
+from ugap.report.rows import NAN, ContrastRow, GapRow, gap_key, preferred_scorer, read_gaps
+from ugap.study.table import GIVEN, SELF
 
 ANCESTRAL = "ancestral"
 LEVEL = 0.05

@@ -28,10 +28,9 @@ from ugap.study.decodings import DECODINGS, Settings
 from ugap.study.excerpts import Excerpt, cut_excerpts
 from ugap.study.generation import chat_context, generate_continuations, seed_of
 from ugap.study.store import GENERATED, SCORED, from_row, no_scores, to_row
-from ugap.study.table import SELF, Cell, ScoredText, contrast_table, gap_table, pair
+from ugap.study.table import GIVEN, SELF, Cell, ScoredText, contrast_table, gap_table, pair
 
 VERSION = 1
-GIVEN = "given"
 PROMPTINGS = ("raw", "chat")
 
 

@@ -18,6 +18,8 @@ from ugap.study.measures import MEASURES, NEED_MARGINAL, text_value, token_value
 
 # A scorer that is the writer itself.
 SELF = "self"
+# The decoding of a text that came with the text set: its model is the candidate's name.
+GIVEN = "given"
 # A pair shorter than this says little and adds noise.
 MIN_TOKENS = 8
 # Contrasts are made for the measures that a model's level is read off.

@@ -1,0 +1,52 @@
+"""`ugap demo`, and the configs that go with the commands."""
+
+import json
+import re
+
+import pytest
+
+import ugap.cli.demo
+import ugap.data.texts
+from ugap.cli import measure, profile, score
+from ugap.cli.arguments import parse
+from ugap.cli.main import main
+from ugap.cli.programs import configs_folder
+
+
+def test_demo(tiny_folder, chat_folder, text_rows, monkeypatch, tmp_path, capsys):
+    models = {str(tiny_folder): "base", str(chat_folder): "instruct"}
+    monkeypatch.setattr(ugap.cli.demo, "MODELS", models)
+    monkeypatch.setattr(ugap.data.texts, "read_demo", lambda required: iter(text_rows))
+    folder = tmp_path / "demo"
+    assert main(["demo", "--output", str(folder), "--limit", "3", "--max_new_tokens", "16"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert f"plots and per-token scores are in {folder}" in " ".join(printed.out.split())
+    record = json.loads((folder / "gap.json").read_text())
+    assert record["settings"]["tags"] == models
+    assert {(row["domain"], row["model"], row["decoding"], row["n"] + row["n_dropped"]) for row in record["gaps"]} == {
+        (domain, model, decoding, 3)
+        for domain in ("creative", "functional")
+        for model in models
+        for decoding in ugap.cli.demo.DECODINGS
+    }
+    assert {row["kind"] for row in record["contrasts"]} == {"domain", "model"}
+    assert {path.name for path in folder.iterdir()} == {
+        *("gap.json", "gap.md", "scores.parquet", "gap.png", "distributions.png", "calibration.png", "parts")
+    }
+    assert main(["demo", "--output", str(folder)]) == 2
+    assert "there is a study already" in capsys.readouterr().err
+
+
+# configs/
+
+
+@pytest.mark.parametrize("path", sorted(configs_folder().rglob("*.yaml")), ids=lambda path: path.name)
+def test_a_config_goes_with_the_command_in_its_header(path):
+    launch = re.search(r"^#   ugap (\w+) --config (\S+)((?:.*\\\n#)*.*)$", path.read_text(), re.MULTILINE)
+    assert launch, f"{path.name} names no command"
+    command, name, options = launch.groups()
+    assert name == str(path.relative_to(configs_folder()))
+    module = {"measure": measure, "profile": profile, "score": score}[command]
+    arguments = parse(module.Arguments, command, "", ["--config", name, *re.sub(r"\\\n#", " ", options).split()])
+    assert arguments.output

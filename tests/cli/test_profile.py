@@ -1,0 +1,79 @@
+"""`ugap profile`."""
+
+import re
+
+import numpy as np
+import pytest
+
+import ugap.study.job
+from ugap.cli.main import main
+from ugap.errors import InputError
+from ugap.profile import HumanProfile
+from ugap.scoring import Scorer
+
+
+@pytest.fixture
+def fit(tiny_folder, tmp_path):
+    short = ["--prefix_tokens", "8", "--max_tokens", "40", "--min_tokens", "8"]
+    return ["profile", "--model", str(tiny_folder), "--output", str(tmp_path / "profile.json"), *short, "--data"]
+
+
+def test_profile_fits_and_shows(fit, write_rows, text_rows, tmp_path, tiny_folder, capsys, tokenizer):
+    path = write_rows(text_rows)
+    assert main([*fit, path]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    fitted = HumanProfile.load(tmp_path / "profile.json")
+    assert fitted.domains == ("creative", "functional")
+    assert fitted.source == "texts.jsonl"
+    scorer = Scorer.from_pretrained(str(tiny_folder))
+    fitted.check(scorer.id)
+    # The profile is that of the tokens behind the prefix.
+    surprisals = []
+    for row in text_rows[:6]:
+        ends = [end for _, end in tokenizer(row["text"], return_offsets_mapping=True)["offset_mapping"]]
+        (scores,) = scorer.score([row["text"][ends[7] : ends[47]]], [row["text"][: ends[7]]])
+        surprisals.append(scores.surprisal)
+    creative = fitted.domain("creative")
+    assert (creative.n_texts, creative.n_tokens) == (6, 240)
+    assert creative.means["surprisal"] == pytest.approx(np.concatenate(surprisals).mean(), rel=1e-4)
+    assert main(["profile", "--show", str(tmp_path / "profile.json")]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^creative +6 +240 ", shown, re.MULTILINE)
+    assert shown.strip() in printed.out
+    with pytest.raises(InputError, match="no domain 'poems'; it has creative, functional"):
+        fitted.curve("poems")
+
+
+def test_profile_goes_on_where_it_stopped(
+    fit, write_rows, text_rows, tmp_path, broken_folder, refused, seen, monkeypatch
+):
+    monkeypatch.setattr(ugap.study.job, "TEXTS_PER_PART", 4)
+    fit[fit.index("--model") + 1] = str(broken_folder)
+    odd = dict(text_rows[9], text=text_rows[9]["text"][:50] + "Q" + text_rows[9]["text"][50:])
+    path = write_rows([*text_rows[:9], odd, *text_rows[10:]])
+    assert re.search(
+        rf"error: {re.escape(path)}, row 10, text 'f3': the logits of .* are not finite", refused(*fit, path)
+    )
+    assert len(list((tmp_path / "profile.json.parts").glob("*.parquet"))) == 2
+    write_rows(text_rows)
+    assert "add --resume" in refused(*fit, path)
+    seen.clear()
+    assert main([*fit, path, "--resume"]) == 0
+    assert len(seen) == 4
+    assert not (tmp_path / "profile.json.parts").exists()
+    resumed = HumanProfile.load(tmp_path / "profile.json").to_dict()
+    assert main([*fit, path]) == 0
+    assert HumanProfile.load(tmp_path / "profile.json").to_dict() == resumed
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--model", "m", "--data", "d"], "--output is needed to fit a profile, or --show NAME to see one"),
+        (["--model", "m", "--output", "o"], "--data is needed"),
+        (["--show", "no-such-profile"], "no-such-profile: neither a file nor a shipped profile"),
+    ],
+)
+def test_profile_refuses(refused, words, line):
+    assert refused("profile", *words).startswith(f"ugap: error: {line}")

@@ -33,7 +33,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from ugap.scoring import Scorer
+from ugap.profile import HumanProfile
+from ugap.scoring import Scorer, ScorerId, TokenScores
+from ugap.scoring.identity import weight_hash
 
 torch.set_num_threads(1)
 
@@ -278,3 +280,41 @@ def write_rows(tmp_path: Path) -> Callable[..., str]:
         return str(path)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def make_profile(tokenizer: PreTrainedTokenizerFast) -> Callable[..., HumanProfile]:
+    """`make_profile(model, level=1.0)`: a human profile of a tiny model, from made-up scores of 12 texts a domain.
+
+    "creative" text is `level` times as surprising as the model's entropy says, "functional" text a little less; ranks
+    reach a quarter of the vocabulary where the entropy is low and all of it where it is high.
+    """
+
+    def make(model: PreTrainedModel, level: float = 1.0) -> HumanProfile:
+        scorer = ScorerId("tiny", weight_hash(model))
+        rng = np.random.default_rng(0)
+
+        def text(level: float, n: int = 250) -> TokenScores:
+            entropy = rng.uniform(0.0, np.log(len(tokenizer)), n)
+            surprisal = level * entropy * rng.gamma(2.0, 0.5, n)
+            rank = 1 + rng.integers(0, len(tokenizer) // 4 + (entropy * len(tokenizer) / 8).astype(int))
+            columns = (surprisal, entropy, np.ones(n), np.minimum(rank, len(tokenizer)))
+            s, h, v, r = (column.astype(np.float32) for column in columns)
+            offsets = np.stack([np.arange(n), np.arange(n) + 1], 1).astype(np.int32)
+            return TokenScores(
+                text="a" * n,
+                token_ids=np.zeros(n, np.int32),
+                offsets=offsets,
+                surprisal=s,
+                entropy=h,
+                varentropy=v,
+                rank=r,
+                marginal_surprisal=None,
+                scorer=scorer,
+                straddles=False,
+            )
+
+        scores = {"creative": [text(level) for _ in range(12)], "functional": [text(0.8 * level) for _ in range(12)]}
+        return HumanProfile.fit(scores, source="made up", resamples=2)
+
+    return make

@@ -32,14 +32,16 @@ ROOMS = [
     ("scoring",),
     ("profile",),
     ("statistics",),
-    ("study",),
     ("sampling",),
+    ("study",),
     ("training",),
     ("report",),
     ("cli",),
 ]
 LEVELS = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 PROGRAMS = ("eval", "train")
+# Module and distribution of each serving engine, by the extra that installs it; it need not be there.
+ENGINES = {"llama-cpp": ("llama_cpp", "llama-cpp-python"), "vllm": ("vllm", "vllm")}
 
 
 def imports(source: str, module: str) -> Iterator[str]:
@@ -117,8 +119,9 @@ class TestRooms:
 
     def test_every_import_is_a_declared_dependency(self):
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        declared = {re.split(r"[^\w-]", line)[0] for line in project["dependencies"]}
-        owners = packages_distributions()
+        extras = [line for extra in ENGINES for line in project["optional-dependencies"][extra]]
+        declared = {re.split(r"[^\w-]", line)[0] for line in [*project["dependencies"], *extras]}
+        owners = {**packages_distributions(), **{module: [owner] for module, owner in ENGINES.values()}}
         for module, path in modules().items():
             for name in imports(path.read_text(encoding="utf-8"), module):
                 top = name.split(".")[0]

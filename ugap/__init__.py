@@ -5,7 +5,7 @@ The names below load their modules at first use (PEP 562): `import ugap` and `ug
 Example:
     >>> import ugap
     >>> sorted(ugap.__all__)
-    ['HumanProfile', 'Scorer', 'TokenScores', 'load_model']
+    ['HumanEntropyLogitsProcessor', 'HumanProfile', 'Scorer', 'TokenScores', 'generate', 'load_model']
 """
 
 import importlib
@@ -14,15 +14,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ugap.models import load_model
     from ugap.profile import HumanProfile
+    from ugap.sampling import HumanEntropyLogitsProcessor, generate
     from ugap.scoring import Scorer, TokenScores
 
 __version__ = "0.1.0"
-__all__ = ["HumanProfile", "Scorer", "TokenScores", "load_model"]
+__all__ = ["HumanEntropyLogitsProcessor", "HumanProfile", "Scorer", "TokenScores", "generate", "load_model"]
 
 _HOME = {
+    "HumanEntropyLogitsProcessor": "ugap.sampling",
     "HumanProfile": "ugap.profile",
     "Scorer": "ugap.scoring",
     "TokenScores": "ugap.scoring",
+    "generate": "ugap.sampling",
     "load_model": "ugap.models",
 }
 

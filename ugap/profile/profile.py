@@ -100,14 +100,26 @@ class HumanProfile:
         path = Path(name_or_path)
         if path.is_file():
             return _read(path)
-        folder = resources.files("ugap.profile") / "shipped"
-        entries = list(folder.iterdir()) if folder.is_dir() else []
-        shipped = {entry.name.removesuffix(".json"): entry for entry in entries if entry.name.endswith(".json")}
+        shipped = _shipped()
         if str(name_or_path) not in shipped:
             names = ", ".join(sorted(shipped)) or "none"
             raise InputError(f"{name_or_path}: neither a file nor a shipped profile; shipped: {names}")
         with resources.as_file(shipped[str(name_or_path)]) as file:
             return _read(file)
+
+    @classmethod
+    def shipped_for(cls, scorer: "ScorerId") -> "HumanProfile":
+        """The shipped profile that was fitted with a scorer's weights.
+
+        Raises:
+            InputError: If there is none; the message says how to fit one.
+        """
+        for entry in _shipped().values():
+            with resources.as_file(entry) as file:
+                profile = _read(file)
+            if profile.weight_hash == scorer.weight_hash:
+                return profile
+        raise InputError(f"no shipped human profile fits {_named(*scorer)}: fit one with `ugap profile --model ...`")
 
     def save(self, path: str | Path) -> None:
         """Write the profile as JSON; the file is whole or absent."""
@@ -176,6 +188,13 @@ class HumanProfile:
 
 def _named(name: str, weight_hash: str) -> str:
     return f"{name!r} (weights {weight_hash})"
+
+
+def _shipped() -> dict[str, Any]:
+    """Files of the shipped profiles by name."""
+    folder = resources.files("ugap.profile") / "shipped"
+    entries = sorted(folder.iterdir(), key=lambda entry: entry.name) if folder.is_dir() else []
+    return {entry.name.removesuffix(".json"): entry for entry in entries if entry.name.endswith(".json")}
 
 
 def _read(path: Path) -> HumanProfile:

@@ -1,24 +1,34 @@
-"""Ways to decode, by name: the ones that are studied by default, and any `generate()` settings a person names.
+"""Ways to decode, by name: the ones that are known, and any `generate()` settings a person names.
+
+A setting is one of `generate()`, or of the sampler at human uncertainty: `human_weight` (1 is human, 0 greedy),
+`human_domain` (by default that of the text) and `human_profile` (by default the shipped one of the model).
 
 Every decoding spells out all the warpers, because `generate()` fills in its own where they are left unset (`top_k=50`
-alone costs more than a nat of surprisal).
+alone costs more than a nat of surprisal). Behind them tokens are drawn by [`~ugap.sampling.DrawLogitsProcessor`].
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 import yaml
 from transformers import (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
     GenerationConfig,
+    LogitsProcessor,
     MinPLogitsWarper,
+    PreTrainedModel,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
+    TopHLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
     TypicalLogitsWarper,
 )
 
 from ugap.errors import InputError
+from ugap.sampling import DrawLogitsProcessor, HumanEntropyLogitsProcessor, profile_of, weight_of
 
 Settings = Mapping[str, Any]
 
@@ -26,22 +36,32 @@ _NO_WARPERS: dict[str, Any] = {
     "do_sample": True,
     "num_beams": 1,
     "temperature": 1.0,
+    "top_h": None,
     "top_k": 0,
     "top_p": 1.0,
     "min_p": None,
     "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
     "repetition_penalty": 1.0,
 }
 
-# What generate() makes of a setting that is on; each refuses a value that is out of its range.
-_MADE_OF: dict[str, Callable[[Any], object]] = {
+# What shapes the distribution that is drawn from, in the order in which generate() would apply it; each refuses a
+# value that is out of its range.
+_WARPERS: dict[str, Callable[[Any], LogitsProcessor]] = {
     "temperature": TemperatureLogitsWarper,
+    "top_h": TopHLogitsWarper,
     "top_k": TopKLogitsWarper,
     "top_p": TopPLogitsWarper,
     "min_p": MinPLogitsWarper,
     "typical_p": TypicalLogitsWarper,
-    "repetition_penalty": RepetitionPenaltyLogitsProcessor,
+    "epsilon_cutoff": EpsilonLogitsWarper,
+    "eta_cutoff": EtaLogitsWarper,
 }
+_MADE_OF = {**_WARPERS, "repetition_penalty": RepetitionPenaltyLogitsProcessor}
+
+# Settings of the sampler at human uncertainty.
+_HUMAN = ("human_weight", "human_domain", "human_profile")
 
 # How many texts of which length come out, and in what form, is the study's to say.
 _FIXED = {
@@ -64,7 +84,14 @@ DECODINGS: dict[str, Settings] = {
     "min-p-0.1": {"min_p": 0.1},
     "typical-p-0.95": {"typical_p": 0.95},
     "greedy": {"do_sample": False},
+    "eta-0.0009": {"eta_cutoff": 0.0009},
+    "top-h-0.4": {"top_h": 0.4},
+    "ugap-creative": {"human_weight": 1.0},
+    "ugap-balanced": {"human_weight": 0.5},
 }
+
+# What a study decodes with where nobody says: the ways that most models are used.
+STUDIED = ("ancestral", "top-p-0.9", "temperature-0.7", "top-k-50", "min-p-0.1", "typical-p-0.95", "greedy")
 
 
 def parse_decodings(names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -101,24 +128,79 @@ def generation_config(settings: Settings, **fixed: Any) -> GenerationConfig:
     """The whole generation config of a decoding; what it leaves unset is switched off.
 
     Raises:
-        InputError: If transformers refuses a setting.
+        InputError: If transformers refuses a setting, or the sampler at human uncertainty stands beside another.
     """
+    if "human_weight" in settings:
+        weight_of(None, settings["human_weight"])
+        beside = sorted(set(settings) & {*_WARPERS, "do_sample", "num_beams"})
+        if beside:
+            raise InputError(f"decoding settings {dict(settings)}: human_weight and {beside[0]} exclude each other")
+    elif any(name in settings for name in _HUMAN):
+        raise InputError(f"decoding settings {dict(settings)}: human_weight is missing")
     try:
         for name, value in settings.items():
             if name in _MADE_OF and value != _NO_WARPERS[name]:
                 _MADE_OF[name](value)
-        config = GenerationConfig(**{**_NO_WARPERS, **settings, **fixed})
+        own = {name: value for name, value in settings.items() if name not in _HUMAN}
+        config = GenerationConfig(**{**_NO_WARPERS, **own, **fixed})
         if not config.do_sample:
-            # Unused when the most probable token is taken, and transformers warns where they are set.
-            config.temperature = config.top_p = config.top_k = config.typical_p = config.min_p = None
+            _clear_warpers(config)
         config.validate(strict=True)
     except (ValueError, TypeError) as error:
         raise InputError(f"decoding settings {dict(settings)}: {' '.join(str(error).split())}") from error
     return config
 
 
+def decoder(
+    settings: Settings,
+    model: PreTrainedModel,
+    domain: str | None,
+    processors: Sequence[LogitsProcessor] = (),
+    *,
+    generator: torch.Generator,
+    **fixed: Any,
+) -> tuple[GenerationConfig, list[LogitsProcessor]]:
+    """What to pass to `generate()`: its config, and the processors that shape the distribution and draw from it.
+
+    Args:
+        settings (`Mapping[str, Any]`): A decoding of [`DECODINGS`] or like it.
+        model (`PreTrainedModel`): The model that generates: it says which human profile is its own.
+        domain (`str`, *optional*): Domain of the texts.
+        processors (`Sequence[LogitsProcessor]`, *optional*): What else shapes the distribution.
+        generator (`torch.Generator`): Where the draw's randomness comes from, on the model's device.
+        fixed (`Any`): Settings of `generate()` that are no matter of decoding.
+
+    Raises:
+        InputError: If there is no human profile of the model, or transformers refuses a setting.
+    """
+    config = generation_config(settings, **fixed)
+    if "human_weight" in settings:
+        profile = profile_of(model, settings.get("human_profile"))
+        own = settings.get("human_domain") or domain
+        if own is None:
+            raise InputError(f"decoding settings {dict(settings)}: the texts have no domain, human_domain must say it")
+        processor = HumanEntropyLogitsProcessor(profile, own, settings["human_weight"], draw=True, generator=generator)
+        config.do_sample = False
+        _clear_warpers(config)
+        return config, [*processors, processor]
+    if not config.do_sample or config.num_beams != 1:
+        return config, [*processors]
+    warpers = [
+        made(getattr(config, name)) for name, made in _WARPERS.items() if getattr(config, name) != _NO_WARPERS[name]
+    ]
+    config.do_sample = False
+    _clear_warpers(config)
+    return config, [*warpers, *processors, DrawLogitsProcessor(generator)]
+
+
+def _clear_warpers(config: GenerationConfig) -> None:
+    # Unused when the most probable token is taken, and transformers warns where they are set.
+    for name in _WARPERS:
+        setattr(config, name, None)
+
+
 def _parse_settings(word: str, text: str) -> dict[str, Any]:
-    known = GenerationConfig().to_dict()
+    known = {*GenerationConfig().to_dict(), *_HUMAN}
     out: dict[str, Any] = {}
     for part in text.split(","):
         setting, colon, value = part.partition(":")

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from ugap.errors import InputError
-from ugap.study.decodings import Settings, generation_config
+from ugap.sampling.batch import continue_contexts, decode_after
+from ugap.study.decodings import Settings, decoder
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ def generate_continuations(
     *,
     max_new_tokens: int,
     seed: int,
+    domain: str | None = None,
+    processors: Sequence[LogitsProcessor] = (),
     names: Sequence[str] | None = None,
     skip_bad: bool = False,
 ) -> list[str]:
@@ -55,48 +58,33 @@ def generate_continuations(
         settings (`Mapping[str, Any]`): A decoding of [`~ugap.study.decodings.DECODINGS`] or like it.
         max_new_tokens (`int`): Longest continuation in tokens.
         seed (`int`): Seed of this batch; the state of torch's generators is left as it was.
+        domain (`str`, *optional*): Domain of the contexts, for the decodings that aim at the human level of one.
+        processors (`Sequence[LogitsProcessor]`, *optional*): What else shapes the distribution, before a token is
+            drawn from it.
         names (`Sequence[str]`, *optional*): How errors name the texts; by default `text 0`, `text 1`, ...
         skip_bad (`bool`, *optional*, defaults to `False`): Where the logits of a text are not finite, log it and give
             an empty continuation, instead of raising.
 
     Raises:
-        InputError: If a context is empty, the logits of a text are not finite (the message names it), or `generate()`
-            refuses the settings.
+        InputError: If a context is empty, the logits of a text are not finite (the message names it), there is no human
+            profile of the model where the settings need one, or `generate()` refuses the settings.
     """
     names = [f"text {i}" for i in range(len(contexts))] if names is None else names
-    if any(not context for context in contexts):
-        raise InputError("there is nothing to continue: no prefix, and the tokenizer has no BOS")
-    ends = model.generation_config.eos_token_id
-    end_ids = set(ends if isinstance(ends, list) else [ends]) - {None}
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    width = max(map(len, contexts))
-    ids = torch.tensor([[pad] * (width - len(c)) + list(c) for c in contexts], device=model.device)
-    mask = torch.tensor([[0] * (width - len(c)) + [1] * len(c) for c in contexts], device=model.device)
-    config = generation_config(
-        settings,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(end_ids) or None,
-        pad_token_id=pad,
-        bos_token_id=tokenizer.bos_token_id,
-    )
-    devices = [model.device] if model.device.type == "cuda" else []
     finite = _Finite(names, model.config.name_or_path, skip_bad)
+    generator = torch.Generator(model.device).manual_seed(seed)
+    config, drawn = decoder(settings, model, domain, processors, generator=generator, max_new_tokens=max_new_tokens)
+    devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed)  # for sampling with beams, which is left to generate()
         try:
-            out = model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                generation_config=config,
-                logits_processor=LogitsProcessorList([finite]),
-            )
+            new = continue_contexts(model, tokenizer, contexts, config, [finite, *drawn])
         except InputError:
             raise
         except (ValueError, TypeError) as error:
             raise InputError(f"decoding settings {dict(settings)}: {' '.join(str(error).split())}") from error
     return [
-        "" if i in finite.skipped else _decoded(tokenizer, context, row[width:].tolist(), end_ids)
-        for i, (context, row) in enumerate(zip(contexts, out, strict=True))
+        "" if i in finite.skipped else decode_after(tokenizer, context, row)
+        for i, (context, row) in enumerate(zip(contexts, new, strict=True))
     ]
 
 
@@ -120,11 +108,3 @@ class _Finite(LogitsProcessor):
                 logger.warning("skipped: %s", message)
             self.skipped.add(text)
         return torch.where(wrong.unsqueeze(1), 0.0, scores)  # anything that can be drawn from
-
-
-def _decoded(tokenizer: PreTrainedTokenizerBase, context: Sequence[int], new: list[int], end_ids: set[int]) -> str:
-    end = next((i for i, token in enumerate(new) if token in end_ids), len(new))
-    # Decoded behind its context: a tokenizer may drop the space that a text starts with. A last character may be cut.
-    before = tokenizer.decode(list(context)[-8:], skip_special_tokens=True)
-    text = tokenizer.decode([*list(context)[-8:], *new[:end]], skip_special_tokens=True)[len(before) :]
-    return text.rstrip("\ufffd")

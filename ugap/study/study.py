@@ -24,7 +24,7 @@ from ugap.data import PartStore, TextRow
 from ugap.errors import InputError
 from ugap.files import replacing
 from ugap.scoring import Scorer, TokenScores
-from ugap.study.decodings import DECODINGS, Settings
+from ugap.study.decodings import DECODINGS, STUDIED, Settings
 from ugap.study.excerpts import Excerpt, cut_excerpts
 from ugap.study.generation import chat_context, generate_continuations, seed_of
 from ugap.study.store import GENERATED, SCORED, from_row, no_scores, to_row
@@ -43,7 +43,7 @@ class StudySettings:
         scorers (`list[str]`, *optional*, defaults to `["self"]`): Who scores: `"self"` is each model itself, a name is
             one fixed model for all.
         decodings (`dict[str, dict]`, *optional*): `generate()` settings by name; by default
-            [`~ugap.study.decodings.DECODINGS`].
+            those of [`~ugap.study.decodings.STUDIED`].
         promptings (`list[str]`, *optional*, defaults to `["raw"]`): `"raw"` continues the bare prefix, `"chat"` asks
             for a continuation through the model's chat template.
         tags (`dict[str, str]`, *optional*): `"base"`, `"instruct"` or `"reasoning"` by model, for the contrasts.
@@ -62,7 +62,7 @@ class StudySettings:
 
     models: list[str]
     scorers: list[str] = field(default_factory=lambda: [SELF])
-    decodings: Mapping[str, Settings] = field(default_factory=lambda: dict(DECODINGS))
+    decodings: Mapping[str, Settings] = field(default_factory=lambda: {name: DECODINGS[name] for name in STUDIED})
     promptings: list[str] = field(default_factory=lambda: ["raw"])
     tags: dict[str, str] = field(default_factory=dict)
     prefix_tokens: int = 64
@@ -246,6 +246,7 @@ class _Study:
                     s.decodings[decoding],
                     max_new_tokens=s.max_new_tokens,
                     seed=seed_of(s.seed, key),
+                    domain=batch[0].domain,
                     names=[_name(excerpt, decoding) for excerpt in batch],
                     skip_bad=s.skip_bad,
                 )

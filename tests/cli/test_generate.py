@@ -1,0 +1,311 @@
+"""`ugap generate`."""
+
+import json
+import math
+import re
+
+import pytest
+import torch
+from rich.progress import Progress
+
+import ugap.cli.generate
+from ugap.cli.generate import Arguments
+from ugap.cli.main import main
+from ugap.models import load_model
+from ugap.profile import HumanProfile
+from ugap.report.heatmap import STEPS
+from ugap.sampling import human_figures
+from ugap.sampling.figures import TAIL
+from ugap.sampling.generation import generate
+
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+@pytest.fixture(scope="module")
+def profile_file(make_profile, tiny_folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("profiles") / "tiny.json"
+    make_profile(load_model(str(tiny_folder))[0]).save(path)
+    return path
+
+
+@pytest.fixture
+def words(tiny_folder, profile_file):
+    """The start of a command line."""
+    return ["generate", "--model", str(tiny_folder), "--profile", str(profile_file), "--max_new_tokens", "12"]
+
+
+@pytest.fixture
+def written(words, tmp_path):
+    """`written(*words)`: the rows that the command writes."""
+
+    def run(*more: str) -> list[dict]:
+        output = tmp_path / "texts.jsonl"
+        assert main([*words, "--output", str(output), *more]) == 0
+        return [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+
+    return run
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Let rich take what it writes to for a terminal with all colours."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+
+def test_the_defaults():
+    arguments = Arguments(model="m")
+    assert (arguments.mode, arguments.weight, arguments.domain) == (None, None, "creative")
+    assert (arguments.num_return_sequences, arguments.max_new_tokens, arguments.tail) == (1, 128, TAIL)
+
+
+def test_texts_and_their_figures_are_printed(written, words, capsys, profile_file):
+    rows = written("--prompt", "Once upon a time", "The old man", "--num_return_sequences", "2")
+    first = capsys.readouterr()
+    assert first.err == ""
+    assert [row["prompt"] for row in rows] == ["Once upon a time"] * 2 + ["The old man"] * 2
+    level = human_figures(profile_file, "creative")["level"]
+    figures = re.findall(r"^([\d.]+) nats per token; people: ([\d.]+) \(creative\)$", first.out, re.MULTILINE)
+    assert figures == [(f"{row['nll']:.2f}", f"{level:.2f}") for row in rows]
+    for row in rows:
+        assert first.out.count(row["prompt"]) == 2
+        assert list(row) == ["prompt", "text", "token_ids", "surprisal", "entropy", "nll", "human_level"]
+        assert row["human_level"] == level
+    assert "4 texts written to " in first.out
+    # The same without a file.
+    assert main([*words, "--prompt", "Once upon a time", "The old man", "--num_return_sequences", "2"]) == 0
+    assert capsys.readouterr().out == first.out[: first.out.index("4 texts")]
+
+
+@pytest.mark.parametrize(
+    ("more", "options"),
+    [
+        ("--seed 3 --num_return_sequences 3 --batch_size 2", {"seed": 3, "num_return_sequences": 3, "batch_size": 2}),
+        ("--mode balanced", {"mode": "balanced"}),
+        ("--weight 0.2 --domain functional --tail 1", {"weight": 0.2, "domain": "functional", "tail": None}),
+        ("--tail 0.9", {"tail": 0.9}),
+    ],
+)
+def test_rows_are_what_the_library_gives(written, tiny_folder, profile_file, more, options):
+    model, tokenizer = load_model(str(tiny_folder))
+    rows = written("--prompt", "Once", "A function", *more.split())
+    options = {"seed": 0, "profile": profile_file, "max_new_tokens": 12, **options}
+    texts = generate(model, tokenizer, ["Once", "A function"], **options)
+    level = human_figures(profile_file, options.get("domain", "creative"))["level"]
+    assert rows == [
+        {
+            "prompt": one.prompt,
+            "text": one.text,
+            "token_ids": one.token_ids,
+            "surprisal": one.surprisal,
+            "entropy": one.entropy,
+            "nll": one.nll,
+            "human_level": level,
+        }
+        for one in texts
+    ]
+
+
+def test_modes_are_weights(written):
+    for mode, weight in (("creative", "1"), ("balanced", "0.5"), ("precise", "0")):
+        assert written("--prompt", "Once", "--mode", mode) == written("--prompt", "Once", "--weight", weight)
+    assert written("--prompt", "Once") == written("--prompt", "Once", "--mode", "creative")
+
+
+def test_prompts_from_files(written, tmp_path, write_rows):
+    given = written("--prompt", "Once upon", "  A function, naß", "--mode", "precise")
+    plain = tmp_path / "prompts.txt"
+    plain.write_bytes(b"\xef\xbb\xbfOnce upon\r\n\n" + "  A function, naß\n".encode())
+    assert written("--input", str(plain), "--mode", "precise") == given
+    table = write_rows([{"prompt": row["prompt"], "other": 1} for row in given], "prompts.jsonl")
+    assert written("--input", table, "--mode", "precise") == given
+
+
+def test_a_chat(chat_folder, make_profile, tmp_path, capsys):
+    model, tokenizer = load_model(str(chat_folder))
+    make_profile(model).save(tmp_path / "chat.json")
+    output = tmp_path / "texts.jsonl"
+    words = ["generate", "--model", str(chat_folder), "--profile", str(tmp_path / "chat.json"), "--chat"]
+    words += ["--mode", "precise", "--max_new_tokens", "8", "--prompt", "Tell me.", "--output", str(output)]
+    assert main(words) == 0
+    (row,) = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    (one,) = generate(
+        model,
+        tokenizer,
+        [[{"role": "user", "content": "Tell me."}]],
+        profile=tmp_path / "chat.json",
+        mode="precise",
+        max_new_tokens=8,
+    )
+    assert (row["prompt"], row["token_ids"]) == ("Tell me.", one.token_ids)
+    assert capsys.readouterr().out.startswith("Tell me.\n")
+
+
+def test_a_text_of_nothing(words, written, save_model, make_model, tmp_path, capsys):
+    (row,) = written("--prompt", "Once", "--mode", "precise")
+    ends = make_model("llama", eos_token_id=row["token_ids"][0])
+    words[2] = str(save_model("ends", ends))
+    assert main([*words, "--prompt", "Once", "--mode", "precise", "--output", str(tmp_path / "none.jsonl")]) == 0
+    assert "the model ended the text at once; people: " in capsys.readouterr().out
+    nothing = json.loads((tmp_path / "none.jsonl").read_text())
+    assert (nothing["text"], nothing["token_ids"], nothing["nll"]) == ("", [], None)
+    assert math.isfinite(nothing["human_level"])
+
+
+class TestHeatMap:
+    def test_tokens_in_colours(self, words, capsys, terminal):
+        words += ["--prompt", "Once [b]upon", "--mode", "creative", "--max_new_tokens", "40"]
+        assert main([*words, "--heatmap"]) == 0
+        coloured = capsys.readouterr()
+        assert coloured.out.startswith("\x1b[2mOnce [b]upon\x1b[0m")
+        assert "48;2;" in coloured.out
+        assert coloured.err == ""
+        plain = ESCAPES.sub("", coloured.out)
+        *_, last = plain.strip().splitlines()
+        assert last.split() == ["surprisal", "in", "nats:", "below", "1"] + [
+            word for start, _ in STEPS for word in ("from", f"{start:g}")
+        ]
+        assert main(words) == 0
+        without = ESCAPES.sub("", capsys.readouterr().out)
+        assert "48;2;" not in without
+        assert plain.replace("↵\n", "\n").startswith(without)
+
+    @pytest.mark.parametrize("reason", ["no terminal", "NO_COLOR", "a dumb terminal"])
+    def test_where_there_are_no_colours(self, words, capsys, monkeypatch, reason, request):
+        if reason != "no terminal":
+            request.getfixturevalue("terminal")
+            name, value = ("NO_COLOR", "1") if reason == "NO_COLOR" else ("TERM", "dumb")
+            monkeypatch.setenv(name, value)
+        words += ["--prompt", "Once upon"]
+        assert main(words) == 0
+        expected = capsys.readouterr().out
+        assert main([*words, "--heatmap"]) == 0
+        printed = capsys.readouterr()
+        assert printed.out == expected
+        assert printed.err == "no heat map: colours need a terminal that shows them, and NO_COLOR unset\n"
+
+
+def test_nothing_in_a_prompt_steers_the_terminal(words, capsys):
+    assert main([*words, "--prompt", "Once \x1b[2Jupon [red]"]) == 0
+    assert capsys.readouterr().out.startswith(r"Once \x1b[2Jupon [red]")
+
+
+def test_every_batch_is_printed_when_it_is_finished(words, capsys, monkeypatch, tmp_path):
+    """What was printed before the second batch began; the file appears at the end."""
+    printed: list[str] = []
+    output = tmp_path / "out.jsonl"
+    original = ugap.cli.generate._finite
+
+    def spy(name, batches):
+        for batch in original(name, batches):
+            printed.append(capsys.readouterr().out)
+            assert not output.exists()
+            yield batch
+
+    monkeypatch.setattr(ugap.cli.generate, "_finite", spy)
+    assert main([*words, "--prompt", "Once", "The old", "A", "--batch_size", "1", "--output", str(output)]) == 0
+    assert [text.count("nats per token") for text in printed] == [0, 1, 1]
+    assert output.exists()
+
+
+def test_a_bar_for_more_than_one_batch(words, capsys, terminal, monkeypatch):
+    shown: list[bool] = []
+    original = Progress.start
+
+    def start(self):
+        shown.append(not self.disable)
+        original(self)
+
+    monkeypatch.setattr(Progress, "start", start)
+    assert main([*words, "--prompt", "Once", "The old"]) == 0
+    assert not any(shown)
+    assert capsys.readouterr().err == ""
+    assert main([*words, "--prompt", "Once", "The old", "--batch_size", "1"]) == 0
+    assert all(shown[-3:])
+    printed = capsys.readouterr()
+    assert "writing" in printed.err
+    assert "writing" not in printed.out
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("more", "message"),
+        [
+            ([], "nothing to continue: give --prompt TEXT or --input FILE"),
+            (["--prompt", "a", "--input", "b.txt"], "give --prompt or --input, not both"),
+            (["--prompt", "a", "--mode", "wild"], "--mode: invalid choice: 'wild'"),
+            (["--prompt", "a", "--mode", "creative", "--weight", "1"], "give mode or weight, not both"),
+            (["--prompt", "a", "--weight", "1.5"], "weight: expected a number in [0, 1], got 1.5"),
+            (["--prompt", "a", "--weight", "nan"], "weight: expected a number in [0, 1], got nan"),
+            (["--prompt", "a", "--domain", "poems"], "no domain 'poems'; it has creative, functional"),
+            (["--prompt", "a", "--tail", "0.3"], "tail 0.3: the human profile has the rank levels"),
+            (["--prompt", "a", "--profile", "nobody"], "nobody: neither a file nor a shipped profile"),
+            (["--prompt", "a", "--profile", "gemma-3-270m"], "the human profile was fitted with 'gemma-3-270m'"),
+            (["--prompt", "a", "--max_new_tokens", "0"], "max_new_tokens: expected a positive number, got 0"),
+            (["--prompt", "a", "--num_return_sequences", "0"], "num_return_sequences: expected a positive number"),
+            (["--prompt", "a", "--batch_size", "0"], "batch_size: expected a positive number, got 0"),
+            (["--prompt", "a", "--chat"], "has no chat template: leave out --chat"),
+            (["--prompt", "a", ""], "--prompt 2: the prompt is empty"),
+            (["--prompt", "  \n"], "--prompt 1: the prompt is empty"),
+            (["--prompt", "a\udcff"], "--prompt 1: a lone surrogate at character 1"),
+            (["--input", "none.txt"], "none.txt: no such file"),
+            (["--input", "none.jsonl"], "none.jsonl: no such file"),
+            (["--input", "."], ".: a folder, not a file of prompts"),
+            (["--prompt", "a", "--output", "."], ".: a folder, not a file to write"),
+        ],
+    )
+    def test_in_one_line(self, words, refused, more, message, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert message in refused(*words, *more)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_file_without_prompts(self, words, refused, tmp_path, write_rows):
+        path = tmp_path / "prompts.txt"
+        path.write_bytes(b"\n \r\n")
+        assert f"{path}: there are no prompts" in refused(*words, "--input", str(path))
+        path.write_bytes(b"Once\n\xff\n")
+        assert f"{path}, row 2: invalid UTF-8 at byte 1" in refused(*words, "--input", str(path))
+        path.write_bytes(b"Once\nup\0on\n")
+        assert f"{path}, row 2: a NUL byte at character 2" in refused(*words, "--input", str(path))
+        rows = write_rows([{"prompt": "Once"}, {"prompt": ""}])
+        assert f"{rows}, row 2: column 'prompt' is empty" in refused(*words, "--input", rows)
+        rows = write_rows([{"text": "Once"}])
+        assert "no column 'prompt'" in refused(*words, "--input", rows)
+
+    def test_a_profile_file(self, words, refused, tmp_path, profile_file):
+        path = tmp_path / "profile.json"
+        words[words.index("--profile") + 1] = str(path)
+        path.write_text("{")
+        assert f"{path}: not a human profile" in refused(*words, "--prompt", "a")
+        document = HumanProfile.load(profile_file).to_dict()
+        path.write_text(json.dumps({**document, "version": 7}))
+        assert f"{path}: a human profile of version 7" in refused(*words, "--prompt", "a")
+
+    def test_a_model_without_a_profile(self, words, refused):
+        at = words.index("--profile")
+        line = refused(*words[:at], *words[at + 2 :], "--prompt", "a")
+        assert "no shipped human profile fits" in line
+        assert "ugap profile --model" in line
+
+    def test_before_a_model_is_loaded(self, refused):
+        """What the command line alone tells is not told after minutes of loading."""
+        for more in (["--weight", "2"], ["--profile", "nobody"], ["--profile", "gemma-3-270m", "--domain", "poems"]):
+            assert "no-such-model" not in refused("generate", "--model", "./no-such-model", "--prompt", "a", *more)
+        assert "no-such-model" in refused("generate", "--model", "./no-such-model", "--prompt", "a")
+
+    def test_logits_that_are_not_finite(self, words, refused, broken_folder, make_profile, tmp_path):
+        model, _ = load_model(str(broken_folder))
+        make_profile(model).save(tmp_path / "broken.json")
+        output = tmp_path / "out.jsonl"
+        words[2], words[4] = str(broken_folder), str(tmp_path / "broken.json")
+        line = refused(*words, "--prompt", "A Q", "--output", str(output))
+        assert f"{broken_folder}: the scores of row 0 are not finite" in line
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.json"]
+
+
+def test_the_generator_of_others_is_left_alone(words):
+    before = torch.get_rng_state()
+    assert main([*words, "--prompt", "Once"]) == 0
+    assert torch.equal(torch.get_rng_state(), before)

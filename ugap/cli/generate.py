@@ -1,0 +1,285 @@
+"""`ugap generate`: continue prompts at human uncertainty, and show how surprising the texts are."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TextIO
+
+from ugap.cli.arguments import option
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from transformers import PreTrainedTokenizerBase
+
+    from ugap.sampling import Generation
+
+DESCRIPTION = """\
+Continue prompts at human uncertainty: every token is as surprising as people are where the model is this uncertain.
+
+examples:
+  ugap generate --model gemma-3-270m --prompt "Once upon a time" --heatmap
+  ugap generate --model gemma-3-270m --prompt "The capital of France is" --mode precise
+  ugap generate --model smollm2-135m-instruct --chat --prompt "Write a haiku." --num_return_sequences 3
+  ugap generate --model org/model --profile my-profile.json --input prompts.txt --output texts.jsonl
+
+Under each text stands its mean surprisal, beside that of people. The model needs a human profile: one is shipped for
+the assets, and `ugap profile` fits one for any other model."""
+
+
+@dataclass(kw_only=True)
+class Arguments:
+    """Arguments of `ugap generate`."""
+
+    model: str = option("asset, folder, .gguf file or Hub id of the model", group="model", metavar="NAME")
+    prompt: list[str] = option("texts to continue", default=[], group="prompts", metavar="TEXT")
+    input: str | None = option(
+        "prompts from a file: a line each, or the column prompt of .jsonl(.gz), .csv(.gz) or .parquet",
+        default=None,
+        group="prompts",
+        metavar="FILE",
+    )
+    chat: bool = option(
+        "send each prompt as a user's message through the chat template", default=False, group="prompts"
+    )
+    mode: Literal["creative", "balanced", "precise"] | None = option(
+        "creative: as surprising as people (the default); balanced: half of that; precise: greedy",
+        default=None,
+        group="decoding",
+    )
+    weight: float | None = option("share of the human level, 0 to 1, instead of a mode", default=None, group="decoding")
+    domain: str = option("domain of the human profile to write in", default="creative", group="decoding")
+    profile: str | None = option(
+        "human profile of the model: a file or a name (default: the shipped one)",
+        default=None,
+        group="decoding",
+        metavar="FILE",
+    )
+    tail: float = option(
+        "tokens beyond the rank that holds this share of human tokens are cut; 1 cuts nothing",
+        default=0.999,
+        group="decoding",
+    )
+    num_return_sequences: int = option("texts for each prompt", default=1, group="decoding")
+    max_new_tokens: int = option("longest text in tokens", default=128, group="decoding")
+    batch_size: int = option("texts that are written side by side", default=16, group="decoding")
+    seed: int = option("seed of the draws", default=0, group="decoding")
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = option(
+        "type of the weights", default="float32", group="model"
+    )
+    device: str | None = option("where the model runs (default: the GPU if there is one)", default=None, group="model")
+    trust_remote_code: bool = option("run the code that a repository brings along", default=False, group="model")
+    output: str | None = option("also write the texts, token by token, as JSON lines", default=None, metavar="FILE")
+    heatmap: bool = option("colour the tokens by their surprisal", default=False)
+
+
+def run(arguments: Arguments) -> None:
+    """Write, and print every text as soon as its batch is finished.
+
+    Raises:
+        InputError: The input is bad, or there is no human profile of the model.
+    """
+    import sys
+
+    from rich.console import Console
+
+    from ugap.errors import InputError
+    from ugap.models import load_model
+    from ugap.profile import HumanProfile
+    from ugap.sampling import human_figures, profile_of, weight_of
+    from ugap.sampling.generation import generate_batches
+
+    # All that can be wrong without the model, before it is loaded.
+    prompts = _prompts(arguments)
+    weight = weight_of(arguments.mode, arguments.weight)
+    tail = None if arguments.tail == 1 else arguments.tail
+    given = None if arguments.profile is None else HumanProfile.load(arguments.profile)
+    if given is not None:
+        human_figures(given, arguments.domain, tail)
+    model, tokenizer = load_model(
+        arguments.model,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        trust_remote_code=arguments.trust_remote_code,
+    )
+    if arguments.chat and tokenizer.chat_template is None:
+        raise InputError(f"{arguments.model} has no chat template: leave out --chat")
+    profile = profile_of(model, given)
+    level = human_figures(profile, arguments.domain, tail)["level"]
+    batches = generate_batches(
+        model,
+        tokenizer,
+        [[{"role": "user", "content": prompt}] for prompt in prompts] if arguments.chat else prompts,
+        domain=arguments.domain,
+        mode=None,
+        weight=weight,
+        profile=profile,
+        tail=tail,
+        max_new_tokens=arguments.max_new_tokens,
+        num_return_sequences=arguments.num_return_sequences,
+        batch_size=arguments.batch_size,
+        seed=arguments.seed,
+    )
+    total = len(prompts) * arguments.num_return_sequences
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    coloured = arguments.heatmap and console.color_system is not None and not console.no_color
+    with _opened(arguments.output) as file, _bar(total, hidden=total <= arguments.batch_size) as bar:
+        for batch in _finite(arguments.model, batches):
+            bar.update(0, advance=len(batch))
+            bar.stop()  # the bar and the texts may share a screen
+            for one in batch:
+                prompt = one.prompt if isinstance(one.prompt, str) else one.prompt[0]["content"]
+                _show(console, prompt, one, level, arguments, tokenizer if coloured else None)
+                if file is not None:
+                    file.write(_line(prompt, one, level))
+            bar.start()
+    if coloured:
+        from ugap.report.heatmap import legend
+
+        console.print(legend())
+    elif arguments.heatmap:
+        print("no heat map: colours need a terminal that shows them, and NO_COLOR unset", file=sys.stderr)
+    if arguments.output is not None:
+        console.print(f"{total} texts written to {arguments.output}", markup=False)
+
+
+def _prompts(arguments: Arguments) -> list[str]:
+    """The prompts, from the command line or a file.
+
+    Raises:
+        InputError: There are none, or one is empty or cannot be encoded.
+    """
+    from ugap.data import load_texts
+    from ugap.data.readers import SUFFIXES
+    from ugap.errors import InputError
+    from ugap.scoring.encoding import text_fault
+
+    if bool(arguments.prompt) == (arguments.input is not None):
+        both = "give --prompt or --input, not both" if arguments.prompt else "nothing to continue: give --prompt TEXT"
+        raise InputError(both if arguments.prompt else f"{both} or --input FILE")
+    if arguments.input is not None and arguments.input.lower().endswith(SUFFIXES):
+        return [row.text for row in load_texts(arguments.input, text_column="prompt", domain="any")]
+    named = (
+        [(f"--prompt {i}", prompt) for i, prompt in enumerate(arguments.prompt, start=1)]
+        if arguments.input is None
+        else _lines(arguments.input)
+    )
+    for name, prompt in named:
+        if not prompt.strip():
+            raise InputError(f"{name}: the prompt is empty")
+        if fault := text_fault(prompt):
+            raise InputError(f"{name}: {fault}")
+    return [prompt for _, prompt in named]
+
+
+def _lines(source: str) -> list[tuple[str, str]]:
+    """Place and text of every line of a file that is not blank."""
+    from pathlib import Path
+
+    from ugap.errors import InputError
+
+    try:
+        content = Path(source).read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{source}: no such file") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{source}: a folder, not a file of prompts") from error
+    out = []
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        try:
+            text = line.removesuffix(b"\r").decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{source}, row {number}: invalid UTF-8 at byte {error.start + 1}") from error
+        if text.strip():
+            out.append((f"{source}, row {number}", text))
+    if not out:
+        raise InputError(f"{source}: there are no prompts")
+    return out
+
+
+def _finite(name: str, batches: Iterator[list["Generation"]]) -> Iterator[list["Generation"]]:
+    """The batches; that the model gives no numbers is an error of one line."""
+    from ugap.errors import InputError
+
+    try:
+        yield from batches
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{name}: {' '.join(str(error).split())}") from error
+
+
+def _show(
+    console: "Console",
+    prompt: str,
+    one: "Generation",
+    level: float,
+    arguments: Arguments,
+    tokenizer: "PreTrainedTokenizerBase | None",
+) -> None:
+    """Print a text and its figure; with a tokenizer, in colours."""
+    from rich.text import Text
+
+    from ugap.report.heatmap import heat_map, token_strings, visible
+
+    if tokenizer is None:
+        written = Text(visible(one.text))
+    else:
+        context = tokenizer(prompt, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        strings = token_strings(tokenizer, one.token_ids, [] if arguments.chat else context)
+        written = heat_map(strings, one.surprisal)
+    text = Text.assemble((visible(prompt), "dim"), "\n" if arguments.chat else "", written)
+    console.print(text)
+    wrote = f"{one.nll:.2f} nats per token" if one.token_ids else "the model ended the text at once"
+    console.print(f"{wrote}; people: {level:.2f} ({visible(arguments.domain)})\n", markup=False)
+
+
+def _line(prompt: str, one: "Generation", level: float) -> str:
+    import json
+
+    row = {
+        "prompt": prompt,
+        "text": one.text,
+        "token_ids": one.token_ids,
+        "surprisal": one.surprisal,
+        "entropy": one.entropy,
+        "nll": one.nll if one.token_ids else None,
+        "human_level": level,
+    }
+    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+@contextmanager
+def _opened(output: str | None) -> Iterator[TextIO | None]:
+    """A file that takes its name when all is written; nothing where there is no name."""
+    from pathlib import Path
+
+    from ugap.errors import InputError
+    from ugap.files import replacing
+
+    if output is None:
+        yield None
+        return
+    if Path(output).is_dir():
+        raise InputError(f"{output}: a folder, not a file to write")
+    with replacing(output) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        yield file
+
+
+def _bar(total: int, *, hidden: bool) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        disable=hidden or not console.is_terminal,
+    )
+    bar.add_task("writing", total=total)
+    return bar

@@ -1,0 +1,79 @@
+"""Facts that everybody may know: statements without their last words, the right end and three wrong ones of its kind.
+
+They are stated by this project, for a look at what a decoding or a fine-tuning does to what a model knows. A prompt
+ends right before the answer, which follows after a space, so that a base model can go on with it. Every fact is true in
+every year and place: no office-holders, no prices, no disputed borders.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+from pathlib import Path
+
+from ugap.errors import InputError
+
+_FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One fact as a statement to complete.
+
+    Args:
+        id (`str`): Name of the fact, unique, such as `"capitals/france"`.
+        kind (`str`): Its kind, such as `"capitals"`.
+        prompt (`str`): What stands before the answer, without a space at its end.
+        answer (`str`): The right answer.
+        wrong (`tuple[str, str, str]`): Wrong answers of the same type.
+        accept (`tuple[str, ...]`): Other ways to give the right answer, such as `"8"` for `"eight"`.
+    """
+
+    id: str
+    kind: str
+    prompt: str
+    answer: str
+    wrong: tuple[str, str, str]
+    accept: tuple[str, ...] = ()
+
+
+def fact_kinds() -> list[str]:
+    """The kinds of facts, in the order of the alphabet."""
+    return sorted(path.stem for path in _FOLDER.glob("*.jsonl"))
+
+
+def load_facts(kinds: Sequence[str] | None = None, *, limit: int | None = None) -> list[Fact]:
+    """Read the facts that the package ships.
+
+    Args:
+        kinds (`Sequence[str]`, *optional*): The kinds to read; by default all of [`fact_kinds`].
+        limit (`int`, *optional*): So many facts, taken from each kind in turn, so that a few are of every kind.
+
+    Returns:
+        `list[Fact]`: The facts: kind by kind without a limit.
+
+    Raises:
+        InputError: If a kind is unknown or the limit is not positive.
+
+    Example:
+        >>> fact = load_facts(["capitals"])[0]
+        >>> fact.prompt, fact.answer, fact.wrong
+        ('The capital of France is', 'Paris', ('Lyon', 'Marseille', 'Bordeaux'))
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit is {limit}, and at least 1 is needed")
+    known = fact_kinds()
+    for kind in kinds or ():
+        if kind not in known:
+            raise InputError(f"unknown kind of facts {kind!r}: choose of {', '.join(known)}")
+    files = [_read(kind) for kind in (known if kinds is None else kinds)]
+    if limit is None:
+        return list(chain.from_iterable(files))
+    in_turn = chain.from_iterable(zip_longest(*files))
+    return [fact for fact in in_turn if fact is not None][:limit]
+
+
+def _read(kind: str) -> list[Fact]:
+    lines = (_FOLDER / f"{kind}.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = map(json.loads, lines)
+    return [Fact(**{**row, "wrong": tuple(row["wrong"]), "accept": tuple(row.get("accept", ()))}) for row in rows]

@@ -1,0 +1,114 @@
+"""A text in the colours of its surprisal, for the terminal.
+
+Design choices:
+
+- Tokens that carry no surprise stay as they are; from one nat on, the background takes a tint, in few steps that an eye
+  can tell apart and a legend can name.
+- A character may be made of several tokens. It is shown once, with the highest surprisal of its tokens.
+- What a model writes may hold escape sequences: no character that steers a terminal reaches it.
+"""
+
+import math
+import unicodedata
+from bisect import bisect_right
+from collections.abc import Sequence
+
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+# Surprisal in nats from which a tint holds, and the tint: from pale yellow to dark orange, read on any background.
+STEPS = ((1.0, "#fff2c2"), (2.0, "#fed98e"), (3.0, "#fdb95c"), (5.0, "#f58b3c"), (8.0, "#d65a1e"))
+NEWLINE = "↵"
+
+# Characters of the format class that reorder what stands around them; others of it belong to scripts and emoji.
+_REORDERING = {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
+_CONTEXT = 8  # tokens before a text that decide how its first is spelt
+_WINDOW = 32
+
+
+def visible(text: str) -> str:
+    r"""`text` with every character that steers a terminal spelt out; newlines and tabs stay.
+
+    Example:
+        >>> visible("red \x1b[31m alert\n")
+        'red \\x1b[31m alert\n'
+    """
+    return "".join(_spelt(character) for character in text)
+
+
+def token_strings(
+    tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], context: Sequence[int] = ()
+) -> list[str]:
+    """What each token adds to the text behind its context.
+
+    A token that leaves a character unfinished adds nothing, and the one that finishes it adds the character; characters
+    that are cut at the end are left out. Special tokens add nothing.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): The tokenizer.
+        token_ids (`Sequence[int]`): The `T` tokens.
+        context (`Sequence[int]`, *optional*): Tokens before them.
+
+    Returns:
+        `list[str]`: `T` strings.
+    """
+    ids = list(context)[-_CONTEXT:]
+    known = tokenizer.decode(ids, skip_special_tokens=True)
+    strings = []
+    for token in token_ids:
+        ids.append(token)
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        if text.endswith("\ufffd"):
+            strings.append("")
+            continue
+        strings.append(text[len(known) :])
+        if len(ids) > _WINDOW:
+            ids = ids[-_CONTEXT:]
+            text = tokenizer.decode(ids, skip_special_tokens=True)
+        known = text
+    return strings
+
+
+def heat_map(strings: Sequence[str], surprisal: Sequence[float]) -> Text:
+    """The text of tokens, each on a background that says how surprising it was.
+
+    Args:
+        strings (`Sequence[str]`): What each of `T` tokens adds to the text, as [`token_strings`] says it.
+        surprisal (`Sequence[float]`): Their surprisal in nats; NaN is not known, and has no tint.
+
+    Raises:
+        ValueError: If there are more strings than figures, or fewer.
+
+    Example:
+        >>> heat_map(["Once", " upon", " a", " kumquat"], [6.1, 0.2, 0.1, 11.7]).plain
+        'Once upon a kumquat'
+    """
+    out = Text()
+    highest = -math.inf
+    for string, nats in zip(strings, surprisal, strict=True):
+        highest = highest if math.isnan(nats) else max(highest, nats)
+        if string:
+            out.append(visible(string).replace("\n", NEWLINE + "\n"), _style(highest))
+            highest = -math.inf
+    return out
+
+
+def legend() -> Text:
+    """The tints and the surprisal from which each holds, on one line."""
+    out = Text("surprisal in nats: ")
+    out.append(f" below {STEPS[0][0]:g} ")
+    for start, _ in STEPS:
+        out.append(f" from {start:g} ", _style(start))
+    return out
+
+
+def _style(nats: float) -> str:
+    step = bisect_right([start for start, _ in STEPS], nats)
+    return f"black on {STEPS[step - 1][1]}" if step else ""
+
+
+def _spelt(character: str) -> str:
+    if character in "\n\t":
+        return character
+    steers = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _REORDERING
+    return character.encode("unicode_escape").decode("ascii") if steers else character

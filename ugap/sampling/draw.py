@@ -1,0 +1,61 @@
+"""Drawing a token, exactly and fast: the inverse of the cumulative distribution, in two levels.
+
+`torch.multinomial` makes a random number for every word of the vocabulary. Here one uniform number per row picks a
+block by the cumulative sums of the blocks, and then a token by the cumulative sum within that block. Sums over blocks
+are float64, so that the inverse is as exact as the weights are. This module needs torch alone.
+"""
+
+import torch
+from torch import Tensor
+
+_BLOCK = 512
+
+
+def draw(weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Draw one index per row, with probability proportional to the weights.
+
+    Args:
+        weights (`Tensor` of shape `(B, N)`): Finite, not negative, with a positive sum in each row; of any scale.
+        generator (`torch.Generator`, *optional*): Where randomness comes from; by default torch's own of the device.
+
+    Returns:
+        `Tensor` of shape `(B,)`, int64: Indices, never one of weight 0.
+
+    Example:
+        >>> draw(torch.tensor([[0.0, 2.0, 0.0]]))
+        tensor([1])
+    """
+    rows, size = weights.shape
+    width = min(_BLOCK, size)
+    whole = size - size % width
+    blocks = weights[:, :whole].view(rows, -1, width)
+    sums = blocks.sum(-1, dtype=torch.float64)
+    if whole < size:
+        sums = torch.cat([sums, weights[:, whole:].sum(-1, keepdim=True, dtype=torch.float64)], -1)
+    cumulative = sums.cumsum(-1)
+    point = torch.rand(rows, 1, dtype=torch.float64, device=weights.device, generator=generator)
+    point = point * cumulative[:, -1:]
+    block = _above(cumulative, point)
+    before = torch.where(block > 0, cumulative.gather(1, (block - 1).clamp(min=0)), 0.0)
+    # The last block may be a short one: what is beyond its end has weight 0.
+    index = block * width + torch.arange(width, device=weights.device)
+    inner = weights.gather(1, index.clamp(max=size - 1)).double().masked_fill(index >= size, 0.0)
+    return (block * width + _above(inner.cumsum(-1), point - before)).squeeze(1)
+
+
+def _above(cumulative: Tensor, point: Tensor) -> Tensor:
+    """First index whose cumulative weight exceeds the point; the last of positive weight where rounding leaves none."""
+    index = torch.searchsorted(cumulative, point, right=True)
+    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())
+    return torch.minimum(index, last)
+
+
+def only(tokens: Tensor, like: Tensor) -> Tensor:
+    """Scores that leave one token of each row: 0 for it and `-inf` for all others, in shape and type of `like`."""
+    return torch.empty_like(like).fill_(-torch.inf).scatter_(1, tokens.unsqueeze(1), 0.0)
+
+
+def weights(scores: Tensor) -> Tensor:
+    """Unnormalised probabilities `exp(scores - max)` of each row, float32."""
+    scores = scores.float()
+    return (scores - scores.amax(-1, keepdim=True)).exp_()

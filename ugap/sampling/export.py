@@ -1,0 +1,133 @@
+"""The sampler as a folder that `model.generate(custom_generate=...)` loads, from disk or from the Hub, without `ugap`.
+
+transformers runs `custom_generate/generate.py` of such a folder. It follows relative imports between Python files and
+nothing else, so the sampler's modules are copied as they are and the figures of the profile become a Python module.
+"""
+
+import pprint
+import string
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+from ugap.errors import InputError
+from ugap.files import replacing
+from ugap.profile import HumanProfile
+from ugap.sampling.figures import TAIL, human_figures
+
+# Module of this package by its name in the folder; they import each other relatively, and nothing of `ugap` besides.
+MODULES = {
+    "draw.py": "draw.py",
+    "temperature.py": "temperature.py",
+    "human.py": "human.py",
+    "steps.py": "steps.py",
+    "figures_processor.py": "figures_processor.py",
+    "generate.py": "hub_generate.py",
+}
+_FIGURES = "hub_figures.py"
+
+
+def export_custom_generate(
+    folder: str | Path,
+    profile: HumanProfile | str | Path,
+    *,
+    base_model: str | None = None,
+    tail: float | None = TAIL,
+) -> Path:
+    """Write a self-contained folder for `model.generate(custom_generate=folder, trust_remote_code=True, ...)`.
+
+    The folder is what the Hub takes as a repository: a `README.md` with a model card, and `custom_generate/` with the
+    sampler and the figures of every domain of the profile. Each file is written whole or not at all, and
+    `generate.py` last.
+
+    Args:
+        folder (`str` or `Path`): Where to write: a new or empty folder, or one that an earlier export made; files whose
+            names start with a dot do not count.
+        profile (`HumanProfile`, `str` or `Path`): The profile, its file, or the name of a shipped one.
+        base_model (`str`, *optional*): Hub id of the model that the profile was fitted with, for the model card.
+        tail (`float`, *optional*, defaults to `0.999`): Where the human tail is cut; `None` cuts nothing.
+
+    Returns:
+        `Path`: The folder.
+
+    Raises:
+        InputError: If the folder holds something else or cannot be written, the base model is no Hub id, or the profile
+            cannot be read, or lacks the tail or the mean surprisal of a domain.
+
+    Example:
+        ```python
+        export_custom_generate("ugap-creative", "gemma-3-270m", base_model="google/gemma-3-270m")
+        model.generate(**inputs, custom_generate="ugap-creative", trust_remote_code=True, mode="creative")
+        ```
+    """
+    folder = Path(folder)
+    if base_model is not None:
+        try:
+            validate_repo_id(base_model)
+        except HFValidationError as error:
+            raise InputError(f"base_model {base_model!r}: no Hub id: {str(error).splitlines()[0]}") from error
+    loaded = profile if isinstance(profile, HumanProfile) else HumanProfile.load(profile)
+    figures = {domain: human_figures(loaded, domain, tail) for domain in sorted(loaded.by_domain)}
+    code = folder / "custom_generate"
+    sources = resources.files("ugap.sampling")
+    files = {
+        folder / "README.md": _readme(loaded, figures, base_model, tail).encode(),
+        code / _FIGURES: _figures_module(loaded, figures).encode(),
+        **{code / name: (sources / own).read_bytes() for name, own in MODULES.items()},
+    }
+    try:
+        if folder.exists() and not _may_be_written(folder):
+            raise InputError(f"{folder}: is there already and was not made by this export: choose another folder")
+        for path, content in files.items():
+            with replacing(path) as temporary:
+                temporary.write_bytes(content)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written: {error.strerror}") from error
+    return folder
+
+
+def _may_be_written(folder: Path) -> bool:
+    # A fresh clone of a Hub repository holds files such as .gitattributes.
+    empty = folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir())
+    return empty or (folder / "custom_generate" / _FIGURES).is_file()
+
+
+def _figures_module(profile: HumanProfile, figures: dict[str, dict[str, Any]]) -> str:
+    literal = pprint.pformat(figures, width=118, compact=True, sort_dicts=False)
+    return (
+        '"""Figures of human texts by domain; all but the ranks in nats.\n\n'
+        "`h` and `g`: knots of the curve of people's mean surprisal over the model's entropy. `edges` and `ranks`:\n"
+        "inner edges of bins of entropy, and the last rank that people reach in each. `level`: their mean surprisal.\n"
+        '"""\n\n'
+        "from typing import Any\n\n"
+        f"SCORER = {(profile.scorer_name, profile.weight_hash)}  # the model, and the fingerprint of its weights\n"
+        f"FIGURES: dict[str, dict[str, Any]] = {literal}\n"
+    )
+
+
+def _readme(
+    profile: HumanProfile, figures: dict[str, dict[str, Any]], base_model: str | None, tail: float | None
+) -> str:
+    front = ["library_name: transformers", "license: apache-2.0", "tags:", "- custom_generate"]
+    if base_model is not None:
+        front.append(f"base_model: {base_model}")
+    rows = []
+    for domain, own in figures.items():
+        human = profile.by_domain[domain]
+        rows.append(f"| `{domain}` | {human.n_texts:,} | {human.n_tokens:,} | {own['level']:.3f} |")
+    text = string.Template((resources.files("ugap.sampling") / "hub_readme.md").read_text(encoding="utf-8")).substitute(
+        model=base_model or profile.scorer_name,
+        name=profile.scorer_name,
+        hash=profile.weight_hash,
+        source=profile.source or "not recorded",
+        cut="Nothing is cut: every token may be drawn."
+        if tail is None
+        else f"Tokens beyond the rank that holds {100 * tail:g}% of people's tokens there are never drawn.",
+        rows="\n".join(rows),
+        domain="creative" if "creative" in figures else next(iter(figures)),
+        domains=", ".join(f'`"{domain}"`' for domain in figures),
+    )
+    return "\n".join(["---", *front, "---", "", text])

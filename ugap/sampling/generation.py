@@ -1,0 +1,226 @@
+"""Text at human uncertainty from a model and prompts, and the arguments that make `model.generate()` write it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+
+from ugap.errors import InputError
+from ugap.profile import HumanProfile
+from ugap.sampling.batch import continue_contexts, decode_after
+from ugap.sampling.figures import TAIL, human_figures, profile_of, weight_of
+from ugap.sampling.figures_processor import ALONE
+from ugap.sampling.processor import DrawRecorder, HumanEntropyLogitsProcessor
+
+Prompt = str | Sequence[Mapping[str, str]]
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """One text that was written, with what the model knew at each of its `T` tokens.
+
+    Args:
+        prompt (`str` or `list[dict]`): The prompt as it was given.
+        text (`str`): What was written after it.
+        token_ids (`list[int]`): Its tokens, without the end token.
+        surprisal (`list[float]`): `-log p` of each token under the model, nats.
+        entropy (`list[float]`): Entropy of the model's distribution at each token, nats.
+        human_level (`float`): Mean surprisal of human texts of the domain under this model, nats per token.
+    """
+
+    prompt: Prompt
+    text: str
+    token_ids: list[int]
+    surprisal: list[float]
+    entropy: list[float]
+    human_level: float
+
+    @property
+    def nll(self) -> float:
+        """Mean surprisal in nats per token; NaN where nothing was written."""
+        return sum(self.surprisal) / len(self.surprisal) if self.surprisal else float("nan")
+
+
+def generation_kwargs(
+    model: PreTrainedModel,
+    domain: str = "creative",
+    *,
+    mode: str | None = None,
+    weight: float | None = None,
+    profile: HumanProfile | str | Path | None = None,
+    tail: float | None = TAIL,
+    seed: int | None = None,
+) -> dict[str, Any]:
+    """What to pass to `model.generate()` or to `pipeline("text-generation")` to write at human uncertainty.
+
+    The processor draws the tokens itself and `do_sample` is off, so that no warper, of the call or of the model's
+    generation config, can distort the distribution. For several texts of one prompt repeat the prompt:
+    `num_return_sequences` is for sampling by `generate()`.
+
+    Args:
+        model (`PreTrainedModel`): The model that will generate.
+        domain (`str`, *optional*, defaults to `"creative"`): Domain of the human profile to write in.
+        mode (`str`, *optional*): `"creative"` (the default), `"balanced"` or `"precise"`.
+        weight (`float`, *optional*): Share of the human level in [0, 1], instead of a mode.
+        profile (`HumanProfile`, `str` or `Path`, *optional*): Human profile of the model; by default the shipped one.
+        tail (`float`, *optional*, defaults to `0.999`): Where the human tail is cut; `None` cuts nothing.
+        seed (`int`, *optional*): Seed of the draws; by default torch's own generator is used.
+
+    Raises:
+        InputError: If mode, weight, domain or tail is unknown or out of range, the profile is of another model, or
+            none is shipped for this one.
+
+    Example:
+        ```python
+        model.generate(**inputs, **generation_kwargs(model, mode="creative"), max_new_tokens=200)
+        ```
+    """
+    weight = weight_of(mode, weight)
+    processor = HumanEntropyLogitsProcessor(
+        profile_of(model, profile), domain, weight, tail=tail, draw=True, generator=_generator(model, seed)
+    )
+    return {**ALONE, "logits_processor": LogitsProcessorList([processor])}
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Prompt | Sequence[Prompt],
+    *,
+    domain: str = "creative",
+    mode: str | None = None,
+    weight: float | None = None,
+    profile: HumanProfile | str | Path | None = None,
+    tail: float | None = TAIL,
+    max_new_tokens: int = 128,
+    num_return_sequences: int = 1,
+    batch_size: int = 16,
+    seed: int | None = None,
+) -> list[Generation]:
+    """Continue prompts at human uncertainty.
+
+    Args:
+        model (`PreTrainedModel`): A causal language model.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        prompts (`str`, `list[dict]`, or a list of these): Texts to continue, or chats (lists of messages), which go
+            through the tokenizer's chat template.
+        domain (`str`, *optional*, defaults to `"creative"`): Domain of the human profile to write in.
+        mode (`str`, *optional*): `"creative"` (the default: as uncertain as people), `"balanced"` (half of that) or
+            `"precise"` (greedy).
+        weight (`float`, *optional*): Share of the human level in [0, 1], instead of a mode.
+        profile (`HumanProfile`, `str` or `Path`, *optional*): Human profile of the model; by default the shipped one.
+        tail (`float`, *optional*, defaults to `0.999`): Tokens beyond the rank that holds this share of human tokens
+            are cut; `None` cuts nothing.
+        max_new_tokens (`int`, *optional*, defaults to `128`): Longest text in tokens.
+        num_return_sequences (`int`, *optional*, defaults to `1`): Texts for each prompt.
+        batch_size (`int`, *optional*, defaults to `16`): Texts that are written side by side.
+        seed (`int`, *optional*): Seed of the draws; by default torch's own generator is used.
+
+    Returns:
+        `list[Generation]`: `num_return_sequences` for each prompt, in the order of the prompts.
+
+    Raises:
+        InputError: Before anything is generated, if a prompt is empty or has no chat template to go through, a number
+            is less than 1, or as [`generation_kwargs`].
+
+    Example:
+        ```python
+        model, tokenizer = ugap.load_model("gemma-3-270m")
+        for one in ugap.generate(model, tokenizer, "Once upon a time", mode="creative", seed=0):
+            print(one.text, one.nll, one.human_level)
+        ```
+    """
+    options = {"domain": domain, "mode": mode, "weight": weight, "profile": profile, "tail": tail, "seed": seed}
+    batches = generate_batches(
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        num_return_sequences=num_return_sequences,
+        batch_size=batch_size,
+        **options,
+    )
+    return [one for batch in batches for one in batch]
+
+
+def generate_batches(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Prompt | Sequence[Prompt],
+    *,
+    domain: str,
+    mode: str | None,
+    weight: float | None,
+    profile: HumanProfile | str | Path | None,
+    tail: float | None,
+    max_new_tokens: int,
+    num_return_sequences: int,
+    batch_size: int,
+    seed: int | None,
+) -> Iterator[list[Generation]]:
+    """As [`generate`], batch by batch; what is wrong with the arguments is raised here, before the first."""
+    for name, number in (
+        ("max_new_tokens", max_new_tokens),
+        ("num_return_sequences", num_return_sequences),
+        ("batch_size", batch_size),
+    ):
+        if number < 1:
+            raise InputError(f"{name}: expected a positive number, got {number}")
+    if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], Mapping)):
+        prompts = [prompts]
+    own, weight = profile_of(model, profile), weight_of(mode, weight)
+    if len(tokenizer) > model.get_output_embeddings().weight.shape[0]:
+        raise InputError(
+            f"the tokenizer has {len(tokenizer)} tokens and the model {model.get_output_embeddings().weight.shape[0]}: "
+            "they do not belong together"
+        )
+    level = human_figures(own, domain, tail)["level"]
+    requests = [(prompt, _context(tokenizer, prompt, i)) for i, prompt in enumerate(prompts)]
+    requests = [request for request in requests for _ in range(num_return_sequences)]
+    generator = _generator(model, seed)
+
+    def run() -> Iterator[list[Generation]]:
+        for start in range(0, len(requests), batch_size):
+            batch = requests[start : start + batch_size]
+            processor = HumanEntropyLogitsProcessor(own, domain, weight, tail=tail, draw=True, generator=generator)
+            recorder = DrawRecorder(processor)
+            config = GenerationConfig(
+                max_new_tokens=max_new_tokens, **{k: v for k, v in ALONE.items() if k != "assistant_model"}
+            )
+            rows = continue_contexts(model, tokenizer, [context for _, context in batch], config, [processor, recorder])
+            surprisal, entropy = recorder.rows("surprisal"), recorder.rows("entropy")
+            yield [
+                Generation(
+                    prompt,
+                    decode_after(tokenizer, context, row),
+                    row,
+                    surprisal[i][: len(row)],
+                    entropy[i][: len(row)],
+                    level,
+                )
+                for i, ((prompt, context), row) in enumerate(zip(batch, rows, strict=True))
+            ]
+
+    return run()
+
+
+def _context(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, number: int) -> list[int]:
+    if isinstance(prompt, str):
+        bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        # Strings such as <bos> in a text are characters, as in scoring.
+        ids = [*bos, *tokenizer(prompt, add_special_tokens=False, split_special_tokens=True)["input_ids"]]
+    elif tokenizer.chat_template is None:
+        raise InputError(f"prompt {number} is a chat, and the tokenizer has no chat template")
+    else:
+        rendered = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise InputError(f"prompt {number} is empty, and the tokenizer has no BOS")
+    return ids
+
+
+def _generator(model: PreTrainedModel, seed: int | None) -> torch.Generator | None:
+    return None if seed is None else torch.Generator(model.device).manual_seed(seed)

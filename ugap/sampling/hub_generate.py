@@ -1,0 +1,81 @@
+"""`generate()` at human uncertainty: what `model.generate(custom_generate=...)` loads from an exported folder.
+
+Every module here is a copy of one of the package `ugap`, but for the figures; they need torch and transformers alone.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from .figures_processor import ALONE, FiguresLogitsProcessor, mode_weight
+from .hub_figures import FIGURES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def generate(
+    inputs: torch.Tensor | None = None,
+    *,
+    model: "PreTrainedModel",
+    domain: str = "creative",
+    mode: str | None = None,
+    weight: float | None = None,
+    seed: int | None = None,
+    logits_processor: Sequence[LogitsProcessor] | None = None,
+    **options: Any,
+) -> Any:
+    """Write at human uncertainty.
+
+    Every token is drawn here, whatever `do_sample`, `temperature`, `top_k` or `top_p` say. For several texts of one
+    prompt repeat the prompt.
+
+    Args:
+        inputs (`torch.Tensor` of shape `(B, T)`, *optional*): As `model.generate()` takes them; or give `input_ids`.
+        model (`PreTrainedModel`): The model that the figures were fitted with.
+        domain (`str`, *optional*, defaults to `"creative"`): Domain of the human text to be like.
+        mode (`str`, *optional*): `"creative"` (the default: as uncertain as people), `"balanced"` (half of that) or
+            `"precise"` (greedy).
+        weight (`float`, *optional*): Share of the human level in [0, 1], instead of a mode.
+        seed (`int`, *optional*): Seed of the draws; by default torch's own generator is used.
+        logits_processor (`Sequence[LogitsProcessor]`, *optional*): What acts on the scores before the draw.
+        options: Everything else that `model.generate()` takes, such as `attention_mask`, `max_new_tokens`, `streamer`
+            and `return_dict_in_generate`.
+
+    Returns:
+        As `model.generate()`.
+
+    Raises:
+        ValueError: Before anything is generated, if domain, mode or weight is unknown or out of range, beams or another
+            way of decoding are asked for, or the vocabulary is smaller than the ranks of the human texts.
+
+    Example:
+        ```python
+        model.generate(**inputs, custom_generate=FOLDER, trust_remote_code=True, mode="creative", max_new_tokens=200)
+        ```
+    """
+    weight = mode_weight(mode, weight)
+    if domain not in FIGURES:
+        raise ValueError(f"unknown domain {domain!r}: there are {', '.join(sorted(FIGURES)) or 'none'}")
+    config = options.get("generation_config")
+    asked = {name: options.pop(name, None) for name in ALONE}
+    if config is not None and (config.num_beams or 1) > 1:
+        asked["num_beams"] = config.num_beams
+    for name, value in asked.items():
+        # Sampling or not, the token is drawn here.
+        if value is not None and value != ALONE[name] and name != "do_sample":
+            raise ValueError(
+                f"{name}={value!r} cannot be had here: every token is drawn at human uncertainty, one by one"
+            )
+    generator = None if seed is None else torch.Generator(model.device).manual_seed(seed)
+    processor = FiguresLogitsProcessor(FIGURES[domain], weight, draw=True, generator=generator)
+    processor.check_vocabulary(model.config.get_text_config().vocab_size)
+    # The model's own generate() may be this function, where the folder is part of the model's repository.
+    return type(model).generate(
+        model,
+        inputs,
+        logits_processor=LogitsProcessorList([*(logits_processor or []), processor]),
+        **{**options, **ALONE},
+    )

@@ -1,0 +1,91 @@
+"""The sampler as a transformers logits processor, made from a human profile."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from ugap.profile import HumanProfile
+from ugap.sampling.figures import TAIL, human_figures, weight_of
+from ugap.sampling.figures_processor import FiguresLogitsProcessor
+from ugap.sampling.human import Drawn
+
+
+class HumanEntropyLogitsProcessor(FiguresLogitsProcessor):
+    r"""Decode at human uncertainty: every step is as surprising as people are where the model is this uncertain.
+
+    Where the model's entropy is `h`, people are `g(h)` nats surprising on average: the calibration curve of a human
+    profile. At each step the temperature is solved for at which the expected surprisal under the model is
+    `weight * g(h)`, plus a correction that holds the mean over the continuation at the human level, and tokens beyond
+    the rank that people reach at this entropy are cut. See [`ugap.sampling.human`] for the formula.
+
+    The processor keeps a state per row, from the first step of a `generate()` call to its last. It is for one
+    sequence per row: no beams, no assisted decoding. [`ugap.sampling.generation_kwargs`] sets everything else right.
+
+    Args:
+        profile (`HumanProfile`, `str` or `Path`):
+            Human profile of the model that generates, its file, or the name of a shipped one.
+        domain (`str`):
+            Domain of the profile to write in: `"creative"` or `"functional"`.
+        weight (`float`, *optional*, defaults to 1.0):
+            Share of the human level in [0, 1]: 1 is human, 0 is exactly greedy.
+        mode (`str`, *optional*):
+            `"creative"`, `"balanced"` or `"precise"`: names for the weights 1, 0.5 and 0.
+        tail (`float`, *optional*, defaults to 0.999):
+            Tokens beyond the rank that holds this share of human tokens at the entropy are cut; `None` cuts nothing.
+        draw (`bool`, *optional*, defaults to `False`):
+            Draw the token here and leave it alone in the scores: faster, and no setting of `generate()` can change the
+            distribution any more. If false, scores of the solved distribution are returned, for `do_sample=True`.
+        generator (`torch.Generator`, *optional*):
+            Where the draw's randomness comes from, on the device of the scores; by default torch's own.
+
+    Raises:
+        InputError: If mode, weight, domain or tail is unknown or out of range, or the profile cannot be read.
+
+    Example:
+        >>> processor = HumanEntropyLogitsProcessor("gemma-3-270m", "creative")
+        >>> ids, scores = torch.tensor([[2, 3]]), torch.tensor([[9.0, 8.0, -torch.inf] + [-9.0] * 262141])
+        >>> new = processor(ids, scores)
+        >>> new.shape == scores.shape, new[0, 2].item()
+        (True, -inf)
+    """
+
+    def __init__(
+        self,
+        profile: HumanProfile | str | Path,
+        domain: str,
+        weight: float | None = None,
+        *,
+        mode: str | None = None,
+        tail: float | None = TAIL,
+        draw: bool = False,
+        generator: torch.Generator | None = None,
+    ):
+        weight = weight_of(mode, weight)
+        super().__init__(human_figures(profile, domain, tail), weight, draw=draw, generator=generator)
+        self.domain, self.tail = domain, tail
+
+
+class DrawRecorder(LogitsProcessor):
+    """Keeps what a drawing processor draws; goes right behind it, for one `generate()` call.
+
+    Args:
+        processor (`FiguresLogitsProcessor`): The processor, with `draw=True`.
+    """
+
+    supports_continuous_batching = False
+
+    def __init__(self, processor: FiguresLogitsProcessor):
+        self.processor = processor
+        self.steps: list[Drawn] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """`scores` as they are."""
+        assert self.processor.drawn is not None
+        self.steps.append(self.processor.drawn)
+        return scores
+
+    def rows(self, name: str) -> list[list[float]]:
+        """A field of [`Drawn`] by row and step; steps after the end of a row are of no text."""
+        return torch.stack([getattr(step, name) for step in self.steps], 1).tolist() if self.steps else []

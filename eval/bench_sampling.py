@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +17,8 @@ from ugap.files import replacing
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import LogitsProcessor, PreTrainedModel
+
+    from ugap.sampling import HumanEntropyLogitsProcessor
 
 DESCRIPTION = """\
 Time the samplers: tokens per second of generate() against stock sampling, and their share of a decoding step.
@@ -71,7 +74,7 @@ def run(arguments: Arguments) -> None:
     profile = profile_of(model)
     ids = torch.tensor([tokenizer(PROMPT)["input_ids"]], device=model.device)
 
-    def human(draw: bool) -> "LogitsProcessor":
+    def human(draw: bool) -> HumanEntropyLogitsProcessor:
         return HumanEntropyLogitsProcessor(profile, "creative", draw=draw)
 
     makers: dict[str, Callable[[], tuple[bool, list[LogitsProcessor]]]] = {
@@ -126,11 +129,11 @@ def tokens_per_second(
         model.generate(ids, generation_config=config, logits_processor=LogitsProcessorList(processors))
         return len(ids) * arguments.new_tokens / (time.perf_counter() - begin)
 
-    return in_turns({name: (lambda name=name: once(name)) for name in makers}, arguments.repeats)
+    return in_turns({name: partial(once, name) for name in makers}, arguments.repeats)
 
 
 def step_costs(
-    model: "PreTrainedModel", ids: "Tensor", human: "Callable[[bool], LogitsProcessor]", repeats: int
+    model: "PreTrainedModel", ids: "Tensor", human: "Callable[[bool], HumanEntropyLogitsProcessor]", repeats: int
 ) -> dict[str, float]:
     """Median seconds of a decoding step of the model, and of what each way to draw does with its logits."""
     import torch
@@ -151,12 +154,16 @@ def step_costs(
             model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache.crop(-1)
 
-        processors = {"ugap": human(draw=True), "ugap-scores": human(draw=False)}  # type: ignore[call-arg]
+        def first_step(processor: "HumanEntropyLogitsProcessor") -> float:
+            # A fresh prompt each time: a step of the sampler without the memory of others.
+            processor.reset()
+            return timed(lambda: processor(ids, logits))
+
         return in_turns(
             {
                 "model": lambda: timed(model_step),
-                # A fresh prompt each time: a step of the sampler without the memory of others.
-                **{name: (lambda p=p: (p.reset(), timed(lambda: p(ids, logits)))[1]) for name, p in processors.items()},
+                "ugap": partial(first_step, human(True)),
+                "ugap-scores": partial(first_step, human(False)),
                 "softmax and multinomial": lambda: timed(lambda: torch.multinomial(logits.softmax(-1), 1)),
             },
             repeats,

@@ -315,12 +315,12 @@ def compare(human: "Sequence[ScoredText]", seeds: "Sequence[Sequence[ScoredText]
     (cell,) = pair([*human, *(text for texts in seeds for text in texts)])
     measures = {row["measure"]: row for row in gap_table([cell], seed=0)}
     nll, deviation = measures["nll"], measures["deviation"]
-    varied: dict[str, list[tuple[float, float]]] = {"distinct_4": [], "repetition": []}
+    varied: dict[str, list[list[float]]] = {"distinct_4": [], "repetition": []}
     for texts in seeds:  # each sample is as large as people's
         (one,) = pair([*human, *texts])
         both = (one.human, one.generated)
-        varied["distinct_4"].append(tuple(distinct_n([shown(s) for s in side], 4) for side in both))  # type: ignore[arg-type]
-        varied["repetition"].append(tuple(repetition([s.token_ids for s in side]) for side in both))  # type: ignore[arg-type]
+        varied["distinct_4"].append([distinct_n([shown(s) for s in side], 4) for side in both])
+        varied["repetition"].append([repetition([s.token_ids.tolist() for s in side]) for side in both])
     return {
         "n": nll["n"],
         "n_sources": nll["n_sources"],

@@ -22,6 +22,7 @@ class MirostatLogitsProcessor(LogitsProcessor):
     def __init__(self, surprisal: float, rate: float = 0.1):
         self.surprisal, self.rate = surprisal, rate
         self._ids: Tensor | None = None
+        self._log_p = self._mu = torch.empty(0)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores `(B, V)` with the tokens cut that are more surprising than `mu`; the first always stays."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from rich.progress import Progress
 
-import ugap.cli.generate
+import ugap.sampling.generation
 from ugap.cli.generate import Arguments
 from ugap.cli.main import main
 from ugap.models import load_model
@@ -196,15 +196,15 @@ def test_every_batch_is_printed_when_it_is_finished(words, capsys, monkeypatch, 
     """What was printed before the second batch began; the file appears at the end."""
     printed: list[str] = []
     output = tmp_path / "out.jsonl"
-    original = ugap.cli.generate._finite
+    original = ugap.sampling.generation.generate_batches
 
-    def spy(name, batches):
-        for batch in original(name, batches):
+    def spy(*arguments, **options):
+        for batch in original(*arguments, **options):
             printed.append(capsys.readouterr().out)
             assert not output.exists()
             yield batch
 
-    monkeypatch.setattr(ugap.cli.generate, "_finite", spy)
+    monkeypatch.setattr(ugap.sampling.generation, "generate_batches", spy)
     assert main([*words, "--prompt", "Once", "The old", "A", "--batch_size", "1", "--output", str(output)]) == 0
     assert [text.count("nats per token") for text in printed] == [0, 1, 1]
     assert output.exists()

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from ugap.errors import InputError
-from ugap.sampling import generate, generation_kwargs, human_figures
+from ugap.sampling import generation_kwargs, human_figures
 from ugap.sampling.export import MODULES, export_custom_generate
 from ugap.sampling.hub_generate import generate as hub_generate
 
@@ -70,7 +70,7 @@ class TestFolder:
         assert values["FIGURES"] == {domain: human_figures(profile, domain) for domain in profile.by_domain}
         assert values["SCORER"] == ("tiny", profile.weight_hash)
 
-    def test_it_imports_torch_and_transformers_alone(self, folder):
+    def test_it_imports_what_transformers_stands_on_alone(self, folder):
         for path in (folder / "custom_generate").iterdir():
             for node in ast.walk(ast.parse(path.read_text())):
                 names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -79,7 +79,7 @@ class TestFolder:
                     names = [node.module or ""] if node.level == 0 else []
                     assert node.level == 0 or f"{node.module}.py" in {p.name for p in path.parent.iterdir()}
                 tops = {name.split(".")[0] for name in names}
-                assert tops <= {*sys.stdlib_module_names, "torch", "transformers"}
+                assert tops <= {*sys.stdlib_module_names, "numpy", "torch", "transformers"}
 
     def test_its_readme_is_a_model_card(self, folder):
         front, text = (folder / "README.md").read_text().removeprefix("---\n").split("---\n", 1)
@@ -139,13 +139,6 @@ class TestGenerate:
         own = generation_kwargs(tiny_model, domain, profile=profile, seed=5, **share)
         expected = tiny_model.generate(**inputs, **NEW, **own)
         assert run(domain=domain, **share).tolist() == expected.tolist()
-
-    def test_and_the_text_of_generate(self, tiny_model, tokenizer, folder, profile):
-        prompt = "the youngest went into"
-        (one,) = generate(tiny_model, tokenizer, prompt, profile=profile, seed=2, max_new_tokens=12)
-        ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(prompt)["input_ids"]]])
-        out = tiny_model.generate(ids, custom_generate=str(folder), trust_remote_code=True, seed=2, **NEW)
-        assert out[0, ids.shape[1] :].tolist() == one.token_ids
 
     def test_seeds_and_rows_differ(self, run):
         assert run().tolist() != run(seed=6).tolist()

@@ -160,7 +160,7 @@ class TestKwargs:
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=16,
                 pad_token_id=0,
-                **generation_kwargs(tiny_model, profile=profile, seed=4, **options),
+                **generation_kwargs(tiny_model, profile=profile, tokenizer=tokenizer, seed=4, **options),
             )
             expected = write(PROMPTS[:1] * 3, seed=4, **options)
             assert out[:, ids.shape[1] :].tolist() == ids_of(expected)

@@ -347,3 +347,21 @@ class TestRefused:
     def test_a_file_and_a_profile_are_the_same(self, make, profile_file, tokenizer):
         scores = made_up_scores(tokenizer)
         assert torch.equal(make(profile=str(profile_file))(IDS, scores), make()(IDS, scores))
+
+
+class TestNever:
+    def test_tokens_that_no_person_writes_are_not_drawn(self, make, tokenizer):
+        scores = made_up_scores(tokenizer)
+        favourites = scores.topk(3).indices.flatten().unique().tolist()
+        free, barred = make(tail=None), make(tail=None, never=favourites)
+        open_, shut = free(IDS, scores), barred(IDS, scores)
+        barred_now = torch.zeros_like(scores, dtype=torch.bool)
+        barred_now[:, favourites] = True
+        assert torch.equal(open_.isfinite(), scores.isfinite())
+        assert torch.equal(shut.isfinite(), scores.isfinite() & ~barred_now)
+        assert barred(torch.cat([IDS, IDS[:, :1]], 1), scores).isfinite().any(1).all()
+
+    def test_unless_nothing_else_is_left(self, make, tokenizer):
+        scores = torch.full((3, len(tokenizer)), -torch.inf)
+        scores[:, 5] = 1.0
+        assert make(never=[5])(IDS, scores).argmax(1).tolist() == [5, 5, 5]

@@ -85,7 +85,7 @@ def run(arguments: Arguments) -> None:
     from ugap.errors import InputError
     from ugap.models import load_model
     from ugap.profile import HumanProfile
-    from ugap.sampling import human_figures, profile_of, weight_of
+    from ugap.sampling import human_figures, weight_of
     from ugap.sampling.generation import generate_batches
 
     # All that can be wrong without the model, before it is loaded.
@@ -103,8 +103,6 @@ def run(arguments: Arguments) -> None:
     )
     if arguments.chat and tokenizer.chat_template is None:
         raise InputError(f"{arguments.model} has no chat template: leave out --chat")
-    profile = profile_of(model, given)
-    level = human_figures(profile, arguments.domain, tail)["level"]
     batches = generate_batches(
         model,
         tokenizer,
@@ -112,7 +110,7 @@ def run(arguments: Arguments) -> None:
         domain=arguments.domain,
         mode=None,
         weight=weight,
-        profile=profile,
+        profile=given,
         tail=tail,
         max_new_tokens=arguments.max_new_tokens,
         num_return_sequences=arguments.num_return_sequences,
@@ -123,14 +121,14 @@ def run(arguments: Arguments) -> None:
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
     coloured = arguments.heatmap and console.color_system is not None and not console.no_color
     with _opened(arguments.output) as file, _bar(total, hidden=total <= arguments.batch_size) as bar:
-        for batch in _finite(arguments.model, batches):
+        for batch in batches:
             bar.update(0, advance=len(batch))
             bar.stop()  # the bar and the texts may share a screen
             for one in batch:
                 prompt = one.prompt if isinstance(one.prompt, str) else one.prompt[0]["content"]
-                _show(console, prompt, one, level, arguments, tokenizer if coloured else None)
+                _show(console, prompt, one, arguments, tokenizer if coloured else None)
                 if file is not None:
-                    file.write(_line(prompt, one, level))
+                    file.write(_line(prompt, one))
             bar.start()
     if coloured:
         from ugap.report.heatmap import legend
@@ -196,23 +194,10 @@ def _lines(source: str) -> list[tuple[str, str]]:
     return out
 
 
-def _finite(name: str, batches: Iterator[list["Generation"]]) -> Iterator[list["Generation"]]:
-    """The batches; that the model gives no numbers is an error of one line."""
-    from ugap.errors import InputError
-
-    try:
-        yield from batches
-    except InputError:
-        raise
-    except ValueError as error:
-        raise InputError(f"{name}: {' '.join(str(error).split())}") from error
-
-
 def _show(
     console: "Console",
     prompt: str,
     one: "Generation",
-    level: float,
     arguments: Arguments,
     tokenizer: "PreTrainedTokenizerBase | None",
 ) -> None:
@@ -230,10 +215,10 @@ def _show(
     text = Text.assemble((visible(prompt), "dim"), "\n" if arguments.chat else "", written)
     console.print(text)
     wrote = f"{one.nll:.2f} nats per token" if one.token_ids else "the model ended the text at once"
-    console.print(f"{wrote}; people: {level:.2f} ({visible(arguments.domain)})\n", markup=False)
+    console.print(f"{wrote}; people: {one.human_level:.2f} ({visible(arguments.domain)})\n", markup=False)
 
 
-def _line(prompt: str, one: "Generation", level: float) -> str:
+def _line(prompt: str, one: "Generation") -> str:
     import json
 
     row = {
@@ -243,7 +228,7 @@ def _line(prompt: str, one: "Generation", level: float) -> str:
         "surprisal": one.surprisal,
         "entropy": one.entropy,
         "nll": one.nll if one.token_ids else None,
-        "human_level": level,
+        "human_level": one.human_level,
     }
     return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
 

@@ -44,6 +44,7 @@ def continue_contexts(
     width = max(map(len, contexts))
     ids = torch.tensor([[pad] * (width - len(c)) + list(c) for c in contexts], device=model.device)
     mask = torch.tensor([[0] * (width - len(c)) + [1] * len(c) for c in contexts], device=model.device)
+    config.num_return_sequences, config.return_dict_in_generate = 1, False
     config.eos_token_id, config.pad_token_id, config.bos_token_id = sorted(ends) or None, pad, tokenizer.bos_token_id
     out = model.generate(
         input_ids=ids,
@@ -59,6 +60,11 @@ def end_tokens(model: PreTrainedModel) -> set[int]:
     """Ids of the tokens that end a text."""
     ends = model.generation_config.eos_token_id
     return set(ends if isinstance(ends, list) else [ends]) - {None}
+
+
+def never_written(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of the special tokens that do not end a text: no person writes them."""
+    return sorted(set(tokenizer.all_special_ids) - end_tokens(model))
 
 
 def decode_after(tokenizer: PreTrainedTokenizerBase, context: Sequence[int], new: Sequence[int]) -> str:

@@ -1,10 +1,10 @@
 """The sampler as a transformers logits processor, with its state kept in step with `generate()`.
 
-It takes the figures of a human profile as plain lists and needs torch and transformers alone, so that it runs
+It takes the figures of a human profile as plain lists and needs no more than transformers does, so that it runs
 unchanged where `ugap` is not installed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,10 +15,12 @@ from .draw import only
 from .human import MODES, Drawn, HumanSampler, State, Step, checked_weight
 from .steps import step_scores, taken_surprisal
 
-# With the token drawn by the processor, and alone left in the scores, no warper can change it. What would act before
-# the processor, or never call it once per token and row, is switched off.
+# With the token drawn by the processor, and alone left in the scores, no warper can change it. These are the library's
+# own values, of no use without sampling: those of a model's config would be warned of.
+WITHOUT_EFFECT: dict[str, Any] = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "typical_p": 1.0}
+# What would act before the processor, or not call it once per token and row, is switched off.
 ALONE: dict[str, Any] = {
-    "do_sample": False,
+    **WITHOUT_EFFECT,
     "num_beams": 1,
     "repetition_penalty": 1.0,
     "encoder_repetition_penalty": 1.0,
@@ -60,6 +62,8 @@ class FiguresLogitsProcessor(LogitsProcessor):
         draw (`bool`, *optional*, defaults to `False`): Draw the token here and leave it alone in the scores.
         generator (`torch.Generator`, *optional*): Where the draw's randomness comes from, on the device of the scores;
             by default torch's own.
+        never (`Sequence[int]`, *optional*): Tokens that no person writes, such as the special ones of a tokenizer: not
+            drawn, unless nothing else is left.
 
     Raises:
         ValueError: If the weight is outside [0, 1].
@@ -80,9 +84,10 @@ class FiguresLogitsProcessor(LogitsProcessor):
         *,
         draw: bool = False,
         generator: torch.Generator | None = None,
+        never: Sequence[int] = (),
     ):
         self.weight, self.draw, self.generator = checked_weight(weight), draw, generator
-        self._figures = figures
+        self._figures, self._never = figures, tuple(never)
         self.reset()
 
     def reset(self) -> None:
@@ -162,7 +167,7 @@ class FiguresLogitsProcessor(LogitsProcessor):
 
     def _begin(self, input_ids: Tensor, scores: Tensor) -> None:
         self.check_vocabulary(scores.shape[-1])
-        self._sampler = HumanSampler.of(self._figures, self.weight, device=scores.device)
+        self._sampler = HumanSampler.of(self._figures, self.weight, never=self._never, device=scores.device)
         self._state = State.start(len(input_ids), scores.device)
         self._prompt = input_ids.shape[1]
 

@@ -3,14 +3,14 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from ugap.errors import InputError
 from ugap.profile import HumanProfile
-from ugap.sampling.batch import continue_contexts, decode_after
+from ugap.sampling.batch import continue_contexts, decode_after, never_written
 from ugap.sampling.figures import TAIL, human_figures, profile_of, weight_of
 from ugap.sampling.figures_processor import ALONE
 from ugap.sampling.processor import DrawRecorder, HumanEntropyLogitsProcessor
@@ -51,6 +51,7 @@ def generation_kwargs(
     mode: str | None = None,
     weight: float | None = None,
     profile: HumanProfile | str | Path | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     tail: float | None = TAIL,
     seed: int | None = None,
 ) -> dict[str, Any]:
@@ -66,6 +67,8 @@ def generation_kwargs(
         mode (`str`, *optional*): `"creative"` (the default), `"balanced"` or `"precise"`.
         weight (`float`, *optional*): Share of the human level in [0, 1], instead of a mode.
         profile (`HumanProfile`, `str` or `Path`, *optional*): Human profile of the model; by default the shipped one.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): The model's; its special tokens are then never drawn, but for
+            those that end a text.
         tail (`float`, *optional*, defaults to `0.999`): Where the human tail is cut; `None` cuts nothing.
         seed (`int`, *optional*): Seed of the draws; by default torch's own generator is used.
 
@@ -80,7 +83,13 @@ def generation_kwargs(
     """
     weight = weight_of(mode, weight)
     processor = HumanEntropyLogitsProcessor(
-        profile_of(model, profile), domain, weight, tail=tail, draw=True, generator=_generator(model, seed)
+        profile_of(model, profile),
+        domain,
+        weight,
+        tail=tail,
+        draw=True,
+        generator=_generator(model, seed),
+        never=never_written(model, tokenizer) if tokenizer is not None else (),
     )
     return {**ALONE, "logits_processor": LogitsProcessorList([processor])}
 
@@ -108,8 +117,8 @@ def generate(
         prompts (`str`, `list[dict]`, or a list of these): Texts to continue, or chats (lists of messages), which go
             through the tokenizer's chat template.
         domain (`str`, *optional*, defaults to `"creative"`): Domain of the human profile to write in.
-        mode (`str`, *optional*): `"creative"` (the default: as uncertain as people), `"balanced"` (half of that) or
-            `"precise"` (greedy).
+        mode (`str`, *optional*): `"creative"` (the default: as uncertain as people), `"balanced"` (half of that, or as
+            near as the likeliest tokens come) or `"precise"` (greedy).
         weight (`float`, *optional*): Share of the human level in [0, 1], instead of a mode.
         profile (`HumanProfile`, `str` or `Path`, *optional*): Human profile of the model; by default the shipped one.
         tail (`float`, *optional*, defaults to `0.999`): Tokens beyond the rank that holds this share of human tokens
@@ -117,7 +126,8 @@ def generate(
         max_new_tokens (`int`, *optional*, defaults to `128`): Longest text in tokens.
         num_return_sequences (`int`, *optional*, defaults to `1`): Texts for each prompt.
         batch_size (`int`, *optional*, defaults to `16`): Texts that are written side by side.
-        seed (`int`, *optional*): Seed of the draws; by default torch's own generator is used.
+        seed (`int`, *optional*): Seed of the draws; by default torch's own generator is used. The rows of a batch share
+            it, so another batch size gives other texts.
 
     Returns:
         `list[Generation]`: `num_return_sequences` for each prompt, in the order of the prompts.
@@ -133,15 +143,19 @@ def generate(
             print(one.text, one.nll, one.human_level)
         ```
     """
-    options = {"domain": domain, "mode": mode, "weight": weight, "profile": profile, "tail": tail, "seed": seed}
     batches = generate_batches(
         model,
         tokenizer,
         prompts,
+        domain=domain,
+        mode=mode,
+        weight=weight,
+        profile=profile,
+        tail=tail,
         max_new_tokens=max_new_tokens,
         num_return_sequences=num_return_sequences,
         batch_size=batch_size,
-        **options,
+        seed=seed,
     )
     return [one for batch in batches for one in batch]
 
@@ -169,8 +183,6 @@ def generate_batches(
     ):
         if number < 1:
             raise InputError(f"{name}: expected a positive number, got {number}")
-    if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], Mapping)):
-        prompts = [prompts]
     own, weight = profile_of(model, profile), weight_of(mode, weight)
     if len(tokenizer) > model.get_output_embeddings().weight.shape[0]:
         raise InputError(
@@ -178,19 +190,26 @@ def generate_batches(
             "they do not belong together"
         )
     level = human_figures(own, domain, tail)["level"]
-    requests = [(prompt, _context(tokenizer, prompt, i)) for i, prompt in enumerate(prompts)]
+    requests = [(prompt, _context(tokenizer, prompt, i)) for i, prompt in enumerate(_listed(prompts))]
     requests = [request for request in requests for _ in range(num_return_sequences)]
     generator = _generator(model, seed)
+    never = never_written(model, tokenizer)
+    fixed = {name: value for name, value in ALONE.items() if name != "assistant_model"}
 
     def run() -> Iterator[list[Generation]]:
         for start in range(0, len(requests), batch_size):
             batch = requests[start : start + batch_size]
-            processor = HumanEntropyLogitsProcessor(own, domain, weight, tail=tail, draw=True, generator=generator)
-            recorder = DrawRecorder(processor)
-            config = GenerationConfig(
-                max_new_tokens=max_new_tokens, **{k: v for k, v in ALONE.items() if k != "assistant_model"}
+            processor = HumanEntropyLogitsProcessor(
+                own, domain, weight, tail=tail, draw=True, generator=generator, never=never
             )
-            rows = continue_contexts(model, tokenizer, [context for _, context in batch], config, [processor, recorder])
+            recorder = DrawRecorder(processor)
+            config = GenerationConfig(max_new_tokens=max_new_tokens, **fixed)
+            try:
+                rows = continue_contexts(
+                    model, tokenizer, [context for _, context in batch], config, [processor, recorder]
+                )
+            except ValueError as error:
+                raise InputError(f"{model.config.name_or_path}: {error}") from error
             surprisal, entropy = recorder.rows("surprisal"), recorder.rows("entropy")
             yield [
                 Generation(
@@ -205,6 +224,13 @@ def generate_batches(
             ]
 
     return run()
+
+
+def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """Prompts as a list: one text or one chat (a list of messages) is a prompt of its own."""
+    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], Mapping)):
+        return [cast(Prompt, prompts)]
+    return list(cast(Sequence[Prompt], prompts))
 
 
 def _context(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, number: int) -> list[int]:

@@ -1,6 +1,6 @@
 """`generate()` at human uncertainty: what `model.generate(custom_generate=...)` loads from an exported folder.
 
-Every module here is a copy of one of the package `ugap`, but for the figures; they need torch and transformers alone.
+Every module here is a copy of one of the package `ugap`, but for the figures; they need no more than transformers does.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from .figures_processor import ALONE, FiguresLogitsProcessor, mode_weight
+from .figures_processor import ALONE, WITHOUT_EFFECT, FiguresLogitsProcessor, mode_weight
 from .hub_figures import FIGURES
 
 if TYPE_CHECKING:
@@ -64,8 +64,7 @@ def generate(
     if config is not None and (config.num_beams or 1) > 1:
         asked["num_beams"] = config.num_beams
     for name, value in asked.items():
-        # Sampling or not, the token is drawn here.
-        if value is not None and value != ALONE[name] and name != "do_sample":
+        if value is not None and value != ALONE[name] and name not in WITHOUT_EFFECT:
             raise ValueError(
                 f"{name}={value!r} cannot be had here: every token is drawn at human uncertainty, one by one"
             )

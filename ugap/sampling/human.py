@@ -14,7 +14,7 @@ people's (Braverman et al., 2020, arXiv 1906.05664).
 - *Correction.* What the sequence should have been surprising so far, `w * level` for each token, less what was really
   drawn, paid back over `PAYBACK_TOKENS` tokens, by at most `MOST_CORRECTION` of a step's aim.
 
-This module needs torch alone: it is what every engine's adapter runs.
+This module needs torch and NumPy alone: it is what every engine's adapter runs.
 """
 
 import math
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from .draw import draw
-from .temperature import MAX_TEMPERATURE, MIN_TEMPERATURE, Candidates, candidates, distribution, solve_temperature
+from .temperature import FAR, MAX_TEMPERATURE, MIN_TEMPERATURE, Candidates, candidates, distribution, solve_temperature
 
 MODES = {"creative": 1.0, "balanced": 0.5, "precise": 0.0}
 PRIOR_TOKENS = 16
@@ -108,6 +108,8 @@ class HumanSampler:
         ranks (`Tensor` of shape `(N,)`, int64): Last rank that may be drawn, by entropy bin; empty for no limit.
         level (`float`): Mean human surprisal, nats per token.
         weight (`float`): 1 is human, 0 greedy.
+        never (`Tensor` of shape `(M,)`, int64): Tokens that are not drawn, unless nothing else is left; with a weight
+            of 0 the most probable token is taken all the same.
     """
 
     h: Tensor
@@ -116,9 +118,17 @@ class HumanSampler:
     ranks: Tensor
     level: float
     weight: float
+    never: Tensor
 
     @classmethod
-    def of(cls, figures: Mapping[str, Any], weight: float, *, device: torch.device | str = "cpu") -> "HumanSampler":
+    def of(
+        cls,
+        figures: Mapping[str, Any],
+        weight: float,
+        *,
+        never: Sequence[int] = (),
+        device: torch.device | str = "cpu",
+    ) -> "HumanSampler":
         """The sampler of plain lists: `h`, `g`, `edges`, `ranks` and `level`.
 
         Raises:
@@ -129,7 +139,8 @@ class HumanSampler:
             zero = h.new_zeros(1)
             h, g = torch.cat([zero, h]), torch.cat([zero, g])
         ranks = torch.tensor(figures["ranks"], dtype=torch.long, device=device)
-        return cls(h, g, edges, ranks, float(figures["level"]), checked_weight(weight))
+        out = torch.tensor(never, dtype=torch.long, device=device)
+        return cls(h, g, edges, ranks, float(figures["level"]), checked_weight(weight), out)
 
     def curve(self, entropy: Tensor) -> Tensor:
         """The calibration curve `g(h)`: linear between knots, with slope 1 above the last."""
@@ -165,9 +176,16 @@ class HumanSampler:
         owed = (aim * state.tokens - state.drawn) / (PAYBACK_TOKENS * aim)
         target = self.weight * curve * scale * (1 + owed.clamp(-MOST_CORRECTION, MOST_CORRECTION))
         limit = self.ranks[torch.searchsorted(self.edges, entropy, right=True)] if len(self.ranks) else None
-        kept = candidates(scores, log_partition, limit)
+        kept = self._without_never(candidates(scores, log_partition, limit))
         temperature = solve_temperature(kept.surprisal, target, low=MIN_TEMPERATURE, high=MAX_TEMPERATURE)
         return Step(kept, temperature, entropy, curve)
+
+    def _without_never(self, kept: Candidates) -> Candidates:
+        if not len(self.never):
+            return kept
+        surprisal = kept.surprisal.masked_fill(torch.isin(kept.ids, self.never), FAR)
+        nothing = (surprisal >= FAR).all(-1, keepdim=True)
+        return Candidates(kept.ids, torch.where(nothing, kept.surprisal, surprisal))
 
     def observe(self, state: State, step: Step, surprisal: Tensor) -> State:
         """The state after tokens of the given surprisals `(B,)` were drawn; a row whose surprisal is NaN stays."""

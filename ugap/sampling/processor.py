@@ -1,5 +1,6 @@
 """The sampler as a transformers logits processor, made from a human profile."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -39,6 +40,9 @@ class HumanEntropyLogitsProcessor(FiguresLogitsProcessor):
             distribution any more. If false, scores of the solved distribution are returned, for `do_sample=True`.
         generator (`torch.Generator`, *optional*):
             Where the draw's randomness comes from, on the device of the scores; by default torch's own.
+        never (`Sequence[int]`, *optional*):
+            Tokens that no person writes, such as the special ones of a tokenizer: not drawn, unless nothing else is
+            left.
 
     Raises:
         InputError: If mode, weight, domain or tail is unknown or out of range, or the profile cannot be read.
@@ -61,9 +65,10 @@ class HumanEntropyLogitsProcessor(FiguresLogitsProcessor):
         tail: float | None = TAIL,
         draw: bool = False,
         generator: torch.Generator | None = None,
+        never: Sequence[int] = (),
     ):
         weight = weight_of(mode, weight)
-        super().__init__(human_figures(profile, domain, tail), weight, draw=draw, generator=generator)
+        super().__init__(human_figures(profile, domain, tail), weight, draw=draw, generator=generator, never=never)
         self.domain, self.tail = domain, tail
 
 

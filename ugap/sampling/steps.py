@@ -1,6 +1,6 @@
 """A step in the terms of an engine: the scores of its distribution, and the surprisal of the token that was taken.
 
-This module needs torch alone: every engine's adapter runs it.
+This module needs torch and NumPy alone: every engine's adapter runs it.
 """
 
 import torch

@@ -16,6 +16,7 @@ Design choices:
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +29,7 @@ _UNDERFLOW = -80.0
 # Of the expected surprisal, absolute (nats) and relative: what float32 sums can tell.
 _ABSOLUTE, _RELATIVE = 1e-6, 2e-5
 _ITERATIONS = 60
-_BLOCK = 16
+_BLOCK = 8
 
 
 class Distribution(NamedTuple):
@@ -95,13 +96,14 @@ def candidates(scores: Tensor, log_partition: Tensor, limit: Tensor | None = Non
         tensor([[0, 2]])
     """
     limits = [scores.shape[-1]] * len(scores) if limit is None else limit.tolist()
-    found = [_head(row, most) for row, most in zip(scores, limits, strict=True)]
-    width = max(len(ids) for ids in found)
+    found = [_head(row, most) for row, most in zip(scores.detach(), limits, strict=True)]
+    width = max(len(ids) for ids, _ in found)
     ids = scores.new_zeros((len(scores), width), dtype=torch.long)
-    surprisal = torch.full((len(scores), width), FAR, device=scores.device)
-    for row, kept in enumerate(found):
+    surprisal = torch.full((len(scores), width), torch.inf, device=scores.device)
+    for row, (kept, values) in enumerate(found):
         ids[row, : len(kept)] = kept
-        surprisal[row, : len(kept)] = (log_partition[row] - scores[row, kept].float()).clamp_(0.0, FAR)
+        torch.sub(log_partition[row], values, out=surprisal[row, : len(kept)])
+    surprisal.clamp_(0.0, FAR)
     return Candidates(ids, surprisal)
 
 
@@ -135,53 +137,65 @@ def solve_temperature(
     surprisal = surprisal.float().clamp(max=FAR)
     least = surprisal.amin(-1, keepdim=True)
     excess, goal = surprisal - least, target.float() - least.squeeze(-1)
-    # In b, the inverse temperature: f is above the goal at `left` and below it at `right`.
-    left = torch.full_like(goal, 1 / high)
-    right = torch.full_like(goal, 1 / low)
-    left = torch.where(_moments(excess, right)[0] >= goal, right, left)
-    right = torch.where(_moments(excess, left)[0] <= goal, left, right)
+    square = excess.square()
+    # In b, the inverse temperature: f is above the goal at `left` and below it at `right`, where these are known.
+    left, right = torch.full_like(goal, 1 / high), torch.full_like(goal, 1 / low)
+    left_known, right_known = torch.zeros_like(goal, dtype=torch.bool), torch.zeros_like(goal, dtype=torch.bool)
     tolerance = _ABSOLUTE + _RELATIVE * goal.abs()
-    b = torch.ones_like(goal).clamp(left, right)
+    b = torch.where(goal > 0, torch.ones_like(goal).clamp(left, right), right)
     for _ in range(_ITERATIONS):
-        mean, variance = _moments(excess, b)
-        error = mean - goal
-        left, right = torch.where(error >= 0, b, left), torch.where(error <= 0, b, right)
-        going_on = (error.abs() > tolerance) & (left < right)
+        weights = (excess * -b.unsqueeze(-1)).exp_()
+        total = weights.sum(-1)
+        mean = torch.linalg.vecdot(weights, excess) / total
+        variance = torch.linalg.vecdot(weights, square) / total - mean.square()
+        above, below = mean >= goal, mean <= goal
+        left, right = torch.where(above, b, left), torch.where(below, b, right)
+        left_known, right_known = left_known | above, right_known | below
+        going_on = ((mean - goal).abs() > tolerance) & (left < right)
         if not going_on.any():
             break
-        step = b + error / variance.clamp(min=1e-12)
-        # Where Newton leaves the bracket, halve it; on the scale of a ratio, as temperatures are.
-        step = torch.where((step > left) & (step < right), step, (left * right).sqrt())
+        step = b + (mean - goal) / variance.clamp(min=1e-12)
+        # Where Newton leaves the bracket: to its end, if that was never tried, or else to the middle (of the ratio).
+        middle = (left * right).sqrt()
+        step = torch.where(step <= left, torch.where(left_known, middle, left), step)
+        step = torch.where(step >= right, torch.where(right_known, middle, right), step)
         # A row that is done stays: the rows beside it are nothing to it.
         b = torch.where(going_on, step, b)
     return 1 / b
 
 
-def _moments(excess: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of the excess surprisal under `p_b`."""
-    weights = (excess * -b.unsqueeze(-1)).exp_()
-    total = weights.sum(-1)
-    mean = torch.linalg.vecdot(weights, excess) / total
-    square = torch.linalg.vecdot(weights, excess.square()) / total
-    return mean, square - mean.square()
-
-
-def _head(row: Tensor, most: int) -> Tensor:
-    """Ids of the finite scores of a row that are no less than its `most`-th highest."""
+def _head(row: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Ids and float32 values of the finite scores of a row that are no less than its `most`-th highest."""
     size, columns = len(row), len(row) // _BLOCK
+    row = row.float()
     if most > columns:
-        last = row.kthvalue(max(size - most + 1, 1)).values
-        return ((row >= last) & (row > -torch.inf)).nonzero().squeeze(1)
-    # The `most`-th highest of the maxima of disjoint blocks is a floor for the `most`-th highest score, so that few
-    # blocks, and few scores of those, are left to select from exactly. A block is a column of `row` as a matrix.
-    even = columns * _BLOCK
-    blocks = row[:even].view(_BLOCK, columns)
-    maxima = blocks.amax(0)
-    floor = maxima.kthvalue(columns - most + 1).values
-    kept = (maxima >= floor).nonzero().squeeze(1)
-    place = (blocks.index_select(1, kept) >= floor).flatten().nonzero().squeeze(1)
-    rest = (row[even:] >= floor).nonzero().squeeze(1) + even
-    ids = torch.cat([place // len(kept) * columns + kept[place % len(kept)], rest])
-    scores = row[ids]
-    last = scores.kthvalue(len(scores) - most + 1).values
-    return ids[(scores >= last) & (scores > -torch.inf)]
+        ids = _places(row >= _highest(row, min(most, size)))
+    else:
+        # The `most`-th highest of the maxima of disjoint blocks is a floor for the `most`-th highest score, so that
+        # few blocks, and few scores of those, are left to select from exactly. Blocks are the columns of a matrix.
+        even = columns * _BLOCK
+        blocks = row[:even].view(_BLOCK, columns)
+        maxima = blocks.amax(0)
+        floor = _highest(maxima, most)
+        kept = _places(maxima >= floor)
+        place = _places((blocks.index_select(1, kept) >= floor).flatten())
+        rest = _places(row[even:] >= floor) + even
+        ids = torch.cat([place // len(kept) * columns + kept.take(place % len(kept)), rest])
+        scores = row.take(ids)
+        ids = ids.take(_places(scores >= _highest(scores, most)))
+    scores = row.take(ids)
+    if scores.numel() and scores.amin() == -torch.inf:
+        ids, scores = ids[scores > -torch.inf], scores[scores > -torch.inf]
+    return ids, scores
+
+
+def _highest(values: Tensor, rank: int) -> float:
+    """The `rank`-th highest of some values; NumPy is several times faster here than torch on a CPU."""
+    if values.is_cuda:
+        return float(values.kthvalue(len(values) - rank + 1).values)
+    return float(np.partition(values.numpy(), len(values) - rank)[len(values) - rank])
+
+
+def _places(mask: Tensor) -> Tensor:
+    """Where a mask `(N,)` is true."""
+    return mask.nonzero().squeeze(1) if mask.is_cuda else torch.from_numpy(np.flatnonzero(mask.numpy()))

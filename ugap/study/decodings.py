@@ -158,6 +158,7 @@ def decoder(
     processors: Sequence[LogitsProcessor] = (),
     *,
     generator: torch.Generator,
+    never: Sequence[int] = (),
     **fixed: Any,
 ) -> tuple[GenerationConfig, list[LogitsProcessor]]:
     """What to pass to `generate()`: its config, and the processors that shape the distribution and draw from it.
@@ -168,6 +169,7 @@ def decoder(
         domain (`str`, *optional*): Domain of the texts.
         processors (`Sequence[LogitsProcessor]`, *optional*): What else shapes the distribution.
         generator (`torch.Generator`): Where the draw's randomness comes from, on the model's device.
+        never (`Sequence[int]`, *optional*): Tokens that the sampler at human uncertainty does not draw.
         fixed (`Any`): Settings of `generate()` that are no matter of decoding.
 
     Raises:
@@ -179,7 +181,9 @@ def decoder(
         own = settings.get("human_domain") or domain
         if own is None:
             raise InputError(f"decoding settings {dict(settings)}: the texts have no domain, human_domain must say it")
-        processor = HumanEntropyLogitsProcessor(profile, own, settings["human_weight"], draw=True, generator=generator)
+        processor = HumanEntropyLogitsProcessor(
+            profile, own, settings["human_weight"], draw=True, generator=generator, never=never
+        )
         config.do_sample = False
         _clear_warpers(config)
         return config, [*processors, processor]

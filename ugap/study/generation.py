@@ -9,7 +9,7 @@ import torch
 from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from ugap.errors import InputError
-from ugap.sampling.batch import continue_contexts, decode_after
+from ugap.sampling.batch import continue_contexts, decode_after, never_written
 from ugap.study.decodings import Settings, decoder
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,15 @@ def generate_continuations(
     names = [f"text {i}" for i in range(len(contexts))] if names is None else names
     finite = _Finite(names, model.config.name_or_path, skip_bad)
     generator = torch.Generator(model.device).manual_seed(seed)
-    config, drawn = decoder(settings, model, domain, processors, generator=generator, max_new_tokens=max_new_tokens)
+    config, drawn = decoder(
+        settings,
+        model,
+        domain,
+        processors,
+        generator=generator,
+        never=never_written(model, tokenizer),
+        max_new_tokens=max_new_tokens,
+    )
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)  # for sampling with beams, which is left to generate()

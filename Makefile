@@ -22,7 +22,7 @@ demo: install  ## measure the gap of two small models on embedded texts
 test: install  ## run the fast tests
 	@$(TEST) -m "not slow and not gpu" --numprocesses 2 --dist loadfile
 
-test-slow: install  ## run the tests that need a real model or a fresh environment
+test-slow: $(VENV)/.installed-llama-cpp  ## run the tests that need a real model or a fresh environment
 	@$(TEST) -m "slow and not gpu" --numprocesses 2 --dist loadfile
 
 lint: install  ## check style and types
@@ -46,6 +46,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "Installing ugap and what it needs into $(VENV): a minute or two"
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	@$(PIP) --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-llama-cpp: $(VENV)/.installed
+	@echo "Building llama.cpp, once: it takes some minutes and a C++ compiler"
+	@CMAKE_BUILD_PARALLEL_LEVEL=2 $(PIP) --constraint constraints.txt --editable '.[dev,llama-cpp]' \
+		|| echo "llama.cpp could not be built here: its tests will be skipped"
 	@touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed

@@ -73,6 +73,9 @@ class Arguments:
     tune: str | None = option(
         f"other human texts, to tune the temperature of {TUNED} on", default=None, group="texts", metavar="FILE"
     )
+    profile: str | None = option(
+        "human profile of the model (default: the shipped one)", default=None, group="models", metavar="NAME"
+    )
     domain: str = option("domain of the texts that are taken", default="creative", group="texts")
     limit: int = option("prefixes", default=46, group="texts")
     per_text: int = option("prefixes of one text", default=2, group="texts")
@@ -105,7 +108,7 @@ def run(arguments: Arguments) -> None:
     from ugap.scoring import Scorer
     from ugap.study.decodings import parse_decodings
     from ugap.study.store import SCORED
-    from ugap.study.study import environment
+    from ugap.study.study import environment, without_nan
 
     special = [name for name in arguments.decoding if name in (TUNED, MIROSTAT, TOP_N_SIGMA)]
     decodings: dict[str, dict[str, Any]] = {
@@ -113,6 +116,10 @@ def run(arguments: Arguments) -> None:
         **{name: {} for name in special},
     }
     decodings = {name.partition("=")[0]: decodings[name.partition("=")[0]] for name in arguments.decoding}
+    if arguments.profile is not None:
+        for how in decodings.values():
+            if "human_weight" in how:
+                how.setdefault("human_profile", arguments.profile)
     if TUNED in decodings and arguments.tune is None:
         raise InputError(f"{TUNED} needs --tune: other human texts, to tune the temperature on")
     for name, number in (("seeds", arguments.seeds), ("limit", arguments.limit), ("batch_size", arguments.batch_size)):
@@ -174,7 +181,7 @@ def run(arguments: Arguments) -> None:
         "models": records,
     }
     with replacing(output / "decoding.json") as temporary:
-        temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(without_nan(record), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     text = "\n".join(markdown(entry) for entry in records)
     with replacing(output / "decoding.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -271,7 +278,7 @@ class Writer:
         peers = load_program(Path(__file__).with_name("peers.py"))
         if decoding == TOP_N_SIGMA:
             return [peers.TopNSigmaLogitsProcessor(1.0)]
-        level = human_figures(profile_of(self.scorer.model), self.arguments.domain)["level"]
+        level = human_figures(profile_of(self.scorer.model, self.arguments.profile), self.arguments.domain)["level"]
         return [peers.MirostatLogitsProcessor(level)]
 
 
@@ -358,16 +365,21 @@ def markdown(entry: Mapping[str, Any]) -> str:
     lines = []
     for row in rows:
         low, high = row["ci95"]
-        shares = [100 * (row[m]["model_value"] / row[m]["human"] - 1) for m in ("distinct_4", "repetition")]
+        shares = [percent_more(**row[m]) for m in ("distinct_4", "repetition")]
         temperature = row["settings"].get("temperature")
         name = f"{row['decoding']} ({temperature})" if row["decoding"] == TUNED else row["decoding"]
         lines.append(
             f"| {name} | {row['model_value']:.3f} | {row['gap']:+.3f} [{low:+.3f}, {high:+.3f}] "
             f"| {100 * row['gap'] / row['human']:+.1f} | {row['wasserstein_surprisal']:.3f} "
             f"| {row['wasserstein_deviation']:.4f} | {row['entropy']['model_value']:.3f} "
-            f"| {shares[0]:+.1f} | {shares[1]:+.1f} |"
+            f"| {shares[0]} | {shares[1]} |"
         )
     return head + "\n".join(lines) + "\n"
+
+
+def percent_more(human: float, model_value: float) -> str:
+    """By how many percent a model's value exceeds people's; empty where people's is nothing to compare with."""
+    return f"{100 * (model_value / human - 1):+.1f}" if human > 0 else ""
 
 
 def domain_rows(rows: "Sequence[TextRow]", domain: str, name: str) -> "list[TextRow]":

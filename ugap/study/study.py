@@ -138,7 +138,7 @@ def run_study(
     study.scored.merge(output / "scores.parquet", keys)
     cells = pair(from_row(row) for key in keys for row in study.scored.read(key))
     gaps = gap_table(cells, seed=settings.seed)
-    record = _without_nan(
+    record = without_nan(
         {
             "version": VERSION,
             "settings": {**recorded, "weight_hashes": hashes, "environment": environment()},
@@ -404,12 +404,12 @@ def _hash(rows: Sequence[TextRow]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """JSON knows no NaN: `None` stands for what could not be estimated."""
     if isinstance(value, Mapping):
-        return {key: _without_nan(inner) for key, inner in value.items()}
+        return {key: without_nan(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_nan(inner) for inner in value]
+        return [without_nan(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

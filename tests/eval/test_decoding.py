@@ -1,0 +1,150 @@
+"""The comparison of decodings as a program, on a tiny model: its record, its tables, resuming, bad input."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eval import decoding
+from ugap.cli.main import main
+from ugap.models import load_model
+from ugap.study.table import MIN_TOKENS
+
+STORY = (
+    "Once upon a time there was an old woman who had three sons. The youngest went into the forest and met a fox, "
+    "and the fox said that the king had lost his golden ring. He thought about it all night long. In the morning he "
+    "went to the castle and asked for work, and they gave him the geese to mind. "
+)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """Two files of stories: one to compare with, one to tune on."""
+    folder = tmp_path_factory.mktemp("texts")
+    for name, first in (("test", 0), ("tune", 10)):
+        numbers = range(first, first + 4)
+        rows = [{"id": f"{name}-{i}", "domain": "creative", "text": f"{i}. " + STORY * 2} for i in numbers]
+        rows.append({"id": f"{name}-other", "domain": "functional", "text": STORY})
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def words(tiny_folder, make_profile, texts, tmp_path_factory):
+    profile = tmp_path_factory.mktemp("profile") / "profile.json"
+    make_profile(load_model(str(tiny_folder))[0], level=0.8).save(profile)
+    sizes = ["--limit", "4", "--per_text", "1", "--prefix_tokens", "8", "--max_new_tokens", "16", "--batch_size", "3"]
+    files = ["--data", str(texts / "test.jsonl"), "--tune", str(texts / "tune.jsonl"), "--profile", str(profile)]
+    return ["eval", "decoding", "--model", str(tiny_folder), *files, *sizes]
+
+
+DECODINGS = ["ugap-creative", "ancestral", "temperature-tuned", "mirostat-2", "top-n-sigma-1", "hot=temperature:1.3"]
+
+
+@pytest.fixture(scope="module")
+def finished(words, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "decoding"
+    assert main([*words, "--seeds", "2", "--decoding", *DECODINGS, "--output", str(folder)]) == 0
+    return folder
+
+
+def read(folder: Path):
+    return json.loads((folder / "decoding.json").read_text())
+
+
+def test_the_record(finished, tiny_folder):
+    record = read(finished)
+    (model,) = record["models"]
+    assert model["model"] == str(tiny_folder)
+    assert [row["decoding"] for row in model["rows"]] == [name.partition("=")[0] for name in DECODINGS]
+    for row in model["rows"]:
+        assert row["n"] + row["n_dropped"] == 8  # four prefixes by two seeds; a text may be too short to compare
+        assert row["gap"] == pytest.approx(row["human"] - row["model_value"])
+        assert row["ci95"][0] <= row["gap"] <= row["ci95"][1]
+        assert row["wasserstein_surprisal"] > 0
+        assert row["distinct_4"]["human"] is None or 0 < row["distinct_4"]["human"] <= 1
+        assert 0 <= row["repetition"]["model_value"] <= 1
+    tuned = next(row for row in model["rows"] if row["decoding"] == "temperature-tuned")
+    assert 0.5 <= tuned["settings"]["temperature"] <= 1.5
+
+
+def test_the_table(finished):
+    text = (finished / "decoding.md").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + len(DECODINGS)
+    assert len({line.count("|") for line in lines}) == 1
+    row = read(finished)["models"][0]["rows"][1]
+    assert f"| {row['model_value']:.3f} | {row['gap']:+.3f} [" in lines[3]
+
+
+def test_going_on_makes_nothing_twice(words, finished, monkeypatch, capsys):
+    before = read(finished)
+    monkeypatch.setattr(decoding.Writer, "_write", None)
+    assert main([*words, "--seeds", "2", "--decoding", *DECODINGS, "--output", str(finished), "--resume"]) == 0
+    after = read(finished)
+    assert after["models"] == before["models"]
+    capsys.readouterr()
+
+
+def test_means_are_those_of_the_parts(finished):
+    """Recomputed from the parts: people's own texts, cut to the model's lengths."""
+    record = read(finished)
+    row = next(row for row in record["models"][0]["rows"] if row["decoding"] == "ancestral")
+    import pyarrow.parquet as pq
+
+    parts = [pq.read_table(path).to_pylist() for path in (finished / "parts").glob("*.parquet")]
+    rows = [r for part in parts for r in part if r["id"].startswith("test-")]
+    human = {r["id"]: r for r in rows if r["decoding"] == "human"}
+    made = [r for r in rows if r["decoding"] == "ancestral"]
+    assert len(human) == 4
+    assert len(made) == 8
+    made = [r for r in made if len(r["surprisal"]) >= MIN_TOKENS]
+    nll = [np.mean(r["surprisal"][: len(human[r["id"]]["surprisal"])]) for r in made]
+    assert row["model_value"] == pytest.approx(np.mean(nll), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--decoding", "gredy"], "unknown decoding 'gredy'"),
+        (["--seeds", "0"], "seeds: expected a positive number, got 0"),
+        (["--domain", "poems"], "no text of the domain 'poems'"),
+        (["--data", "none.jsonl"], "none.jsonl"),
+    ],
+)
+def test_bad_input(words, tmp_path, capsys, changes, message):
+    assert main([*words, "--decoding", "ancestral", *changes, "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_tuning_needs_texts(words, tmp_path, capsys):
+    at = words.index("--tune")
+    rest = [*words[:at], *words[at + 2 :]]
+    assert main([*rest, "--decoding", "temperature-tuned", "--output", str(tmp_path / "out")]) == 2
+    assert "temperature-tuned needs --tune" in capsys.readouterr().err
+
+
+def test_a_folder_with_results_is_not_overwritten(words, finished, capsys):
+    assert main([*words, "--decoding", "ancestral", "--output", str(finished)]) == 2
+    assert "add --resume" in capsys.readouterr().err
+
+
+def test_the_tuned_temperature_is_where_the_levels_cross(monkeypatch):
+    """Of a model whose surprisal is 4 T^2 + 1 nats, and people at 4.24: T is 0.9."""
+
+    class Text:
+        def __init__(self, nll):
+            self.scores = type("Scores", (), {"nll": nll, "__len__": lambda self: 1})()
+
+    class Fake:
+        tried: list = []  # noqa: RUF012
+
+        def texts(self, use, excerpts, name, how, seed):
+            self.tried.append(how.get("temperature"))
+            return [Text(4.24 if name == "human" else 4 * how["temperature"] ** 2 + 1)]
+
+    assert decoding.tuned_temperature(Fake(), []) == pytest.approx(0.9, abs=2e-3)
+    assert len(Fake.tried) == 5

@@ -139,7 +139,10 @@ def test_the_tuned_temperature_is_where_the_levels_cross(monkeypatch):
         def __init__(self, nll):
             self.scores = type("Scores", (), {"nll": nll, "__len__": lambda self: 1})()
 
-    class Fake:
+    class Fake(decoding.Writer):
+        def __init__(self):
+            pass
+
         tried: list = []  # noqa: RUF012
 
         def texts(self, use, excerpts, name, how, seed):

@@ -31,6 +31,10 @@ class TestFigures:
             assert figures["h"] == domain.curve.h.tolist()
             assert figures["g"] == domain.curve.g.tolist()
             assert figures["edges"] == domain.bins.edges.tolist()
+            assert figures["entropies"] == [0.0, *domain.quantiles["entropy"].tolist()]
+            assert len(figures["places"]) == len(figures["entropies"])
+            assert (figures["places"][0], figures["places"][-1]) == (0.0, 1.0)
+            assert np.all(np.diff(figures["places"]) > 0)
             assert figures["level"] == domain.means["surprisal"]
             assert len(figures["ranks"]) == len(figures["edges"]) + 1
             assert human_figures(str(profile_file), name) == figures

@@ -11,12 +11,13 @@ from ugap.sampling.human import MODES, MOST_CORRECTION, HumanSampler, State
 from ugap.sampling.temperature import FAR, MAX_TEMPERATURE, MIN_TEMPERATURE
 
 TOKENS = 300
+PEOPLE = {"entropies": [0.0, 2.0, 3.0, 5.5], "places": [0.0, 0.3, 0.6, 1.0]}
 CURVE = {"h": [0.5, 1.5, 3.0, 5.0], "g": [0.4, 1.5, 2.9, 4.6]}
 
 
 def figures(level: float = 2.5, ranks: tuple[int, ...] = (), **changes):
     edges = [1.0, 3.0][: max(len(ranks) - 1, 0)]
-    return {**CURVE, "edges": edges, "ranks": list(ranks), "level": level, **changes}
+    return {**CURVE, **PEOPLE, "edges": edges, "ranks": list(ranks), "level": level, **changes}
 
 
 def sampler(weight: float = 1.0, **changes) -> HumanSampler:
@@ -36,8 +37,8 @@ def expected_surprisal(step) -> torch.Tensor:
     return (weights * surprisal).sum(-1)
 
 
-def state(rows: int = 1, *, tokens=40.0, curve=0.0, drawn=0.0) -> State:
-    return State(*(torch.full((rows,), float(value)) for value in (tokens, curve, drawn)))
+def state(rows: int = 1, *, tokens=40.0, places=20.0, drawn=0.0) -> State:
+    return State(*(torch.full((rows,), float(value)) for value in (tokens, places, drawn)))
 
 
 class TestCurve:
@@ -65,25 +66,29 @@ class TestCurve:
 
 
 class TestStep:
-    def test_the_first_step_expects_what_people_are(self):
-        """Where the level asks for no scaling, the target is the curve itself."""
-        scores = made_up_scores()
+    def test_it_expects_what_people_are_at_that_place(self):
+        """A sequence that leans nowhere and owes nothing aims at the curve; one that leans, at its unbent place."""
+        scores, found = made_up_scores(), 0
         for weight in (1.0, 0.7, 0.5):
-            for row in scores.unsqueeze(1):
-                plain = sampler(weight).step(row, State.start(1))
-                one = sampler(weight, level=float(plain.curve))
-                step = one.step(row, State.start(1))
-                reachable = (step.temperature > MIN_TEMPERATURE * 1.01) & (step.temperature < MAX_TEMPERATURE * 0.99)
-                if reachable:
-                    assert expected_surprisal(step).item() == pytest.approx(weight * float(step.curve), rel=1e-4)
+            one = sampler(weight)
+            for mean in (0.5, 0.7, 0.35):
+                for row in scores.unsqueeze(1):
+                    step = one.step(row, state(tokens=1e6, places=mean * 1e6, drawn=1e6 * weight * one.level))
+                    if MIN_TEMPERATURE * 1.01 < step.temperature < MAX_TEMPERATURE * 0.99:
+                        place = np.interp(step.entropy.item(), PEOPLE["entropies"], PEOPLE["places"])
+                        assert step.place.item() == pytest.approx(place, rel=1e-5)
+                        there = np.interp(place ** (mean / (1 - mean)), PEOPLE["places"], PEOPLE["entropies"])
+                        goal = weight * float(one.curve(torch.tensor([there])))
+                        assert expected_surprisal(step).item() == pytest.approx(goal, rel=1e-3)
+                        found += 1
+        assert found > 20
 
-    def test_entropy_and_curve_are_those_of_the_scores(self):
+    def test_entropy_and_surprisal_are_those_of_the_scores(self):
         scores = made_up_scores()
         step = sampler().step(scores, State.start(len(scores)))
         logs = torch.log_softmax(scores.double(), -1)
         entropy = -(logs.exp() * logs).sum(-1)
         torch.testing.assert_close(step.entropy.double(), entropy, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(step.curve, sampler().curve(step.entropy))
         torch.testing.assert_close(
             step.candidates.surprisal.double(), -logs.gather(1, step.candidates.ids), rtol=1e-5, atol=1e-5
         )
@@ -129,20 +134,18 @@ class TestStep:
         assert (step.candidates.surprisal < FAR).sum(-1).tolist() == [1, 2, 4, 30]
         assert (sampler().step(uniform, State.start(4)).candidates.surprisal < FAR).sum(-1).tolist() == [1, 2, 8, 60]
 
-    def test_the_running_mean_of_the_curve_scales_the_target(self):
-        """What the curve gave above the level so far is taken back, and what it gave below is made up for."""
+    def test_a_sequence_more_uncertain_than_people_aims_lower(self):
+        """And one that is less uncertain, higher."""
         scores = made_up_scores(1, seed=3)
         plain = sampler().step(scores, State.start(1))
         even = 40 * sampler().level
-        high, low = (sampler().step(scores, state(curve=40 * mean, drawn=even)) for mean in (4.0, 1.5))
+        high, low = (sampler().step(scores, state(places=40 * mean, drawn=even)) for mean in (0.7, 0.3))
         assert expected_surprisal(high) < expected_surprisal(plain) < expected_surprisal(low)
 
     def test_what_was_drawn_too_little_is_paid_back(self):
         scores = made_up_scores(1, seed=3)
         due = 40 * sampler().level
-        even, owing, owed = (
-            sampler().step(scores, state(curve=100.0, drawn=drawn)) for drawn in (due, due - 5, due + 5)
-        )
+        even, owing, owed = (sampler().step(scores, state(drawn=drawn)) for drawn in (due, due - 5, due + 5))
         assert expected_surprisal(owing) > expected_surprisal(even) > expected_surprisal(owed)
 
     @pytest.mark.parametrize("weight", [1.0, 0.5])
@@ -150,9 +153,9 @@ class TestStep:
         """However much is owed, a step stays within a share of what it would be."""
         for row in made_up_scores(8, seed=1).unsqueeze(1):
             one = sampler(weight, level=2.0)
-            even = expected_surprisal(one.step(row, state(curve=80.0, drawn=40 * weight * 2.0)))
+            even = expected_surprisal(one.step(row, state(drawn=40 * weight * 2.0)))
             for drawn in (1e9, -1e9):
-                step = one.step(row, state(curve=80.0, drawn=drawn))
+                step = one.step(row, state(drawn=drawn))
                 found = expected_surprisal(step)
                 assert found <= even * (1 + MOST_CORRECTION) * 1.001
                 bounded_below = step.temperature <= MIN_TEMPERATURE * 1.01
@@ -173,7 +176,7 @@ class TestStep:
     def test_rows_do_not_depend_on_each_other(self, weight):
         scores = made_up_scores(9)
         one = sampler(weight, ranks=(20, 90, 250))
-        history = State(*(torch.arange(9.0) * factor for factor in (1.0, 2.7, 2.6)))
+        history = State(*(torch.arange(9.0) * factor for factor in (1.0, 0.6, 2.6)))
         together = one.step(scores, history)
         surprisal = torch.linspace(0, 6, 9)
         after = one.observe(history, together, surprisal)
@@ -200,16 +203,16 @@ class TestObserve:
     def test_sums_grow_by_what_was_drawn(self):
         one = sampler()
         step = one.step(made_up_scores(3), State.start(3))
-        before = state(3, tokens=2, curve=5, drawn=3)
+        before = state(3, tokens=2, places=5, drawn=3)
         after = one.observe(before, step, torch.tensor([0.5, 1.5, 0.0]))
         assert after.tokens.tolist() == [3, 3, 3]
-        torch.testing.assert_close(after.curve, 5 + step.curve)
+        torch.testing.assert_close(after.places, 5 + step.place)
         assert after.drawn.tolist() == [3.5, 4.5, 3.0]
 
     def test_a_row_whose_surprisal_is_unknown_stays(self):
         one = sampler()
         step = one.step(made_up_scores(4), State.start(4))
-        before = state(4, tokens=2, curve=5, drawn=3)
+        before = state(4, tokens=2, places=5, drawn=3)
         after = one.observe(before, step, torch.tensor([torch.nan, torch.inf, 1.0, -torch.inf]))
         for old, new in zip(before, after, strict=True):
             assert torch.equal(old[[0, 1, 3]], new[[0, 1, 3]])
@@ -219,7 +222,7 @@ class TestObserve:
 def simulate(weight: float, *, memory: bool, rows: int = 8, tokens: int = 300, first: int = 40) -> tuple[float, float]:
     """Mean surprisal of sequences from their `first` token on, and the level times the weight.
 
-    The distributions know nothing of people: the curve gives a quarter more than the level.
+    The distributions know nothing of people: their entropies lean far above people's.
     """
     generator = torch.Generator().manual_seed(11)
     level = 2.5

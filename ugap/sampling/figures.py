@@ -26,7 +26,8 @@ def human_figures(profile: HumanProfile | str | Path, domain: str, tail: float |
             entropy bin, one of those in the profile; `None` for no limit.
 
     Returns:
-        `dict`: `h`, `g` (nats), `edges` (nats), `ranks` and `level` (nats per token).
+        `dict`: `h` and `g` (nats) of the curve, `entropies` (nats) and `places` of people's steps, `edges` (nats) of
+            the entropy bins, `ranks` in them, and `level` (nats per token).
 
     Raises:
         InputError: If the profile cannot be read, lacks the domain or the tail, or has no mean surprisal.
@@ -50,9 +51,13 @@ def human_figures(profile: HumanProfile | str | Path, domain: str, tail: float |
         quantiles = np.log(np.maximum(figures.bins.rank[:, levels.index(tail)], 1))
         smooth = isotonic_regression(quantiles, weights=figures.bins.n_tokens).x
         ranks = np.ceil(np.exp(smooth)).astype(int).tolist()
+    entropy = loaded.quantiles(domain, "entropy")
     return {
         "h": figures.curve.h.tolist(),
         "g": figures.curve.g.tolist(),
+        # The highest quantile stands for the highest of all.
+        "entropies": [0.0, *entropy.values.tolist()],
+        "places": [0.0, *(entropy.levels / entropy.levels[-1]).tolist()],
         "edges": figures.bins.edges.tolist(),
         "ranks": ranks,
         "level": level,

@@ -57,7 +57,7 @@ class FiguresLogitsProcessor(LogitsProcessor):
     This is the part of [`HumanEntropyLogitsProcessor`] that needs no profile.
 
     Args:
-        figures (`Mapping[str, Any]`): `h`, `g`, `edges`, `ranks` and `level`, as of [`human_figures`].
+        figures (`Mapping[str, Any]`): As of [`human_figures`].
         weight (`float`): Share of the human level in [0, 1].
         draw (`bool`, *optional*, defaults to `False`): Draw the token here and leave it alone in the scores.
         generator (`torch.Generator`, *optional*): Where the draw's randomness comes from, on the device of the scores;
@@ -69,7 +69,8 @@ class FiguresLogitsProcessor(LogitsProcessor):
         ValueError: If the weight is outside [0, 1].
 
     Example:
-        >>> figures = {"h": [0.0, 4.0], "g": [0.0, 4.0], "edges": [], "ranks": [], "level": 2.0}
+        >>> curve, people = {"h": [0.0, 4.0], "g": [0.0, 4.0]}, {"entropies": [0.0, 4.0], "places": [0.0, 1.0]}
+        >>> figures = {**curve, **people, "edges": [], "ranks": [], "level": 2.0}
         >>> processor = FiguresLogitsProcessor(figures, 0.0)
         >>> processor(torch.tensor([[2, 3]]), torch.tensor([[1.0, 3.0, 2.0]])).argmax().item()
         1

@@ -2,15 +2,17 @@
 
 Where the model's entropy is `h`, people are `g(h)` surprising on average (the calibration curve). A step aims at
 
-    `w * g(h) * (level / mean of g) * (1 + correction)`
+    `w * g(h') * (1 + correction)`
 
-and takes the temperature at which the expected surprisal is that. The two factors keep a whole continuation at the
-human level. Aiming at `g(h)` alone drifts: in its own text a model becomes more uncertain, step by step, than it is in
-people's (Braverman et al., 2020, arXiv 1906.05664).
+and takes the temperature at which the expected surprisal is that. With `h' = h` and no correction a continuation drifts
+away from the human level: in its own text a model becomes more uncertain, step by step, than it is in people's
+(Braverman et al., 2020, arXiv 1906.05664). So both are held to people's text:
 
-- *Level.* `g` is scaled so that its mean over the continuation is the human level, the mean surprisal of the profile's
-  texts. The mean starts at the level itself, with the weight of `PRIOR_TOKENS` tokens. No draw is needed to know it, so
-  it adds no noise; it is a factor, so that steps of low entropy stay low.
+- *Place.* Let `u = F(h)` be the share of people's steps that are less uncertain than `h`. In people's text `u` is
+  uniform; in the model's own it leans to one side. Its distribution there is taken to be `u^a`, with `a` from the mean
+  of `u` in the sequence so far (1/2 at first, with the weight of `PRIOR_TOKENS` tokens), and `h' = F^-1(u^a)` is the
+  entropy at the same place among people's steps. So the aims of a sequence are distributed as people's surprisals are,
+  and have their mean, while certain steps stay certain. No draw is needed to know it: it adds no noise.
 - *Correction.* What the sequence should have been surprising so far, `w * level` for each token, less what was really
   drawn, paid back over `PAYBACK_TOKENS` tokens, by at most `MOST_CORRECTION` of a step's aim.
 
@@ -32,7 +34,6 @@ MODES = {"creative": 1.0, "balanced": 0.5, "precise": 0.0}
 PRIOR_TOKENS = 16
 PAYBACK_TOKENS = 32
 MOST_CORRECTION = 0.3
-_LEAST_SCALE, _MOST_SCALE = 0.5, 2.0
 
 
 class State(NamedTuple):
@@ -40,12 +41,12 @@ class State(NamedTuple):
 
     Args:
         tokens (`Tensor` of shape `(B,)`, float32): Tokens drawn.
-        curve (`Tensor` of shape `(B,)`, float32): Sum of `g(h)` over their steps, in nats.
+        places (`Tensor` of shape `(B,)`, float32): Sum of the places `u` of their steps.
         drawn (`Tensor` of shape `(B,)`, float32): Sum of the surprisals drawn, in nats.
     """
 
     tokens: Tensor
-    curve: Tensor
+    places: Tensor
     drawn: Tensor
 
     @classmethod
@@ -61,13 +62,13 @@ class Step(NamedTuple):
         candidates (`Candidates`): Tokens that may be drawn, with their surprisal under the model.
         temperature (`Tensor` of shape `(B,)`): Solved temperature; 1 where there is one candidate, the most probable.
         entropy (`Tensor` of shape `(B,)`): Entropy of the model's distribution, nats.
-        curve (`Tensor` of shape `(B,)`): `g(h)`, nats.
+        place (`Tensor` of shape `(B,)`): Share of people's steps that are less uncertain.
     """
 
     candidates: Candidates
     temperature: Tensor
     entropy: Tensor
-    curve: Tensor
+    place: Tensor
 
     def draw(self, generator: torch.Generator | None = None) -> "Drawn":
         """Draw one token per row."""
@@ -104,6 +105,8 @@ class HumanSampler:
     Args:
         h (`Tensor` of shape `(K,)`): Knots of the calibration curve: entropy, nats.
         g (`Tensor` of shape `(K,)`): Human surprisal there, nats.
+        entropies (`Tensor` of shape `(Q,)`): Quantiles of the entropy of people's steps, nats; the first is 0.
+        places (`Tensor` of shape `(Q,)`): The share of steps below each, from 0 to 1.
         edges (`Tensor` of shape `(N - 1,)`): Inner edges of the entropy bins, nats.
         ranks (`Tensor` of shape `(N,)`, int64): Last rank that may be drawn, by entropy bin; empty for no limit.
         level (`float`): Mean human surprisal, nats per token.
@@ -114,6 +117,8 @@ class HumanSampler:
 
     h: Tensor
     g: Tensor
+    entropies: Tensor
+    places: Tensor
     edges: Tensor
     ranks: Tensor
     level: float
@@ -129,27 +134,31 @@ class HumanSampler:
         never: Sequence[int] = (),
         device: torch.device | str = "cpu",
     ) -> "HumanSampler":
-        """The sampler of plain lists: `h`, `g`, `edges`, `ranks` and `level`.
+        """The sampler of plain lists: `h`, `g`, `entropies`, `places`, `edges`, `ranks` and `level`.
 
         Raises:
             ValueError: If the weight is not in [0, 1].
         """
-        h, g, edges = (_tensor(figures[name], device) for name in ("h", "g", "edges"))
+        h, g, entropies, places, edges = (
+            _tensor(figures[name], device) for name in ("h", "g", "entropies", "places", "edges")
+        )
         if h[0] > 0:  # a certain model is never surprised
             zero = h.new_zeros(1)
             h, g = torch.cat([zero, h]), torch.cat([zero, g])
         ranks = torch.tensor(figures["ranks"], dtype=torch.long, device=device)
         out = torch.tensor(never, dtype=torch.long, device=device)
-        return cls(h, g, edges, ranks, float(figures["level"]), checked_weight(weight), out)
+        return cls(h, g, entropies, places, edges, ranks, float(figures["level"]), checked_weight(weight), out)
 
     def curve(self, entropy: Tensor) -> Tensor:
         """The calibration curve `g(h)`: linear between knots, with slope 1 above the last."""
-        right = torch.searchsorted(self.h, entropy).clamp(1, max(len(self.h) - 1, 1))
-        if len(self.h) == 1:
-            return self.g + entropy
-        h0, h1, g0, g1 = self.h[right - 1], self.h[right], self.g[right - 1], self.g[right]
-        inside = g0 + (g1 - g0) * ((entropy - h0) / (h1 - h0).clamp(min=1e-6)).clamp(0, 1)
-        return inside + (entropy - self.h[-1]).clamp(min=0)
+        return _interpolated(entropy, self.h, self.g) + (entropy - self.h[-1]).clamp(min=0)
+
+    def among_people(self, entropy: Tensor, state: State) -> tuple[Tensor, Tensor]:
+        """The place `u` of each step among people's, and the entropy `h'` there after the sequence's lean is undone."""
+        place = _interpolated(entropy, self.entropies, self.places)
+        mean = (PRIOR_TOKENS * 0.5 + state.places + place) / (PRIOR_TOKENS + state.tokens + 1)
+        there = _interpolated(place ** (mean / (1 - mean)), self.places, self.entropies)
+        return place, there + (entropy - self.entropies[-1]).clamp(min=0)
 
     def step(self, scores: Tensor, state: State) -> Step:
         """What the next token of each row is to be drawn from.
@@ -165,20 +174,18 @@ class HumanSampler:
         if not (log_partition.isfinite() & entropy.isfinite()).all():
             bad = (~(log_partition.isfinite() & entropy.isfinite())).nonzero().squeeze(1).tolist()
             raise ValueError(f"the scores of row {bad[0]} are not finite: there is nothing to sample from")
-        curve = self.curve(entropy)
+        place, there = self.among_people(entropy, state)
         if self.weight == 0:
             best = scores.argmax(-1, keepdim=True)
             surprisal = log_partition.unsqueeze(1) - scores.gather(1, best).float()
-            return Step(Candidates(best, surprisal), torch.ones_like(entropy), entropy, curve)
-        mean = (PRIOR_TOKENS * self.level + state.curve + curve) / (PRIOR_TOKENS + state.tokens + 1)
-        scale = (self.level / mean).clamp(_LEAST_SCALE, _MOST_SCALE)
+            return Step(Candidates(best, surprisal), torch.ones_like(entropy), entropy, place)
         aim = self.weight * self.level
         owed = (aim * state.tokens - state.drawn) / (PAYBACK_TOKENS * aim)
-        target = self.weight * curve * scale * (1 + owed.clamp(-MOST_CORRECTION, MOST_CORRECTION))
+        target = self.weight * self.curve(there) * (1 + owed.clamp(-MOST_CORRECTION, MOST_CORRECTION))
         limit = self.ranks[torch.searchsorted(self.edges, entropy, right=True)] if len(self.ranks) else None
         kept = self._without_never(candidates(scores, log_partition, limit))
         temperature = solve_temperature(kept.surprisal, target, low=MIN_TEMPERATURE, high=MAX_TEMPERATURE)
-        return Step(kept, temperature, entropy, curve)
+        return Step(kept, temperature, entropy, place)
 
     def _without_never(self, kept: Candidates) -> Candidates:
         if not len(self.never):
@@ -192,7 +199,7 @@ class HumanSampler:
         seen = surprisal.isfinite()
         return State(
             state.tokens + seen,
-            state.curve + torch.where(seen, step.curve, 0.0),
+            state.places + torch.where(seen, step.place, 0.0),
             state.drawn + torch.where(seen, surprisal, 0.0),
         )
 
@@ -204,6 +211,15 @@ def checked_weight(weight: float) -> float:
     if not 0 <= weight <= 1:
         raise ValueError(f"weight: expected a number in [0, 1], got {weight!r}")
     return float(weight)
+
+
+def _interpolated(at: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Linear between the knots `x`, which do not fall, and flat beyond them."""
+    if len(x) == 1:
+        return y.expand_as(at)
+    right = torch.searchsorted(x, at).clamp(1, len(x) - 1)
+    x0, x1, y0, y1 = x[right - 1], x[right], y[right - 1], y[right]
+    return y0 + (y1 - y0) * ((at - x0) / (x1 - x0).clamp(min=1e-6)).clamp(0, 1)
 
 
 def _tensor(values: Sequence[float], device: torch.device | str) -> Tensor:

@@ -17,7 +17,6 @@ from ugap.cli.main import main
 from ugap.files import replacing
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from rich.table import Table
     from transformers import PreTrainedModel
 
@@ -42,7 +41,6 @@ The folder gets factuality.json: settings, accuracies, comparisons, and what was
 
 VERSION = 1
 CONTRASTIVE = "contrastive"
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 COLUMNS = 3  # of accuracies in one table of a terminal
 
 
@@ -96,7 +94,7 @@ def run(arguments: Arguments) -> None:
     """
     from ugap.data.facts import load_facts
     from ugap.errors import InputError
-    from ugap.models import load_model
+    from ugap.models import adapter_hash, load_model, with_adapter
     from ugap.scoring.identity import weight_hash
     from ugap.study.decodings import parse_decodings
     from ugap.study.study import environment
@@ -179,13 +177,14 @@ def ask_model(
     )
 
     from ugap.scoring import Scorer
+    from ugap.study.decodings import is_deterministic
     from ugap.study.factuality import FactResult, contrastive, generative
 
     scorer = Scorer(model, tokenizer, name=name)
     tests: dict[str, list[Callable[..., FactResult]]] = {CONTRASTIVE: [partial(contrastive, scorer, facts)]}
     for decoding, how in decodings.items():
         go_on = partial(generative, model, tokenizer, facts, how, bos=scorer.bos)
-        tests[decoding] = [partial(go_on, seed=seed) for seed in range(seeds)]
+        tests[decoding] = [partial(go_on, seed=seed) for seed in range(1 if is_deterministic(how) else seeds)]
     results = []
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn()) as bar:
@@ -211,44 +210,6 @@ def open_parts(folder: Path, settings: Mapping[str, Any]) -> "PartStore":
     from ugap.data import PartStore
 
     return PartStore(folder, pa.schema([("said", pa.string()), ("right", pa.bool_())]), settings)
-
-
-def adapter_hash(folder: Path) -> str:
-    """A fingerprint of the files of an adapter; pickled weights are refused."""
-    from ugap.errors import InputError
-
-    digest = hashlib.sha256()
-    for name in ADAPTER_FILES:
-        if not (folder / name).is_file():
-            raise InputError(f"{folder}: not the folder of a PEFT adapter: it has no {name}")
-        digest.update((folder / name).read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def with_adapter(model: "PreTrainedModel", folder: Path, name: str) -> "PeftModel":
-    """Put an adapter on a model, and make sure that all of it found its place."""
-    import warnings
-
-    from peft import PeftModel, get_peft_model_state_dict
-    from safetensors import SafetensorError, safe_open
-
-    from ugap.errors import InputError
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is missing is found below
-            adapted = PeftModel.from_pretrained(model, str(folder), torch_device=str(model.device))
-            placed = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-        with safe_open(folder / ADAPTER_FILES[1], "pt") as file:
-            stored = set(file.keys())
-    except (ValueError, RuntimeError, TypeError, KeyError, OSError, SafetensorError) as error:
-        reason = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
-        raise InputError(f"{folder}: the adapter does not fit {name}: {reason}") from error
-    if adapted.active_peft_config.is_prompt_learning:
-        raise InputError(f"{folder}: the adapter adds a prompt; only those that change layers, like LoRA, can be asked")
-    if placed != stored:
-        raise InputError(f"{folder}: the adapter does not fit {name}: one of them lacks {min(placed ^ stored)}")
-    return adapted
 
 
 def read_results(folder: Path, facts_hash: str) -> list[Result]:

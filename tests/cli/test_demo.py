@@ -1,5 +1,6 @@
 """`ugap demo`, and the configs that go with the commands."""
 
+import dataclasses
 import json
 import re
 
@@ -11,10 +12,14 @@ from ugap.cli import measure, profile, score
 from ugap.cli.arguments import parse
 from ugap.cli.main import main
 from ugap.cli.programs import configs_folder
+from ugap.profile import HumanProfile
 
 
-def test_demo(tiny_folder, chat_folder, text_rows, monkeypatch, tmp_path, capsys):
+def test_demo(tiny_folder, chat_folder, text_rows, tiny_model, make_profile, monkeypatch, tmp_path, capsys):
     models = {str(tiny_folder): "base", str(chat_folder): "instruct"}
+    profile = make_profile(tiny_model)
+    shipped = classmethod(lambda cls, scorer: dataclasses.replace(profile, weight_hash=scorer.weight_hash))
+    monkeypatch.setattr(HumanProfile, "shipped_for", shipped)
     monkeypatch.setattr(ugap.cli.demo, "MODELS", models)
     monkeypatch.setattr(ugap.data.texts, "read_demo", lambda required: iter(text_rows))
     folder = tmp_path / "demo"

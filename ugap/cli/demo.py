@@ -14,7 +14,7 @@ example:
   ugap demo"""
 
 MODELS = {"gemma-3-270m": "base", "smollm2-135m-instruct": "instruct"}
-DECODINGS = ("ancestral", "top-p-0.9", "temperature-0.7")
+DECODINGS = ("ancestral", "top-p-0.9", "temperature-0.7", "ugap-creative")
 
 
 @dataclass(kw_only=True)

@@ -151,6 +151,16 @@ def generation_config(settings: Settings, **fixed: Any) -> GenerationConfig:
     return config
 
 
+def is_deterministic(settings: Settings) -> bool:
+    """Whether a decoding gives one text whatever the seed.
+
+    Example:
+        >>> is_deterministic(DECODINGS["greedy"]), is_deterministic({"human_weight": 0.5})
+        (True, False)
+    """
+    return settings.get("human_weight") == 0 or not settings.get("do_sample", True)
+
+
 def decoder(
     settings: Settings,
     model: PreTrainedModel,

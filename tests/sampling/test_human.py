@@ -261,3 +261,16 @@ def test_the_modes():
 def test_a_weight_that_is_none(weight):
     with pytest.raises(ValueError, match=r"weight: expected a number in \[0, 1\]"):
         sampler(weight)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_step_on_a_gpu_is_that_on_a_cpu(dtype):
+    scores = made_up_scores(9).to(dtype)
+    on_cpu = sampler(ranks=(20, 90, 250)).step(scores, state(9, drawn=80))
+    there = HumanSampler.of(figures(ranks=(20, 90, 250)), 1.0, device="cuda")
+    on_gpu = there.step(scores.cuda(), State(*(column.cuda() for column in state(9, drawn=80))))
+    torch.testing.assert_close(on_gpu.entropy.cpu(), on_cpu.entropy, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(on_gpu.temperature.cpu(), on_cpu.temperature, rtol=1e-3, atol=0)
+    drawn = on_gpu.draw(torch.Generator("cuda").manual_seed(0))
+    assert (drawn.surprisal < FAR).all()

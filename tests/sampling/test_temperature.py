@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq
 
 from ugap.sampling.temperature import (
+    _TIES,
     FAR,
     MAX_TEMPERATURE,
     MIN_TEMPERATURE,
+    _all_at_once,
     candidates,
     distribution,
     solve_temperature,
@@ -192,6 +194,15 @@ def kept_ids(scores: torch.Tensor, limit: list[int] | None) -> list[set[int]]:
     return out
 
 
+def kept_at_once(scores: torch.Tensor, limit: list[int] | None) -> list[set[int]]:
+    """What is chosen where a loop over rows would not pay."""
+    log_partition = distribution(scores).log_partition
+    ids, surprisal = _all_at_once(scores, log_partition, None if limit is None else torch.tensor(limit))
+    expected = -torch.log_softmax(scores.double(), -1).gather(1, ids)
+    torch.testing.assert_close(surprisal.double(), expected.where(surprisal < FAR, FAR), rtol=1e-5, atol=1e-5)
+    return [set(own[s < FAR].tolist()) for own, s in zip(ids, surprisal, strict=True)]
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [1, 2, 5, 15, 16, 17, 48, 50, 400, 1000, 1023])
 def test_candidates_are_those_of_a_sort(size, dtype):
@@ -200,11 +211,15 @@ def test_candidates_are_those_of_a_sort(size, dtype):
     limits = {1, 2, 3, 15, 16, size // 16, size // 16 + 1, size // 2, size - 1, size, size + 5} - {0}
     for most in sorted(limits):
         assert kept_ids(scores, [most] * 3) == [head(row, most) for row in scores]
+        for own, at_once in zip(kept_ids(scores, [most] * 3), kept_at_once(scores, [most] * 3), strict=True):
+            assert at_once <= own
+            assert len(at_once) >= min(len(own), most + _TIES)
 
 
 def test_without_a_limit_everything_stays_that_is_not_ruled_out():
     scores = made_up_scores("ruled out")
     assert kept_ids(scores, None) == [head(row, TOKENS) for row in scores]
+    assert kept_at_once(scores, None) == kept_ids(scores, None)
 
 
 def test_every_row_has_a_limit_of_its_own():
@@ -212,6 +227,7 @@ def test_every_row_has_a_limit_of_its_own():
     limits = [1, 333, 7, 40, 1000]
     assert kept_ids(scores, limits) == [head(row, most) for row, most in zip(scores, limits, strict=True)]
     assert [len(ids) for ids in kept_ids(scores, limits)] == [1, 333, 7, 40, 333]
+    assert kept_at_once(scores, limits) == kept_ids(scores, limits)
 
 
 def test_ties_at_the_border_all_stay():

@@ -98,9 +98,10 @@ def _may_be_written(folder: Path) -> bool:
 def _figures_module(profile: HumanProfile, figures: dict[str, dict[str, Any]]) -> str:
     literal = pprint.pformat(figures, width=118, compact=True, sort_dicts=False)
     return (
-        '"""Figures of human texts by domain; all but the ranks in nats.\n\n'
-        "`h` and `g`: knots of the curve of people's mean surprisal over the model's entropy. `edges` and `ranks`:\n"
-        "inner edges of bins of entropy, and the last rank that people reach in each. `level`: their mean surprisal.\n"
+        '"""Figures of human texts by domain; all but the ranks and places in nats.\n\n'
+        "`h` and `g`: knots of the curve of people's mean surprisal over the model's entropy. `entropies` and\n"
+        "`places`: quantiles of the entropy of people's steps. `edges` and `ranks`: inner edges of bins of entropy, and\n"
+        "the last rank that people reach in each. `level`: people's mean surprisal.\n"
         '"""\n\n'
         "from typing import Any\n\n"
         f"SCORER = {(profile.scorer_name, profile.weight_hash)}  # the model, and the fingerprint of its weights\n"

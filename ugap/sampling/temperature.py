@@ -30,6 +30,7 @@ _UNDERFLOW = -80.0
 _ABSOLUTE, _RELATIVE = 1e-6, 2e-5
 _ITERATIONS = 60
 _BLOCK = 8
+_TIES = 64
 
 
 class Distribution(NamedTuple):
@@ -66,7 +67,7 @@ def distribution(scores: Tensor) -> Distribution:
         >>> distribution(torch.tensor([[0.0, 0.0, -torch.inf]])).entropy
         tensor([0.6931])
     """
-    together = len(scores) if scores.is_cuda else 1
+    together = 1 if scores.device.type == "cpu" else len(scores)
     scratch = torch.empty(2, together, scores.shape[-1], device=scores.device)
     log_partition, entropy = scores.new_empty((2, len(scores)), dtype=torch.float32)
     for start in range(0, len(scores), together):
@@ -82,7 +83,7 @@ def distribution(scores: Tensor) -> Distribution:
 
 
 def candidates(scores: Tensor, log_partition: Tensor, limit: Tensor | None = None) -> Candidates:
-    """The tokens of each row up to a rank; ties at the last rank all stay.
+    """The tokens of each row up to a rank; ties at the last rank stay (off a CPU: at the deepest one, a few of them).
 
     Args:
         scores (`Tensor` of shape `(B, V)`): Logits of any floating type; `-inf` is a token that is ruled out.
@@ -95,6 +96,8 @@ def candidates(scores: Tensor, log_partition: Tensor, limit: Tensor | None = Non
         >>> candidates(scores, distribution(scores).log_partition, torch.tensor([2])).ids
         tensor([[0, 2]])
     """
+    if scores.device.type != "cpu":
+        return _all_at_once(scores, log_partition, limit)
     limits = [scores.shape[-1]] * len(scores) if limit is None else limit.tolist()
     found = [_head(row, most) for row, most in zip(scores.detach(), limits, strict=True)]
     width = max(len(ids) for ids, _ in found)
@@ -164,6 +167,17 @@ def solve_temperature(
     return 1 / b
 
 
+def _all_at_once(scores: Tensor, log_partition: Tensor, limit: Tensor | None) -> Candidates:
+    """The candidates by one selection over all rows, for devices on which a loop over rows would wait for each."""
+    size = scores.shape[-1]
+    limit = torch.full_like(log_partition, size, dtype=torch.long) if limit is None else limit.clamp(max=size)
+    # Beyond the largest limit, so that ties at it may stay.
+    values, ids = scores.detach().float().topk(min(int(limit.max()) + _TIES, size))
+    last = values.gather(1, limit.unsqueeze(1) - 1)
+    surprisal = (log_partition.unsqueeze(1) - values).clamp_(0.0, FAR)
+    return Candidates(ids, surprisal.masked_fill_((values < last) | (values == -torch.inf), FAR))
+
+
 def _head(row: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """Ids and float32 values of the finite scores of a row that are no less than its `most`-th highest."""
     size, columns = len(row), len(row) // _BLOCK
@@ -190,12 +204,10 @@ def _head(row: Tensor, most: int) -> tuple[Tensor, Tensor]:
 
 
 def _highest(values: Tensor, rank: int) -> float:
-    """The `rank`-th highest of some values; NumPy is several times faster here than torch on a CPU."""
-    if values.is_cuda:
-        return float(values.kthvalue(len(values) - rank + 1).values)
+    """The `rank`-th highest of some values; NumPy is several times faster here than torch."""
     return float(np.partition(values.numpy(), len(values) - rank)[len(values) - rank])
 
 
 def _places(mask: Tensor) -> Tensor:
     """Where a mask `(N,)` is true."""
-    return mask.nonzero().squeeze(1) if mask.is_cuda else torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return torch.from_numpy(np.flatnonzero(mask.numpy()))

@@ -100,8 +100,8 @@ def _figures_module(profile: HumanProfile, figures: dict[str, dict[str, Any]]) -
     return (
         '"""Figures of human texts by domain; all but the ranks and places in nats.\n\n'
         "`h` and `g`: knots of the curve of people's mean surprisal over the model's entropy. `entropies` and\n"
-        "`places`: quantiles of the entropy of people's steps. `edges` and `ranks`: inner edges of bins of entropy, and\n"
-        "the last rank that people reach in each. `level`: people's mean surprisal.\n"
+        "`places`: quantiles of the entropy of people's steps. `edges` and `ranks`: inner edges of bins of entropy,\n"
+        "and the last rank that people reach in each. `level`: people's mean surprisal.\n"
         '"""\n\n'
         "from typing import Any\n\n"
         f"SCORER = {(profile.scorer_name, profile.weight_hash)}  # the model, and the fingerprint of its weights\n"

@@ -98,9 +98,14 @@ def run(arguments: Arguments) -> None:
     print(f"{'variant':<12} {'tokens/s':>9} {'of stock':>9}")
     for name, value in speed.items():
         print(f"{name:<12} {value:>9.1f} {value / speed['stock']:>8.2f}x")
+    drawing = "softmax and multinomial"
+    whole = step["model"] + step[drawing]
     print(f"\none step of {arguments.step_batch_size} sequences: the model {1e3 * step['model']:.1f} ms")
-    for name in ("ugap", "ugap-scores", "softmax and multinomial"):
-        print(f"{name:<24} {1e3 * step[name]:>7.1f} ms, {100 * step[name] / step['model']:.1f}% of the model's step")
+    for name in ("ugap", "ugap-scores", drawing):
+        shares = (
+            f"{100 * step[name] / step['model']:.1f}% of that, {100 * step[name] / whole:.1f}% of it with {drawing}"
+        )
+        print(f"{name:<24} {1e3 * step[name]:>6.1f} ms: {shares}")
     if arguments.output is not None:
         with replacing(Path(arguments.output)) as temporary:
             temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -31,8 +31,8 @@ from .draw import draw
 from .temperature import FAR, MAX_TEMPERATURE, MIN_TEMPERATURE, Candidates, candidates, distribution, solve_temperature
 
 MODES = {"creative": 1.0, "balanced": 0.5, "precise": 0.0}
-PRIOR_TOKENS = 16
-PAYBACK_TOKENS = 32
+PRIOR_TOKENS = 8
+PAYBACK_TOKENS = 16
 MOST_CORRECTION = 0.3
 
 

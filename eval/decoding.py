@@ -94,17 +94,9 @@ def run(arguments: Arguments) -> None:
     Raises:
         InputError: The input is bad; what is finished stays for `--resume`.
     """
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
     from ugap.data import PartStore, load_texts
     from ugap.errors import InputError
+    from ugap.progress import progress_bar
     from ugap.scoring import Scorer
     from ugap.study.decodings import parse_decodings
     from ugap.study.store import SCORED
@@ -140,7 +132,7 @@ def run(arguments: Arguments) -> None:
         "tune_hash": digest([row.text for row in others]),
     }
     parts = PartStore(output / "parts", SCORED, settings)
-    records, columns = [], (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+    records = []
     for name in arguments.model:
         scorer = Scorer.from_pretrained(
             name,
@@ -148,7 +140,7 @@ def run(arguments: Arguments) -> None:
             device=arguments.device,
             trust_remote_code=arguments.trust_remote_code,
         )
-        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn()) as bar:
+        with progress_bar() as bar:
             writer = Writer(scorer, arguments, parts, bar)
             excerpts = writer.cut(rows)
             human = writer.texts("test", excerpts, HUMAN, {}, 0)

@@ -167,15 +167,7 @@ def ask_model(
     name: str,
 ) -> list[Result]:
     """The contrastive score and the score of each decoding; a finished run is a part, and is read, not made again."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
+    from ugap.progress import progress_bar
     from ugap.scoring import Scorer
     from ugap.study.decodings import is_deterministic
     from ugap.study.factuality import FactResult, contrastive, generative
@@ -186,8 +178,7 @@ def ask_model(
         go_on = partial(generative, model, tokenizer, facts, how, bos=scorer.bos)
         tests[decoding] = [partial(go_on, seed=seed) for seed in range(1 if is_deterministic(how) else seeds)]
     results = []
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn()) as bar:
+    with progress_bar() as bar:
         for test, runs in tests.items():
             done = []
             for seed, run_once in enumerate(runs):

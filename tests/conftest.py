@@ -33,6 +33,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from ugap.cli.main import main
 from ugap.profile import HumanProfile
 from ugap.scoring import Scorer, ScorerId, TokenScores
 from ugap.scoring.identity import weight_hash
@@ -318,3 +319,21 @@ def make_profile(tokenizer: PreTrainedTokenizerFast) -> Callable[..., HumanProfi
         return HumanProfile.fit(scores, source="made up", resamples=2)
 
     return make
+
+
+@pytest.fixture
+def refused(capsys, caplog):
+    """`refused(*words)`: the only line on stderr of a command that ends with status 2."""
+
+    def run(*words: str) -> str:
+        capsys.readouterr()
+        assert main(words) == 2
+        line = capsys.readouterr().err
+        assert line.startswith("ugap: error: ")
+        assert line.count("\n") == 1
+        assert line.endswith("\n")
+        assert "Traceback" not in line
+        assert not caplog.records  # outside of pytest, a warning would be a line of its own
+        return line
+
+    return run

@@ -2,26 +2,7 @@
 
 import pytest
 
-from ugap.cli.main import main
 from ugap.scoring import Scorer
-
-
-@pytest.fixture
-def refused(capsys, caplog):
-    """`refused(*words)`: the only line on stderr of a command that ends with status 2."""
-
-    def run(*words: str) -> str:
-        capsys.readouterr()
-        assert main(words) == 2
-        line = capsys.readouterr().err
-        assert line.startswith("ugap: error: ")
-        assert line.count("\n") == 1
-        assert line.endswith("\n")
-        assert "Traceback" not in line
-        assert not caplog.records  # outside of pytest, a warning would be a line of its own
-        return line
-
-    return run
 
 
 @pytest.fixture(scope="session")

@@ -54,19 +54,6 @@ def save_adapter(make_model: Callable[..., PreTrainedModel], tmp_path: Path) -> 
     return save
 
 
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    def run(*words: str) -> str:
-        capsys.readouterr()
-        assert main(words) == 2
-        line = capsys.readouterr().err
-        assert line.startswith("ugap: error: ")
-        assert line.count("\n") == 1
-        return line
-
-    return run
-
-
 def test_the_record(finished: Path, tiny_folder: Path) -> None:
     record, facts = read(finished), load_facts(limit=N)
     assert record["version"] == 1

@@ -29,6 +29,7 @@ from transformers import (
 
 from ugap.errors import InputError
 from ugap.sampling import DrawLogitsProcessor, HumanEntropyLogitsProcessor, profile_of, weight_of
+from ugap.sampling.figures_processor import WITHOUT_EFFECT
 
 Settings = Mapping[str, Any]
 
@@ -58,6 +59,8 @@ _WARPERS: dict[str, Callable[[Any], LogitsProcessor]] = {
     "epsilon_cutoff": EpsilonLogitsWarper,
     "eta_cutoff": EtaLogitsWarper,
 }
+# Where nothing is sampled: transformers warns where a warper is set, and takes that of the model where none is.
+_IDLE = {"do_sample": False, **{name: WITHOUT_EFFECT.get(name) for name in _WARPERS}}
 _MADE_OF = {**_WARPERS, "repetition_penalty": RepetitionPenaltyLogitsProcessor}
 
 # Settings of the sampler at human uncertainty.
@@ -142,9 +145,8 @@ def generation_config(settings: Settings, **fixed: Any) -> GenerationConfig:
             if name in _MADE_OF and value != _NO_WARPERS[name]:
                 _MADE_OF[name](value)
         own = {name: value for name, value in settings.items() if name not in _HUMAN}
-        config = GenerationConfig(**{**_NO_WARPERS, **own, **fixed})
-        if not config.do_sample:
-            _clear_warpers(config)
+        unset = _NO_WARPERS if settings.get("do_sample", True) else {**_NO_WARPERS, **_IDLE}
+        config = GenerationConfig(**{**unset, **own, **fixed})
         config.validate(strict=True)
     except (ValueError, TypeError) as error:
         raise InputError(f"decoding settings {dict(settings)}: {' '.join(str(error).split())}") from error
@@ -194,23 +196,15 @@ def decoder(
         processor = HumanEntropyLogitsProcessor(
             profile, own, settings["human_weight"], draw=True, generator=generator, never=never
         )
-        config.do_sample = False
-        _clear_warpers(config)
+        config.update(**_IDLE)
         return config, [*processors, processor]
     if not config.do_sample or config.num_beams != 1:
         return config, [*processors]
     warpers = [
         made(getattr(config, name)) for name, made in _WARPERS.items() if getattr(config, name) != _NO_WARPERS[name]
     ]
-    config.do_sample = False
-    _clear_warpers(config)
+    config.update(**_IDLE)
     return config, [*warpers, *processors, DrawLogitsProcessor(generator)]
-
-
-def _clear_warpers(config: GenerationConfig) -> None:
-    # Unused when the most probable token is taken, and transformers warns where they are set.
-    for name in _WARPERS:
-        setattr(config, name, None)
 
 
 def _parse_settings(word: str, text: str) -> dict[str, Any]:

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 import ugap
 from ugap.data import PartStore, TextRow
 from ugap.errors import InputError
 from ugap.files import replacing
+from ugap.progress import progress_bar
 from ugap.scoring import Scorer, TokenScores
 from ugap.study.decodings import DECODINGS, STUDIED, Settings
 from ugap.study.excerpts import Excerpt, cut_excerpts
@@ -128,7 +129,7 @@ def run_study(
         PartStore(parts / "scored", SCORED, recorded),
     )
     try:
-        with _progress(disable=not progress) as bar:
+        with progress_bar(disable=not progress) as bar:
             keys, hashes = study.run(bar)
     except InputError:
         if not any(parts.glob("*/*.parquet")):  # nothing to go on with: a corrected command may start here
@@ -411,8 +412,3 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [without_nan(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _progress(disable: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), disable=disable)

@@ -110,6 +110,9 @@ def test_a_plain_draw_is_the_policy_itself(make_trainer):
     assert "old_per_token_logps" not in batch  # the trainer's own log-probabilities are right
     assert batch["completion_ids"].shape[0] == 4
     again = make_trainer(GRPOTrainer, SampledRollouts(seed=0), temperature=0.8)
+    # What the model brings along must not come between the policy and the draw either.
+    again.model.generation_config.repetition_penalty = 1.8
+    again.model.generation_config.no_repeat_ngram_size = 1
     again.train()
     assert torch.equal(again.batches[0]["completion_ids"], batch["completion_ids"])
 

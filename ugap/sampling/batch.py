@@ -12,6 +12,7 @@ from transformers import (
 )
 
 from ugap.errors import InputError
+from ugap.sampling.figures_processor import ALONE
 
 
 @torch.no_grad()
@@ -54,6 +55,13 @@ def continue_contexts(
     )
     new = out[:, width:].tolist()
     return [row[: next((i + keep_end for i, token in enumerate(row) if token in ends), len(row))] for row in new]
+
+
+def drawn_config(max_new_tokens: int) -> GenerationConfig:
+    """The config under which processors alone say what is drawn, whatever the model's own config says."""
+    # The assistant is an argument of generate(), not a setting.
+    alone = {name: value for name, value in ALONE.items() if name != "assistant_model"}
+    return GenerationConfig(max_new_tokens=max_new_tokens, **alone)
 
 
 def end_tokens(model: PreTrainedModel) -> set[int]:

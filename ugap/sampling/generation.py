@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from ugap.errors import InputError
 from ugap.profile import HumanProfile
-from ugap.sampling.batch import continue_contexts, decode_after, never_written
+from ugap.sampling.batch import continue_contexts, decode_after, drawn_config, never_written
 from ugap.sampling.figures import TAIL, human_figures, profile_of, weight_of
 from ugap.sampling.figures_processor import ALONE
 from ugap.sampling.processor import DrawRecorder, HumanEntropyLogitsProcessor
@@ -194,7 +194,6 @@ def generate_batches(
     requests = [request for request in requests for _ in range(num_return_sequences)]
     generator = _generator(model, seed)
     never = never_written(model, tokenizer)
-    fixed = {name: value for name, value in ALONE.items() if name != "assistant_model"}
 
     def run() -> Iterator[list[Generation]]:
         for start in range(0, len(requests), batch_size):
@@ -203,11 +202,9 @@ def generate_batches(
                 own, domain, weight, tail=tail, draw=True, generator=generator, never=never
             )
             recorder = DrawRecorder(processor)
-            config = GenerationConfig(max_new_tokens=max_new_tokens, **fixed)
+            contexts, config = [context for _, context in batch], drawn_config(max_new_tokens)
             try:
-                rows = continue_contexts(
-                    model, tokenizer, [context for _, context in batch], config, [processor, recorder]
-                )
+                rows = continue_contexts(model, tokenizer, contexts, config, [processor, recorder])
             except ValueError as error:
                 raise InputError(f"{model.config.name_or_path}: {error}") from error
             surprisal, entropy = recorder.rows("surprisal"), recorder.rows("entropy")

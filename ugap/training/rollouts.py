@@ -12,13 +12,13 @@ draws from another distribution `q`, and the ratio that is right is that to `q`.
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, TemperatureLogitsWarper
+from transformers import LogitsProcessor, TemperatureLogitsWarper
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
 from ugap.errors import InputError
 from ugap.sampling import DrawLogitsProcessor, HumanEntropyLogitsProcessor
-from ugap.sampling.batch import continue_contexts
+from ugap.sampling.batch import continue_contexts, drawn_config
 from ugap.sampling.processor import DrawRecorder
 
 # Settings of GRPOConfig that change the distribution drawn from, with the values that do not.
@@ -60,7 +60,7 @@ class SampledRollouts:
         if self.seed is not None and self._generator is None:
             self._generator = torch.Generator(device).manual_seed(self.seed + trainer.accelerator.process_index)
         prompt_ids = trainer._tokenize_prompts(prompts)[0]
-        config = GenerationConfig(max_new_tokens=trainer.max_completion_length, do_sample=False)
+        config = drawn_config(trainer.max_completion_length)
         recorder = None
         processors: list[LogitsProcessor]
         if self.processor is None:

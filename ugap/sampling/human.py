@@ -28,7 +28,16 @@ import torch
 from torch import Tensor
 
 from .draw import draw
-from .temperature import FAR, MAX_TEMPERATURE, MIN_TEMPERATURE, Candidates, candidates, distribution, solve_temperature
+from .temperature import (
+    FAR,
+    MAX_TEMPERATURE,
+    MIN_TEMPERATURE,
+    UNDERFLOW,
+    Candidates,
+    candidates,
+    distribution,
+    solve_temperature,
+)
 
 MODES = {"creative": 1.0, "balanced": 0.5, "precise": 0.0}
 PRIOR_TOKENS = 8
@@ -74,7 +83,7 @@ class Step(NamedTuple):
         """Draw one token per row."""
         ids, surprisal = self.candidates
         scores = -(surprisal - surprisal.amin(-1, keepdim=True)) / self.temperature.unsqueeze(-1)
-        weights = scores.exp()
+        weights = scores.clamp(min=UNDERFLOW).exp_().masked_fill_(surprisal >= FAR, 0.0)
         index = draw(weights, generator).unsqueeze(1)
         log_probability = scores.gather(1, index).squeeze(1) - weights.sum(-1).log()
         return Drawn(

@@ -14,22 +14,24 @@ Design choices:
   temperature in use: `0 * inf` never happens.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 MIN_TEMPERATURE = 0.05
 MAX_TEMPERATURE = 2.0
 # Surprisal in nats of what cannot be drawn: its weight underflows to zero at every temperature up to the highest.
 FAR = 1e4
-# Below this an exponential adds nothing to a sum of 10^6 terms whose largest is 1, and denormal numbers are slow.
-_UNDERFLOW = -80.0
+# Below this an exponential adds nothing to a sum of 10^6 terms whose largest is 1; one that underflows is slow.
+UNDERFLOW = -80.0
 # Of the expected surprisal, absolute (nats) and relative: what float32 sums can tell.
 _ABSOLUTE, _RELATIVE = 1e-6, 2e-5
 _ITERATIONS = 60
-_BLOCK = 8
+_STRIDE = 16
 _TIES = 64
 
 
@@ -74,7 +76,7 @@ def distribution(scores: Tensor) -> Distribution:
         rows = scores[start : start + together].float()
         shifted, weights = scratch[:, : len(rows)]
         top = rows.amax(-1, keepdim=True)
-        torch.sub(rows, top, out=shifted).clamp_(min=_UNDERFLOW)
+        torch.sub(rows, top, out=shifted).clamp_(min=UNDERFLOW)
         total = torch.exp(shifted, out=weights).sum(-1)
         mean = torch.linalg.vecdot(weights, shifted) / total
         log_partition[start : start + together] = total.log() + top.squeeze(-1)
@@ -147,7 +149,7 @@ def solve_temperature(
     tolerance = _ABSOLUTE + _RELATIVE * goal.abs()
     b = torch.where(goal > 0, torch.ones_like(goal).clamp(left, right), right)
     for _ in range(_ITERATIONS):
-        weights = (excess * -b.unsqueeze(-1)).exp_()
+        weights = (excess * -b.unsqueeze(-1)).clamp_(min=UNDERFLOW).exp_()
         total = weights.sum(-1)
         mean = torch.linalg.vecdot(weights, excess) / total
         variance = torch.linalg.vecdot(weights, square) / total - mean.square()
@@ -180,34 +182,26 @@ def _all_at_once(scores: Tensor, log_partition: Tensor, limit: Tensor | None) ->
 
 def _head(row: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """Ids and float32 values of the finite scores of a row that are no less than its `most`-th highest."""
-    size, columns = len(row), len(row) // _BLOCK
-    row = row.float()
-    if most > columns:
-        ids = _places(row >= _highest(row, min(most, size)))
-    else:
-        # The `most`-th highest of the maxima of disjoint blocks is a floor for the `most`-th highest score, so that
-        # few blocks, and few scores of those, are left to select from exactly. Blocks are the columns of a matrix.
-        even = columns * _BLOCK
-        blocks = row[:even].view(_BLOCK, columns)
-        maxima = blocks.amax(0)
-        floor = _highest(maxima, most)
-        kept = _places(maxima >= floor)
-        place = _places((blocks.index_select(1, kept) >= floor).flatten())
-        rest = _places(row[even:] >= floor) + even
-        ids = torch.cat([place // len(kept) * columns + kept.take(place % len(kept)), rest])
-        scores = row.take(ids)
-        ids = ids.take(_places(scores >= _highest(scores, most)))
-    scores = row.take(ids)
-    if scores.numel() and scores.amin() == -torch.inf:
-        ids, scores = ids[scores > -torch.inf], scores[scores > -torch.inf]
-    return ids, scores
+    values = row.float().numpy()
+    # Few scores are left to select from exactly above a floor that every n-th score tells; where it lies too high by
+    # chance, all of them are.
+    floor = _floor(values[::_STRIDE], most / _STRIDE)
+    ids = np.flatnonzero(values >= floor) if floor > -np.inf else np.empty(0, dtype=np.intp)
+    if len(ids) < most:
+        ids = np.flatnonzero(values > -np.inf)
+    kept = values[ids]
+    if len(ids) > most:
+        enough = kept >= _highest(kept, most)
+        ids, kept = ids[enough], kept[enough]
+    return torch.from_numpy(ids), torch.from_numpy(kept)
 
 
-def _highest(values: Tensor, rank: int) -> float:
+def _floor(sample: NDArray[np.float32], expected: float) -> float:
+    """A score that fewer than `expected` of a sample exceed, but for a chance of about 1 in 10,000."""
+    rank = math.ceil(expected + 4 * math.sqrt(expected)) + 4
+    return _highest(sample, rank) if rank <= len(sample) else -math.inf
+
+
+def _highest(values: NDArray[np.float32], rank: int) -> float:
     """The `rank`-th highest of some values; NumPy is several times faster here than torch."""
-    return float(np.partition(values.numpy(), len(values) - rank)[len(values) - rank])
-
-
-def _places(mask: Tensor) -> Tensor:
-    """Where a mask `(N,)` is true."""
-    return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return float(np.partition(values, len(values) - rank)[len(values) - rank])

@@ -204,9 +204,9 @@ def kept_at_once(scores: torch.Tensor, limit: list[int] | None) -> list[set[int]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("size", [1, 2, 5, 15, 16, 17, 48, 50, 400, 1000, 1023])
+@pytest.mark.parametrize("size", [1, 2, 5, 15, 16, 17, 48, 50, 400, 1000, 5003])
 def test_candidates_are_those_of_a_sort(size, dtype):
-    """Around the size of a block, with as many ties as half precision makes."""
+    """From too few to sample from to enough, with as many ties as half precision makes."""
     scores = torch.randn(3, size, generator=torch.Generator().manual_seed(size)).to(dtype)
     limits = {1, 2, 3, 15, 16, size // 16, size // 16 + 1, size // 2, size - 1, size, size + 5} - {0}
     for most in sorted(limits):
@@ -228,6 +228,14 @@ def test_every_row_has_a_limit_of_its_own():
     assert kept_ids(scores, limits) == [head(row, most) for row, most in zip(scores, limits, strict=True)]
     assert [len(ids) for ids in kept_ids(scores, limits)] == [1, 333, 7, 40, 333]
     assert kept_at_once(scores, limits) == kept_ids(scores, limits)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_where_a_sample_tells_the_wrong_floor(sign):
+    """Every 16th score is what is sampled: here they are all the highest, or all the lowest."""
+    scores = torch.randn(2, 8000, generator=torch.Generator().manual_seed(0))
+    scores[:, ::16] += sign * 100
+    assert kept_ids(scores, [300, 3000]) == [head(row, most) for row, most in zip(scores, [300, 3000], strict=True)]
 
 
 def test_ties_at_the_border_all_stay():

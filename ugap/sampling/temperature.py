@@ -197,7 +197,7 @@ def _head(row: Tensor, most: int) -> tuple[Tensor, Tensor]:
 
 
 def _floor(sample: NDArray[np.float32], expected: float) -> float:
-    """A score that fewer than `expected` of a sample exceed, but for a chance of about 1 in 10,000."""
+    """A score that more than `expected` of a sample reach, by four standard deviations of a count."""
     rank = math.ceil(expected + 4 * math.sqrt(expected)) + 4
     return _highest(sample, rank) if rank <= len(sample) else -math.inf
 

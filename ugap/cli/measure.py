@@ -15,8 +15,9 @@ examples:
       --data stories.jsonl --decoding ancestral top-p-0.9 "warm=temperature:1.1" --output runs/pair --resume
   ugap measure --scorer gemma-3-270m --data rewrites.jsonl --candidate gpt=gpt_text --output runs/given
 
-decodings: ancestral (T=1), top-p-0.9, temperature-0.7, top-k-50, min-p-0.1, typical-p-0.95, greedy, or any generate()
-settings as NAME=setting:value,setting:value.
+decodings: ancestral (T=1), top-p-0.9, temperature-0.7, top-k-50, min-p-0.1, typical-p-0.95, greedy; eta-0.0009,
+top-h-0.4; ugap-creative, ugap-balanced (the sampler at human uncertainty); or NAME=setting:value,setting:value with
+any settings of generate(), or human_weight, the sampler's own: "warm=temperature:1.1", "half=human_weight:0.5".
 
 The folder gets gap.json, gap.md, scores.parquet (every text with its per-token scores) and plots."""
 
@@ -72,7 +73,7 @@ class Arguments:
     split: str = option("split of a Hub data set", default="train", group="texts")
     skip_bad: bool = option("log and skip bad rows instead of stopping", default=False, group="texts")
     decoding: list[str] = option(
-        "decodings (default: all that are listed above)", default=[], group="study", metavar="NAME"
+        "decodings (default: ancestral to greedy of the list above)", default=[], group="study", metavar="NAME"
     )
     prefix_tokens: int = option("tokens of a prefix, where a text has no prompt", default=64, group="study")
     max_new_tokens: int = option("tokens of a continuation", default=128, group="study")

@@ -148,6 +148,19 @@ class TestStep:
         even, owing, owed = (sampler().step(scores, state(drawn=drawn)) for drawn in (due, due - 5, due + 5))
         assert expected_surprisal(owing) > expected_surprisal(even) > expected_surprisal(owed)
 
+    def test_the_less_weight_the_less_certain_tokens_lift_the_next(self):
+        """At half the weight a quarter of the evidence: the end of a short answer gets no hotter than the model."""
+        scores = made_up_scores()[3:4]
+        lifts = []
+        for weight in (1.0, 0.7, 0.5):
+            one = sampler(weight)
+            fresh = one.step(scores, State.start(1))
+            after = one.step(scores, state(tokens=5, places=0.1, drawn=0.1))
+            lifts.append((expected_surprisal(after) / expected_surprisal(fresh)).item() - 1)
+        assert 0 < lifts[2] < lifts[1] < lifts[0]
+        assert lifts[2] < 0.4 * lifts[0]
+        assert after.temperature < 1
+
     @pytest.mark.parametrize("weight", [1.0, 0.5])
     def test_the_correction_is_bounded(self, weight):
         """However much is owed, a step stays within a share of what it would be."""

@@ -16,6 +16,9 @@ away from the human level: in its own text a model becomes more uncertain, step 
 - *Correction.* What the sequence should have been surprising so far, `w * level` for each token, less what was really
   drawn, paid back over `PAYBACK_TOKENS` tokens, by at most `MOST_CORRECTION` of a step's aim.
 
+Both trust the sequence by `w^2`: what was so far counts in full at weight 1 and a quarter at 0.5. A short answer whose
+first tokens are certain would else have its last one drawn hotter than the model is, to make up for them.
+
 This module needs torch and NumPy alone: it is what every engine's adapter runs.
 """
 
@@ -165,7 +168,8 @@ class HumanSampler:
     def among_people(self, entropy: Tensor, state: State) -> tuple[Tensor, Tensor]:
         """The place `u` of each step among people's, and the entropy `h'` there after the sequence's lean is undone."""
         place = _interpolated(entropy, self.entropies, self.places)
-        mean = (PRIOR_TOKENS * 0.5 + state.places + place) / (PRIOR_TOKENS + state.tokens + 1)
+        trust = self.weight**2
+        mean = (PRIOR_TOKENS * 0.5 + trust * (state.places + place)) / (PRIOR_TOKENS + trust * (state.tokens + 1))
         there = _interpolated(place ** (mean / (1 - mean)), self.places, self.entropies)
         return place, there + (entropy - self.entropies[-1]).clamp(min=0)
 
@@ -189,7 +193,7 @@ class HumanSampler:
             surprisal = log_partition.unsqueeze(1) - scores.gather(1, best).float()
             return Step(Candidates(best, surprisal), torch.ones_like(entropy), entropy, place)
         aim = self.weight * self.level
-        owed = (aim * state.tokens - state.drawn) / (PAYBACK_TOKENS * aim)
+        owed = self.weight**2 * (aim * state.tokens - state.drawn) / (PAYBACK_TOKENS * aim)
         target = self.weight * self.curve(there) * (1 + owed.clamp(-MOST_CORRECTION, MOST_CORRECTION))
         limit = self.ranks[torch.searchsorted(self.edges, entropy, right=True)] if len(self.ranks) else None
         kept = self._without_never(candidates(scores, log_partition, limit))

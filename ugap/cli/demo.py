@@ -14,7 +14,7 @@ example:
   ugap demo"""
 
 MODELS = {"gemma-3-270m": "base", "smollm2-135m-instruct": "instruct"}
-DECODINGS = ("ancestral", "top-p-0.9", "temperature-0.7", "ugap-creative")
+DECODINGS = ("ancestral", "temperature-0.7", "ugap-creative")
 
 
 @dataclass(kw_only=True)
@@ -22,7 +22,7 @@ class Arguments:
     """Arguments of `ugap demo`."""
 
     output: str = option("folder of the study", default="runs/demo", metavar="DIR")
-    limit: int = option("prefixes per domain", default=12)
+    limit: int = option("prefixes per domain", default=14)
     max_new_tokens: int = option("tokens of a continuation", default=64)
     seed: int = option("seed of sampling and bootstrap", default=0)
     resume: bool = option("go on with an interrupted demo", default=False)

@@ -149,7 +149,7 @@ class TestStep:
         assert expected_surprisal(owing) > expected_surprisal(even) > expected_surprisal(owed)
 
     def test_the_less_weight_the_less_certain_tokens_lift_the_next(self):
-        """At half the weight a quarter of the evidence: the end of a short answer gets no hotter than the model."""
+        """At half the weight a quarter of the evidence: the end of this short answer gets no hotter than the model."""
         scores = made_up_scores()[3:4]
         lifts = []
         for weight in (1.0, 0.7, 0.5):

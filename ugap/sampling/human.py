@@ -16,8 +16,8 @@ away from the human level: in its own text a model becomes more uncertain, step 
 - *Correction.* What the sequence should have been surprising so far, `w * level` for each token, less what was really
   drawn, paid back over `PAYBACK_TOKENS` tokens, by at most `MOST_CORRECTION` of a step's aim.
 
-Both trust the sequence by `w^2`: what was so far counts in full at weight 1 and a quarter at 0.5. A short answer whose
-first tokens are certain would else have its last one drawn hotter than the model is, to make up for them.
+Both trust the sequence by `w^2`: what was so far counts in full at weight 1 and a quarter at 0.5. Else the last token
+of a short answer is drawn hotter the more certain its first ones are, to make up for them, whatever the weight.
 
 This module needs torch and NumPy alone: it is what every engine's adapter runs.
 """

@@ -29,13 +29,13 @@ PACKAGE = ROOT / "ugap"
 ROOMS = [
     ("errors", "files", "progress"),
     ("data", "models"),
+    ("statistics",),
     ("scoring",),
     ("profile",),
-    ("statistics",),
     ("sampling",),
     ("study",),
-    ("training",),
     ("report",),
+    ("training",),
     ("cli",),
 ]
 LEVELS = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}

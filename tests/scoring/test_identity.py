@@ -1,4 +1,5 @@
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from ugap.scoring.identity import weight_hash
@@ -24,3 +25,13 @@ def test_tied_weights_count_once(make_model):
     model = make_model("gpt2")
     assert model.lm_head.weight is model.transformer.wte.weight
     assert weight_hash(model) == weight_hash(make_model("gpt2"))
+
+
+def test_a_base_inside_a_peft_model_keeps_its_hash(make_model):
+    model = make_model("llama")
+    before = weight_hash(model)
+    adapted = get_peft_model(model, LoraConfig(target_modules="all-linear"))
+    assert weight_hash(adapted.get_base_model()) == before
+    # It is the base's own weights that count, under the adapter too.
+    adapted.get_base_model().model.layers[0].self_attn.q_proj.base_layer.weight.data[3] += 1
+    assert weight_hash(adapted.get_base_model()) != before

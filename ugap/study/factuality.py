@@ -9,7 +9,7 @@
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -190,18 +190,42 @@ def generative(
 
 
 def is_answer(completion: str, fact: Fact) -> bool:
-    """Whether a completion starts with the answer of a fact, or with another way to give it.
-
-    Both are cut to words by [`answer_words`]; the first words of the completion, as many as the answer has, have to be
-    the answer's.
+    """Whether a completion starts with the answer of a fact, or with another way to give it; see [`starts_with`].
 
     Example:
         >>> fact = Fact("sums/8", "sums", "Five plus three equals", "eight", ("six", "seven", "nine"), ("8",))
         >>> is_answer(" Eight. And four", fact), is_answer(" 8", fact), is_answer(" eighty", fact)
         (True, True, False)
     """
+    return starts_with(completion, (fact.answer, *fact.accept))
+
+
+def starts_with(completion: str, answers: Iterable[str]) -> bool:
+    """Whether a completion starts with one of the answers.
+
+    Both are cut to words by [`answer_words`]; the first words of the completion, as many as the answer has, have to be
+    the answer's.
+    """
     said = answer_words(completion)
-    return any(said[: len(words)] == words for words in map(answer_words, (fact.answer, *fact.accept)))
+    return any(said[: len(words)] == words for words in map(answer_words, answers))
+
+
+def first_named(completion: str, candidates: Sequence[str]) -> int | None:
+    """Which candidate a completion names first, as its place in `candidates`; `None` where it names none.
+
+    Of candidates that start at the same word the longest counts. Words are those of [`answer_words`].
+
+    Example:
+        >>> first_named("Not Lyon, but Paris.", ["Paris", "Lyon", "Nice"])
+        1
+    """
+    said = answer_words(completion)
+    wanted = [answer_words(candidate) for candidate in candidates]
+    for begin in range(len(said)):
+        here = [i for i, words in enumerate(wanted) if words and said[begin : begin + len(words)] == words]
+        if here:
+            return max(here, key=lambda i: len(wanted[i]))
+    return None
 
 
 def answer_words(text: str) -> list[str]:

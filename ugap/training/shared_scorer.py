@@ -1,0 +1,73 @@
+"""The frozen scorer of a PEFT policy at no second model: the policy's base, with the adapter disabled.
+
+It is the scorer that costs nothing, and it judges the policy by the model that the policy came from. A scorer of
+another family tells whether what it measures is there for other readers too: report that beside it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from ugap.errors import InputError
+from ugap.scoring import Scorer
+from ugap.scoring.batches import Batch
+
+
+class SharedScorer(Scorer):
+    """Scores with the base model of a PEFT policy, which is left as it was found after every batch.
+
+    Args:
+        policy (`PeftModel`): The policy; its adapters change layers (LoRA and its like), not the output head.
+        tokenizer (`PreTrainedTokenizerBase`): Its fast tokenizer.
+        **kwargs: As in [`~ugap.Scorer`].
+
+    Raises:
+        InputError: If the adapter is a prompt, trains the output head, or the policy is sharded over processes
+            (FSDP, DeepSpeed ZeRO-3): name a separate scorer there.
+
+    Example:
+        >>> scorer = SharedScorer(get_peft_model(model, LoraConfig()), tokenizer)  # doctest: +SKIP
+        >>> scorer.id == Scorer(model, tokenizer).id  # doctest: +SKIP
+        True
+    """
+
+    def __init__(self, policy: PeftModel, tokenizer: PreTrainedTokenizerBase, **kwargs: Any):
+        base: Any = policy.get_base_model()
+        name = kwargs.get("name") or base.config.name_or_path
+        if policy.active_peft_config.is_prompt_learning:
+            raise InputError(f"{name}: the adapter adds a prompt, so the policy's base is no scorer of its own")
+        if not isinstance(base.get_output_embeddings(), torch.nn.Linear):
+            raise InputError(f"{name}: the adapter changes the output head, so the base cannot be shared as scorer")
+        if any(hasattr(p, "ds_id") or hasattr(p, "placements") for p in policy.parameters()):
+            raise InputError(f"{name}: its weights are sharded over processes: name a separate scorer")
+        self.policy = policy
+        with as_base(policy):
+            super().__init__(base, tokenizer, **kwargs)
+
+    @torch.no_grad()
+    def _run(self, batch: Batch) -> list[np.ndarray]:
+        with as_base(self.policy):
+            return super()._run(batch)
+
+
+@contextmanager
+def as_base(policy: PeftModel) -> Iterator[None]:
+    """The policy without its adapters, in eval mode."""
+    with evaluating(policy), policy.disable_adapter():
+        yield
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """The model in eval mode: no dropout."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

@@ -15,11 +15,14 @@ import numpy as np
 
 from ugap.errors import InputError
 from ugap.profile.calibration import CalibrationCurve, EntropyBins, FloatArray, figures, fit_calibration
+from ugap.profile.plain import array, plain
+from ugap.profile.texts import TextReference, text_features
 
 if TYPE_CHECKING:
     from ugap.scoring.token_scores import TokenScores
 
 LEVELS = (0.001, 0.005, *(i / 100 for i in range(1, 100)), 0.995, 0.999)
+QUARTILES = (0.25, 0.75)
 _CURVE = ("h", "g", "low", "high")
 _BINS = ("edges", "n_tokens", "surprisal_levels", "surprisal", "rank_levels", "rank")
 
@@ -38,6 +41,7 @@ class DomainProfile:
             `rank` and, where marginals were scored, `pmi`.
         curve (`CalibrationCurve`): Mean surprisal given entropy.
         bins (`EntropyBins`): Quantiles of surprisal and rank given entropy.
+        texts (`TextReference`, *optional*): Features of whole texts by length; `None` where too few texts were fitted.
 
     Raises:
         ValueError: If quantiles do not fit their levels.
@@ -50,6 +54,7 @@ class DomainProfile:
     quantiles: dict[str, FloatArray]
     curve: CalibrationCurve
     bins: EntropyBins
+    texts: TextReference | None = None
 
     def __post_init__(self) -> None:
         for measure, values in self.quantiles.items():
@@ -98,6 +103,7 @@ class DomainProfile:
         finite = {name: values for name, values in finite.items() if values.size}
         means = {name: float(figures(values.mean())) for name, values in finite.items() if name != "rank"}
         means["bits_per_byte"] = float(figures(bits / n_bytes if n_bytes else np.nan))
+        low, high = figures(np.quantile(finite["surprisal"], QUARTILES))
         return cls(
             n_texts=n_texts,
             n_tokens=len(text),
@@ -108,18 +114,26 @@ class DomainProfile:
             },
             curve=curve,
             bins=bins,
+            texts=TextReference.fit(texts, (low, high), bins),
         )
+
+    def text_features(self, scores: "TokenScores") -> FloatArray:
+        """The features of one text, in the order of [`~ugap.profile.texts.FEATURES`]; NaN where one cannot be told."""
+        surprisal = self.quantiles["surprisal"]
+        low, high = (float(surprisal[int(np.argmin(np.abs(self.levels - level)))]) for level in QUARTILES)
+        return text_features(scores, (low, high), self.bins)
 
     def to_dict(self) -> dict[str, Any]:
         """The profile in the types of JSON, NaN as None."""
         return {
             "n_texts": self.n_texts,
             "n_tokens": self.n_tokens,
-            "means": {name: _plain(value) for name, value in self.means.items()},
-            "levels": _plain(self.levels),
-            "quantiles": {measure: _plain(values) for measure, values in self.quantiles.items()},
-            "curve": {name: _plain(getattr(self.curve, name)) for name in _CURVE},
-            "bins": {name: _plain(getattr(self.bins, name)) for name in _BINS},
+            "means": {name: plain(value) for name, value in self.means.items()},
+            "levels": plain(self.levels),
+            "quantiles": {measure: plain(values) for measure, values in self.quantiles.items()},
+            "curve": {name: plain(getattr(self.curve, name)) for name in _CURVE},
+            "bins": {name: plain(getattr(self.bins, name)) for name in _BINS},
+            "texts": None if self.texts is None else self.texts.to_dict(),
         }
 
     @classmethod
@@ -129,23 +143,9 @@ class DomainProfile:
             n_texts=int(entry["n_texts"]),
             n_tokens=int(entry["n_tokens"]),
             means={name: float("nan") if mean is None else float(mean) for name, mean in dict(entry["means"]).items()},
-            levels=_array(entry["levels"]),
-            quantiles={measure: _array(values) for measure, values in dict(entry["quantiles"]).items()},
-            curve=CalibrationCurve(**{name: _array(entry["curve"][name]) for name in _CURVE}),
-            bins=EntropyBins(**{name: _array(entry["bins"][name]) for name in _BINS}),
+            levels=array(entry["levels"]),
+            quantiles={measure: array(values) for measure, values in dict(entry["quantiles"]).items()},
+            curve=CalibrationCurve(**{name: array(entry["curve"][name]) for name in _CURVE}),
+            bins=EntropyBins(**{name: array(entry["bins"][name]) for name in _BINS}),
+            texts=None if entry.get("texts") is None else TextReference.from_dict(entry["texts"]),
         )
-
-
-def _array(values: Any) -> FloatArray:
-    return np.array(values, dtype=np.float64)  # None becomes NaN
-
-
-def _plain(values: FloatArray | float) -> Any:
-    """Nested lists of numbers for JSON: whole numbers as integers, NaN as None."""
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim:
-        return [_plain(value) for value in array]
-    number = float(array)
-    if np.isnan(number):
-        return None
-    return int(number) if number.is_integer() else number

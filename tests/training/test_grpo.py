@@ -1,0 +1,300 @@
+"""The GRPO trainer: advantages by domain, the entropy term, the constraint's effect on gradients, and refusals."""
+
+import math
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+
+from ugap.errors import InputError
+from ugap.scoring import Scorer
+from ugap.training import (
+    FactualityReward,
+    SampledRollouts,
+    SharedScorer,
+    UncertaintyGRPOConfig,
+    UncertaintyGRPOTrainer,
+    UncertaintyReward,
+)
+from ugap.training.grpo import weighted_advantages
+
+
+def length_reward(completions, **_):
+    return [float(len(text) % 5) for text in completions]
+
+
+def lucky_reward(completions, domain, **_):
+    """A factual reward that varies within a group, whatever a random model says."""
+    return [float(len(text) % 2) if d == "functional" else None for text, d in zip(completions, domain, strict=True)]
+
+
+class Lucky(FactualityReward):
+    def __call__(self, prompts, completions, completion_ids=None, *, domain=None, **_):
+        return lucky_reward(completions, domain)
+
+
+@pytest.fixture
+def make_trainer(base_model, tokenizer, prompts, human_profile, tmp_path):
+    """`make_trainer(rewards=None, data=prompts, full=False, **config)`: a trainer of a tiny model."""
+
+    def make(rewards=None, data=prompts, full=False, trainer=UncertaintyGRPOTrainer, **config):
+        settings = {
+            "use_cpu": True,
+            "bf16": False,
+            "report_to": "none",
+            "max_steps": 1,
+            "per_device_train_batch_size": 8,
+            "num_generations": 4,
+            "max_completion_length": 12,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "learning_rate": 1e-2,
+            "disable_tqdm": True,
+            "gradient_checkpointing": False,
+            "shuffle_dataset": False,
+            "top_k": 0,
+            **config,
+        }
+        rewards = [UncertaintyReward(human_profile), Lucky()] if rewards is None else rewards
+        return trainer(
+            base_model(),
+            rewards,
+            UncertaintyGRPOConfig(str(tmp_path / "run"), **settings),
+            train_dataset=data,
+            processing_class=tokenizer,
+            peft_config=None if full else LoraConfig(target_modules="all-linear", r=4),
+            rollout_func=SampledRollouts(seed=0),
+        )
+
+    return make
+
+
+def scored_batch(trainer):
+    """One batch of completions with advantages, and the rows that it was made of."""
+    trainer.model.train()
+    rows = [row for row in list(trainer.train_dataset)[:2] for _ in range(4)]
+    return trainer._generate_and_score_completions(rows), rows
+
+
+def gradient(trainer, batch):
+    trainer.model.zero_grad()
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    trainer._compute_loss(trainer.model, batch).backward()
+    parts = [p.grad.flatten() if p.grad is not None else p.new_zeros(p.numel()) for p in trainer.model.parameters()]
+    return torch.cat([part for part, p in zip(parts, trainer.model.parameters(), strict=True) if p.requires_grad])
+
+
+def test_a_few_steps_move_the_policy_and_log_what_they_should(make_trainer):
+    trainer = make_trainer(max_steps=3, constraint_limit=0.3, constraint_warmup=0)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.train()
+    assert any(not torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
+    first = trainer.state.log_history[0]
+    for name in (
+        "rewards/uncertainty_reward/mean",
+        "rewards/uncertainty_reward/nan",
+        "entropy/creative",
+        "entropy/creative_target",
+        "entropy/functional",
+        "entropy/functional_target",
+        "constraint/factuality/cost",
+        "constraint/factuality/lambda",
+    ):
+        assert math.isfinite(first[name])
+    # The policy is its base before the first step.
+    assert first["entropy/functional"] == pytest.approx(first["entropy/functional_target"], abs=1e-4)
+
+
+def test_the_reward_shares_the_base(make_trainer):
+    trainer = make_trainer()
+    assert isinstance(trainer.uncertainty.scorer, SharedScorer)
+    assert trainer.uncertainty.scorer.policy is trainer.model
+
+
+def test_advantages_are_weighted_after_they_are_normalised():
+    torch.manual_seed(0)
+    rewards = torch.rand(12, 2)
+    rewards[:8, 1] = torch.nan
+    rewards[8:, 0] = torch.nan
+    rewards[3] = torch.nan
+    one = weighted_advantages(rewards, torch.tensor([1.0, 1.0]), 4)
+    two = weighted_advantages(rewards, torch.tensor([1.0, 2.0]), 4)
+    torch.testing.assert_close(two[:8], one[:8])
+    torch.testing.assert_close(two[8:], 2 * one[8:])
+    assert one[3] == 0
+    group = rewards[4:8, 0]
+    torch.testing.assert_close(one[4:8], (group - group.mean()) / (group.std() + 1e-4))
+    others = rewards[[0, 1, 2], 0]
+    torch.testing.assert_close(one[:3], (others - others.mean()) / (others.std() + 1e-4))
+
+
+def test_twice_the_multiplier_is_twice_the_functional_part(make_trainer):
+    """On gradients: what lambda adds to those of the creative rows is in proportion to it."""
+    config = {"target_entropy_coef": 0.0, "constraint_limit": 0.3, "loss_type": "grpo"}
+
+    def gradients(multiplier):
+        trainer = make_trainer(constraint_initial=multiplier, **config)
+        batch, rows = scored_batch(trainer)
+        functional = torch.tensor([row["domain"] == "functional" for row in rows])
+        whole = gradient(trainer, batch)
+        creative = gradient(trainer, {**batch, "advantages": batch["advantages"] * ~functional})
+        return whole, creative
+
+    one, creative_one = gradients(1.0)
+    two, creative_two = gradients(2.0)
+    torch.testing.assert_close(creative_two, creative_one)
+    torch.testing.assert_close(two - creative_two, 2 * (one - creative_one), rtol=1e-4, atol=1e-7)
+    assert (one - creative_one).norm() > 1e-4
+
+
+def test_trl_alone_would_give_the_multiplier_no_such_effect(make_trainer):
+    """The batch is normalised after the weighting there: the functional part does not double."""
+    trainer = make_trainer(constraint_limit=0.3)
+    kept = {}
+    for weight in (1.0, 2.0):
+        trainer.reward_weights[1] = weight
+        rewards = torch.tensor([[0.0, torch.nan], [1.0, torch.nan]] * 2 + [[torch.nan, 0.0], [torch.nan, 1.0]] * 2)
+        normalised = weighted_advantages(rewards, trainer.reward_weights, 4)
+        kept[weight] = ((normalised - normalised.mean()) / normalised.std())[4:]
+    assert (kept[2.0] / kept[1.0]).abs().max() < 1.7
+
+
+def test_the_entropy_term_is_two_sided_and_differentiable(make_trainer):
+    trainer = make_trainer(target_entropy_coef=2.0)
+    batch, _ = scored_batch(trainer)
+    still = {**batch, "advantages": batch["advantages"] * 0}
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    trainer._metrics["train"].clear()
+
+    def entropy_after(shift):
+        """The policy's entropy after one step of descent on the term alone, with targets moved by `shift`."""
+        trainer.model.zero_grad()
+        with torch.no_grad():
+            entropy = trainer._get_per_token_logps_and_entropies(*inputs(batch), compute_entropy=True)[1]
+        mask = batch["completion_mask"]
+        own = (entropy * mask).sum(1) / mask.sum(1)
+        loss = trainer._compute_loss(trainer.model, {**still, "entropy_target": own + shift})
+        assert loss.item() == pytest.approx(2.0 * shift**2, rel=1e-3)
+        loss.backward()
+        with torch.no_grad():
+            for parameter in trainer.model.parameters():
+                if parameter.grad is not None:
+                    parameter -= 0.05 * parameter.grad
+            moved = trainer._get_per_token_logps_and_entropies(*inputs(batch), compute_entropy=True)[1]
+            for parameter in trainer.model.parameters():
+                if parameter.grad is not None:
+                    parameter += 0.05 * parameter.grad
+        return ((moved - entropy) * mask).sum().item()
+
+    def inputs(batch):
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+        return trainer.model, ids, mask, batch["completion_ids"].shape[1]
+
+    assert entropy_after(0.3) > 0
+    assert entropy_after(-0.3) < 0
+
+
+def test_targets_by_domain_and_prompt(make_trainer, human_profile):
+    trainer = make_trainer()
+    batch, rows = scored_batch(trainer)
+    creative = torch.tensor([row["domain"] == "creative" for row in rows])
+    levels = trainer.uncertainty.human_levels([rows[0]["prompt"]], [rows[0]["human_completion"]])
+    torch.testing.assert_close(batch["entropy_target"][creative], torch.full((4,), levels[0]), check_dtype=False)
+    # On functional prompts: the base's own entropy on the same completion, at the sampling temperature.
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+    with torch.no_grad(), trainer.model.disable_adapter():
+        logits = trainer.model(input_ids=ids, attention_mask=mask).logits[:, batch["prompt_ids"].shape[1] - 1 : -1]
+    logp = logits.log_softmax(-1)
+    entropy = -(logp.exp() * logp).sum(-1)
+    own = (entropy * batch["completion_mask"]).sum(1) / batch["completion_mask"].sum(1)
+    torch.testing.assert_close(batch["entropy_target"][~creative], own[~creative], rtol=1e-4, atol=1e-4)
+
+
+def test_a_run_that_is_resumed_has_the_multiplier(make_trainer, tmp_path):
+    config = {"constraint_margin": -0.2, "constraint_warmup": 0, "save_strategy": "steps", "save_steps": 2}
+    whole = make_trainer(max_steps=4, **config)
+    whole.train()
+    resumed = make_trainer(max_steps=4, **config)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert resumed.constraint.updates == whole.constraint.updates
+    assert resumed.constraint.limit == whole.constraint.limit
+    first = whole.state.log_history[1]["constraint/factuality/lambda"]
+    assert resumed.state.log_history[1]["constraint/factuality/lambda"] == first
+
+
+def test_a_limit_that_the_base_violates_is_said(make_trainer, caplog):
+    trainer = make_trainer(rewards=[length_reward, FactualityReward()], constraint_limit=0.25, target_entropy_coef=0.0)
+    trainer.train()
+    assert "the model violates the limit before training: its cost is 1.000, the limit 0.250" in caplog.text
+
+
+def test_the_margin_is_above_the_cost_of_the_base(make_trainer):
+    trainer = make_trainer(constraint_margin=0.05)
+    cost = trainer.base_cost()
+    trainer.train()
+    assert 0 < cost < 1
+    assert trainer.constraint.limit == pytest.approx(cost + 0.05)
+
+
+def test_mostly_nan_ends_the_run_with_what_was_saved(make_trainer, tmp_path):
+    calls = []
+
+    def broken(completions, **_):
+        calls.append(len(completions))
+        return [math.nan] * 5 + [0.0] * 3 if len(calls) > 1 else [1.0, math.nan] + [0.0] * 6
+
+    trainer = make_trainer(rewards=[broken], target_entropy_coef=0.0, max_steps=5)
+    with pytest.raises(InputError, match=r"broken: 5 of 8 rewards of step 2 are NaN"):
+        trainer.train()
+    assert len(calls) == 2
+    assert trainer.state.log_history[0]["rewards/broken/nan"] == 1
+    assert (tmp_path / "run" / "checkpoint-2" / "adapter_model.safetensors").exists()
+
+
+def test_the_run_ends_where_the_entropy_leaves_its_band(make_trainer):
+    trainer = make_trainer(max_steps=4, entropy_low=0.0, entropy_high=0.5, entropy_patience=2)
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
+def test_full_fine_tuning_needs_a_scorer_of_its_own(make_trainer, human_profile, base_model, tokenizer):
+    reward = UncertaintyReward(human_profile, Scorer(base_model().eval(), tokenizer, name="tiny"))
+    trainer = make_trainer(rewards=[reward, Lucky()], full=True)
+    trainer.train()
+    log = trainer.state.log_history[0]
+    assert math.isfinite(log["entropy/creative_target"])
+    assert "entropy/functional_target" not in log
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"multi_objective_aggregation": "sum_then_normalize"}, "the constraint would do nothing"),
+        ({"target_entropy_coef": -1.0}, "target_entropy_coef is -1.0"),
+        ({"entropy_coef": 0.1}, "pull at one entropy"),
+        ({"constraint_limit": 0.1, "constraint_margin": 0.1}, "give one"),
+        ({"constraint_limit": 0.1, "reward_weights": [1.0, 0.0]}, "weight of the FactualityReward is 0"),
+        ({"constraint_limit": 0.1, "constraint_window": 0}, "constraint_window"),
+    ],
+)
+def test_settings_under_which_something_would_do_nothing_are_refused(config, says, make_trainer):
+    with pytest.raises(InputError, match=says):
+        make_trainer(**config)
+
+
+def test_what_is_missing_is_refused_before_training(make_trainer, prompts, human_profile):
+    with pytest.raises(InputError, match="no column 'domain'"):
+        make_trainer(data=Dataset.from_dict({"prompt": ["Once"]}))
+    with pytest.raises(InputError, match="no functional rows"):
+        make_trainer(data=prompts.filter(lambda row: row["domain"] == "creative"), constraint_limit=0.1)
+    with pytest.raises(InputError, match="no reward is a FactualityReward"):
+        make_trainer(rewards=[UncertaintyReward(human_profile)], constraint_limit=0.1)
+    with pytest.raises(InputError, match="has its targets from an UncertaintyReward"):
+        make_trainer(rewards=[length_reward])
+    with pytest.raises(InputError, match="was fitted with 'gemma-3-270m'"):
+        make_trainer(rewards=[UncertaintyReward("gemma-3-270m"), Lucky()])

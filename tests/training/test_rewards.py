@@ -1,0 +1,267 @@
+"""The rewards: their range, their routing by domain, their two sides, and how TRL calls them."""
+
+import copy
+import math
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from trl import GRPOConfig, GRPOTrainer
+
+from ugap.data import load_texts
+from ugap.errors import InputError
+from ugap.profile import HumanProfile
+from ugap.profile.texts import FEATURES
+from ugap.scoring import Scorer
+from ugap.study.excerpts import cut_excerpts
+from ugap.study.generation import generate_continuations
+from ugap.training import FactualityReward, SharedScorer, UncertaintyReward, rewards
+
+PROMPT = "Once upon"
+
+
+@pytest.fixture
+def scorer(base_model, tokenizer):
+    return Scorer(base_model().eval(), tokenizer, name="tiny")
+
+
+@pytest.fixture
+def reward(human_profile, scorer):
+    return UncertaintyReward(human_profile, scorer)
+
+
+def call(reward, texts, **columns):
+    return reward(prompts=[PROMPT] * len(texts), completions=list(texts), completion_ids=[[]] * len(texts), **columns)
+
+
+def test_people_are_near_1_and_loops_below_all_of_them(reward, human_texts):
+    human = call(reward, human_texts[-10:])
+    loops = call(reward, [" ".join(text.split()[:3] * 13) for text in human_texts[:8]])
+    assert all(0 <= value <= 1 for value in human + loops)
+    assert np.mean(human) > 0.7
+    assert max(loops) < min(human)
+
+
+def test_the_mean_of_people_is_1_and_both_sides_are_less(human_profile, reward):
+    reference = human_profile.domain("creative").texts
+    mean, covariance = reference.at(64)
+    assert 1 / (1 + reference.distance(mean, 64) / 4) == 1
+    for direction in np.eye(len(mean)):
+        spread = np.sqrt(direction @ covariance @ direction)
+        for side in (-3, 3):
+            assert reference.distance(mean + side * spread * direction, 64) > 1
+
+
+def test_one_measure_alone(human_profile, scorer, human_texts):
+    whole = UncertaintyReward(human_profile, scorer)
+    alone = UncertaintyReward(human_profile, scorer, features=["pmi"], name="pmi_reward")
+    judged = alone.judge([PROMPT], human_texts[-1:])[0]
+    assert judged.standardised is not None
+    z = judged.standardised[FEATURES.index("pmi")]
+    assert judged.reward == pytest.approx(1 / (1 + z**2 / 4), rel=1e-6)
+    assert whole.judge([PROMPT], human_texts[-1:])[0].reward != judged.reward
+    with pytest.raises(InputError, match="choose of surprisal, entropy"):
+        UncertaintyReward(features=["entorpy"])
+
+
+def test_other_domains_get_none(reward, human_texts):
+    texts = human_texts[:4]
+    out = call(reward, texts, domain=["creative", "functional", "creative", "functional"])
+    assert [value is None for value in out] == [False, True, False, True]
+    assert call(reward, texts[::2]) == pytest.approx(out[::2])
+    assert call(reward, texts, domain=["functional"] * 4) == [None] * 4
+
+
+def test_an_empty_or_invalid_completion_gets_0(reward):
+    assert call(reward, ["", "a", "no \0 text", " "]) == [0.0] * 4
+
+
+def test_logits_that_are_not_finite_give_nan(reward, scorer, human_texts):
+    assert call(reward, human_texts[:1])[0] > 0
+    with torch.no_grad():
+        scorer.model.model.embed_tokens.weight[:] = math.nan
+    (value,) = call(reward, human_texts[:1])
+    assert math.isnan(value)
+
+
+def test_chats_go_through_the_template(reward, scorer, human_texts):
+    prompt, completion = [{"role": "user", "content": "Go on."}], [{"role": "assistant", "content": human_texts[0]}]
+    with pytest.raises(InputError, match="no chat template"):
+        reward(prompts=[prompt], completions=[completion])
+    own = copy.deepcopy(scorer.tokenizer)
+    own.chat_template = "{% for m in messages %}<|im_end|>{{ m['content'] }}<eos>{% endfor %}<|im_end|>"
+    chatty = UncertaintyReward(reward.profile, Scorer(scorer.model, own, name="tiny"))
+    (value,) = chatty(prompts=[prompt], completions=[completion])
+    ids = own("<|im_end|>Go on.<eos><|im_end|>", add_special_tokens=False)["input_ids"]
+    score = scorer.score([human_texts[0]], [ids], pmi=True)[0]
+    domain = reward.profile.domain("creative")
+    distance = domain.texts.distance(domain.text_features(score), len(score))
+    assert value == pytest.approx(1 / (1 + distance / 4))
+
+
+def test_what_is_logged(reward, human_texts):
+    metrics: dict[str, float] = {}
+    extra: dict[str, list] = {}
+    call(
+        reward,
+        human_texts[:3],
+        domain=["creative", "functional", "creative"],
+        log_metric=lambda name, value: metrics.__setitem__(name, value),
+        log_extra=lambda name, values: extra.__setitem__(name, values),
+    )
+    assert {f"uncertainty_reward/{name}" for name in FEATURES} == metrics.keys()
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert [value is None for value in extra["uncertainty_reward_nll"]] == [False, True, False]
+
+
+def test_pickled_and_back(human_profile, scorer, human_texts):
+    for reward in (UncertaintyReward(human_profile, scorer), FactualityReward("contrastive")):
+        again = pickle.loads(pickle.dumps(reward))  # noqa: S301  (our own bytes)
+        columns = {"answer": ["a"] * 2, "wrong": [["b"]] * 2}
+        assert call(again, human_texts[:2], **columns) == call(reward, human_texts[:2], **columns)
+        assert again.__name__ == reward.__name__
+    # A scorer that was shared is not taken along: it is the policy of whoever calls.
+    policy = get_peft_model(scorer.model, LoraConfig(target_modules="all-linear"))
+    shared = UncertaintyReward(human_profile)
+    shared.bind(policy, scorer.tokenizer)
+    assert isinstance(shared.scorer, SharedScorer)
+    again = pickle.loads(pickle.dumps(shared))  # noqa: S301
+    with pytest.raises(InputError, match="has no scorer yet"):
+        _ = again.scorer
+
+
+def test_the_ready_instances():
+    for name in ("uncertainty_reward", "surprisal_reward", "entropy_reward", "pmi_reward", "factuality_reward"):
+        assert getattr(rewards, name).__name__ == name
+        pickle.dumps(getattr(rewards, name))
+
+
+def test_plain_trl_shares_the_base_of_a_peft_policy(base_model, human_profile, tokenizer, prompts, tmp_path):
+    """As `trl grpo --reward_funcs` uses them: a reward without a scorer, a trainer that knows nothing of it."""
+    creative, factual = UncertaintyReward(human_profile), FactualityReward()
+    args = GRPOConfig(
+        str(tmp_path),
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        max_steps=1,
+        per_device_train_batch_size=8,
+        num_generations=4,
+        max_completion_length=12,
+        logging_steps=1,
+        save_strategy="no",
+        top_k=0,
+    )
+    trainer = GRPOTrainer(
+        base_model(),
+        [creative, factual],
+        args=args,
+        train_dataset=prompts,
+        processing_class=tokenizer,
+        peft_config=LoraConfig(target_modules="all-linear"),
+    )
+    trainer.train()
+    assert isinstance(creative.scorer, SharedScorer)
+    log = trainer.state.log_history[0]
+    assert 0 <= log["rewards/uncertainty_reward/mean"] <= 1
+    assert log["rewards/factuality_reward/mean"] == 0
+    assert math.isfinite(log["uncertainty_reward/surprisal"])
+
+
+def test_the_human_level_of_a_prompt(reward, scorer, human_texts, human_profile):
+    level = human_profile.domain("creative").means["surprisal"]
+    own, other = reward.human_levels([PROMPT, PROMPT], [human_texts[0], None])
+    assert other == level
+    score = scorer.score(human_texts[:1], [PROMPT])[0]
+    assert own == pytest.approx(human_profile.curve("creative")(score.entropy).mean(), rel=1e-5)
+    assert own != level
+
+
+def test_what_cannot_be_compared_is_refused(reward, human_profile, make_model, tokenizer, human_texts):
+    other = Scorer(make_model("phi"), tokenizer, name="another")
+    with pytest.raises(InputError, match="was fitted with 'tiny'"):
+        call(UncertaintyReward(human_profile, other), human_texts[:1])
+    with pytest.raises(InputError, match="no shipped human profile fits 'another'"):
+        call(UncertaintyReward(None, other), human_texts[:1])
+    with pytest.raises(InputError, match="has no domain 'poetry'"):
+        call(UncertaintyReward(human_profile, reward.scorer, domain="poetry"), human_texts[:1])
+    with pytest.raises(InputError, match="is not called by a trainer"):
+        call(UncertaintyReward(human_profile), human_texts[:1])
+    few = HumanProfile.fit({"creative": reward.scorer.score(human_texts[:5], [PROMPT] * 5, pmi=True)}, resamples=2)
+    with pytest.raises(InputError, match="without features of whole texts"):
+        call(UncertaintyReward(few, reward.scorer), human_texts[:1])
+
+
+class TestFactuality:
+    def test_exact(self):
+        said = [" Paris.", " the city of Paris", " paris, which", " Lyon"]
+        assert call(FactualityReward(), said, answer=["Paris"] * 4) == [1.0, 0.0, 1.0, 0.0]
+        assert call(FactualityReward(), [" 8", " eight", " nine"], answer=[["eight", "8"]] * 3) == [1.0, 1.0, 0.0]
+
+    def test_contrastive(self):
+        said = [" It is Paris, not Lyon.", " It is Lyon, not Paris.", " I do not know.", " New York City"]
+        answers = ["Paris", "Paris", "Paris", "New York City"]
+        out = call(FactualityReward("contrastive"), said, answer=answers, wrong=[["Lyon", "New York"]] * 4)
+        assert out == [1.0, 0.0, 0.0, 1.0]
+
+    def test_rows_of_other_domains_or_without_an_answer_get_none(self):
+        out = call(
+            FactualityReward(),
+            [" a", " a", " a"],
+            answer=["a", "a", None],
+            domain=["functional", "creative", "functional"],
+        )
+        assert out == [1.0, None, None]
+
+    def test_chats(self):
+        completion = [{"role": "assistant", "content": "Paris."}]
+        assert FactualityReward()([[{"role": "user", "content": "?"}]], [completion], answer=["Paris"]) == [1.0]
+
+    def test_missing_columns_and_unknown_kinds(self):
+        with pytest.raises(InputError, match="no column 'answer'"):
+            call(FactualityReward(), [" a"])
+        with pytest.raises(InputError, match="no column 'wrong'"):
+            call(FactualityReward("contrastive"), [" a"], answer=["a"])
+        with pytest.raises(InputError, match="kind 'fuzzy'"):
+            FactualityReward("fuzzy")  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_the_real_model_ranks_people_first(smollm2):
+    """On the embedded tales, which the shipped profile was not fitted on: people, and what is made of their texts."""
+    excerpts = cut_excerpts(
+        [row for row in load_texts("demo") if row.domain == "creative"],
+        smollm2.tokenizer,
+        prefix_tokens=64,
+        max_new_tokens=64,
+        limit=16,
+        per_text=1,
+    )
+    rng = random.Random(0)
+    tokenizer, people = smollm2.tokenizer, [excerpt.human for excerpt in excerpts]
+    contexts = [
+        smollm2.bos + ids for ids in tokenizer([e.prefix for e in excerpts], add_special_tokens=False).input_ids
+    ]
+
+    def written(**settings):
+        return generate_continuations(smollm2.model, tokenizer, contexts, settings, max_new_tokens=64, seed=0)
+
+    prefixes = [excerpt.prefix for excerpt in excerpts]
+    reward = UncertaintyReward(scorer=smollm2)
+    human = np.array(reward(prefixes, people))
+
+    def auc(texts, continued=prefixes):
+        other = np.array(reward(continued, texts))
+        return np.mean(human[:, None] > other) + np.mean(human[:, None] == other) / 2
+
+    assert human.mean() > 0.7
+    assert auc([tokenizer.decode([rng.randrange(100, 49000) for _ in range(64)]) for _ in people]) > 0.95
+    assert auc([" ".join(rng.sample(words := text.split(), len(words))) for text in people]) > 0.95
+    assert auc([" ".join((text.split()[:8] * 8)[:50]) for text in people]) > 0.95
+    assert auc(written(do_sample=False)) > 0.95
+    assert auc(people[1:] + people[:1]) > 0.8
+    assert auc(written(temperature=1.5)) > 0.9
+    assert auc(written(temperature=0.7)) > 0.8

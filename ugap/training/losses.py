@@ -1,0 +1,213 @@
+"""Losses of fine-tuning toward human uncertainty, on per-token quantities of the fused head.
+
+The trade-off is that of Sinha, Song and Zhou (arXiv 2306.02295): a creativity loss against a reality loss, weighted, in
+the modes creative, balanced and precise. Only their abstract could be read: the formulas are ours.
+
+- Creativity: on human creative text, the model is to be as uncertain as the text is surprising. Maximising entropy
+  would not do: where people are certain, so should the model be.
+- Reality: on reference text cross-entropy, and on functional text the KL divergence from the base model.
+
+All arguments are flat tensors of the tokens that count, as of `ugap.scoring.gradient`: masks are applied before. An
+empty tensor, of a batch without such tokens, keeps the graph and gives 0. A mean over tokens divides by `n_tokens`
+where it is given, so that micro-batches and processes that divide by the tokens of the whole optimiser step add up to
+its loss. The bins of the calibration are made anew in each call, so those of a micro-batch are its own.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ugap.sampling import weight_of
+
+BINS = 8
+# A mean surprisal of fewer tokens is mostly noise.
+TOKENS_PER_BIN = 16
+
+
+class Loss(NamedTuple):
+    """A loss and what it is made of.
+
+    Args:
+        total (`Tensor` of shape `()`): To be minimised.
+        parts (`dict[str, Tensor]`): `creativity` (nats²), `cross_entropy`, `kl` or `gem` (nats) before their weights,
+            detached; those alone of which there were tokens. Like the total they divide by `n_tokens` where it is
+            given, and are to be summed then.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor]
+
+
+def creativity_loss(
+    surprisal: Tensor, entropy: Tensor, *, bins: int = BINS, n_tokens: int | Tensor | None = None
+) -> Loss:
+    """Entropy calibration on human creative text: how far the model's entropy is from the text's surprisal.
+
+    The tokens are sorted by the model's entropy into `bins` bins of equal count. With `n_b` tokens in bin `b`,
+
+        `loss = sum_b (n_b / N) (mean_b(entropy) - mean_b(surprisal))²`.
+
+    It is two-sided, and a bin that is too certain does not make up for one that is too uncertain. The gradient flows
+    through the entropy alone: through the surprisal, the model would learn to find human text surprising, which is as
+    good for the loss and the opposite of modelling it. Still nothing here holds the surprisal, and the two may meet at
+    another level than the text's: to hold it, give the same text to [`reality_loss`] as well.
+
+    The bins depend on the entropy alone, so the gradient is 0 in expectation for a calibrated model. The loss is not: a
+    mean of few tokens is noisy, and its floor is about the number of bins times the mean varentropy, over `N`.
+
+    Args:
+        surprisal (`Tensor` of shape `(N,)`): Surprisal of the human tokens under the model, nats.
+        entropy (`Tensor` of shape `(N,)`): Entropy of the model there, nats, with gradient.
+        bins (`int`, *optional*, defaults to `8`): Bins; fewer where they would hold less than 16 tokens each.
+        n_tokens (`int` or `Tensor`, *optional*): Creative tokens of the whole optimiser step, in the place of `N`.
+
+    Returns:
+        [`Loss`]: Of part `creativity`, nats².
+
+    Raises:
+        ValueError: If the shapes differ, or there is less than one bin.
+
+    Example:
+        >>> entropy = torch.arange(64.0, requires_grad=True)
+        >>> loss = creativity_loss(torch.arange(64.0) + 0.5, entropy)
+        >>> loss.total.item()
+        0.25
+        >>> loss.total.backward()
+        >>> entropy.grad.unique().tolist()  # raise the entropy
+        [-0.015625]
+    """
+    _check_flat("surprisal", surprisal)
+    _check_flat("entropy", entropy)
+    if entropy.shape != surprisal.shape:
+        raise ValueError(f"entropy holds {len(entropy)} tokens, surprisal {len(surprisal)}")
+    if bins < 1:
+        raise ValueError(f"bins is {bins}, not at least 1")
+    difference = entropy - surprisal.detach()
+    order = entropy.detach().argsort(stable=True)
+    members = order.tensor_split(max(1, min(bins, len(order) // TOKENS_PER_BIN)))
+    # n_b times the squared mean, written so that a bin without tokens is 0.
+    squares = [difference[part].sum().square() / max(1, len(part)) for part in members]
+    total = torch.stack(squares).sum() / _denominator(entropy, n_tokens)
+    return _loss("creativity", total, entropy)
+
+
+def reality_loss(
+    surprisal: Tensor | None = None,
+    kl: Tensor | None = None,
+    kl_weight: float = 1.0,
+    *,
+    n_tokens: int | Tensor | None = None,
+    n_kl_tokens: int | Tensor | None = None,
+) -> Loss:
+    """Cross-entropy on reference text, and `kl_weight` times the KL divergence from the base model on functional text.
+
+    Args:
+        surprisal (`Tensor` of shape `(N,)`, *optional*): Surprisal of reference tokens, nats, with gradient.
+        kl (`Tensor` of shape `(M,)`, *optional*): `KL(base || policy)` at functional tokens, nats, with gradient.
+        kl_weight (`float`, *optional*, defaults to `1.0`): Weight of the divergence.
+        n_tokens (`int` or `Tensor`, *optional*): Reference tokens of the whole optimiser step, in the place of `N`.
+        n_kl_tokens (`int` or `Tensor`, *optional*): Functional tokens of it, in the place of `M`.
+
+    Returns:
+        [`Loss`]: Of the parts `cross_entropy` and `kl`, nats.
+
+    Raises:
+        ValueError: If neither is given, one is not flat, or the weight is negative or not finite.
+
+    Example:
+        >>> loss = reality_loss(torch.tensor([2.0, 4.0]), torch.tensor([0.1]), kl_weight=10.0)
+        >>> round(loss.total.item(), 4), sorted(loss.parts)
+        (4.0, ['cross_entropy', 'kl'])
+    """
+    if surprisal is None and kl is None:
+        raise ValueError("surprisal and kl are both missing: there is no loss")
+    if not 0 <= kl_weight < math.inf:
+        raise ValueError(f"kl_weight is {kl_weight}, not a number of at least 0")
+    terms = []
+    if surprisal is not None:
+        _check_flat("surprisal", surprisal)
+        terms.append((1.0, _token_mean("cross_entropy", surprisal, n_tokens)))
+    if kl is not None:
+        _check_flat("kl", kl)
+        terms.append((kl_weight, _token_mean("kl", kl, n_kl_tokens)))
+    return _weighted(terms)
+
+
+def creativity_reality_loss(weight: float | str, creativity: Loss | None = None, reality: Loss | None = None) -> Loss:
+    """The trade-off `weight * creativity + (1 - weight) * reality`.
+
+    A loss whose weight is 0 is logged and costs no backward pass, unless it is the only one: its gradient is 0 then.
+
+    Args:
+        weight (`float` or `str`): In [0, 1], or a mode: `creative` (1), `balanced` (0.5) or `precise` (0).
+        creativity (`Loss`, *optional*): Of [`creativity_loss`]; `None` where the batch has no creative text.
+        reality (`Loss`, *optional*): Of [`reality_loss`]; `None` where the batch has neither references nor functional
+            text.
+
+    Returns:
+        [`Loss`]: Of the parts of both.
+
+    Raises:
+        InputError: If the mode is unknown, or the weight is not in [0, 1].
+        ValueError: If neither loss is given.
+
+    Example:
+        >>> creativity = creativity_loss(torch.tensor([1.0]), torch.tensor([3.0]))
+        >>> reality = reality_loss(torch.tensor([2.0]))
+        >>> creativity_reality_loss("balanced", creativity, reality).total.item()
+        3.0
+    """
+    share = weight_of(weight, None) if isinstance(weight, str) else weight_of(None, weight)
+    terms = [(w, loss) for w, loss in ((share, creativity), (1 - share, reality)) if loss is not None]
+    if not terms:
+        raise ValueError("creativity and reality are both missing: there is no loss")
+    return _weighted(terms)
+
+
+def gem_loss(gem: Tensor, *, n_tokens: int | Tensor | None = None) -> Loss:
+    """The mean of GEM's loss ([`ugap.scoring.gradient.gem`]): fine-tuning that keeps diversity, as a baseline.
+
+    Args:
+        gem (`Tensor` of shape `(N,)`): GEM's loss at the tokens, nats, with gradient.
+        n_tokens (`int` or `Tensor`, *optional*): Tokens of the whole optimiser step, in the place of `N`.
+
+    Returns:
+        [`Loss`]: Of part `gem`, nats.
+
+    Raises:
+        ValueError: If the values are not flat.
+
+    Example:
+        >>> gem_loss(torch.tensor([1.0, 2.0]), n_tokens=4).total.item()
+        0.75
+    """
+    _check_flat("gem", gem)
+    return _token_mean("gem", gem, n_tokens)
+
+
+def _token_mean(name: str, values: Tensor, n_tokens: int | Tensor | None) -> Loss:
+    return _loss(name, values.sum() / _denominator(values, n_tokens), values)
+
+
+def _loss(name: str, total: Tensor, values: Tensor) -> Loss:
+    return Loss(total, {name: total.detach()} if len(values) else {})
+
+
+def _weighted(terms: list[tuple[float, Loss]]) -> Loss:
+    live = [(weight, loss) for weight, loss in terms if weight > 0] or terms
+    total = torch.stack([weight * loss.total for weight, loss in live]).sum()
+    return Loss(total, {name: value for _, loss in terms for name, value in loss.parts.items()})
+
+
+def _denominator(values: Tensor, n_tokens: int | Tensor | None) -> int | Tensor:
+    """At least 1: a step may hold no token of a kind."""
+    if n_tokens is None:
+        return max(1, len(values))
+    return n_tokens.to(values.device).clamp(min=1) if isinstance(n_tokens, Tensor) else max(1, n_tokens)
+
+
+def _check_flat(name: str, values: Tensor) -> None:
+    if values.dim() != 1:
+        raise ValueError(f"{name} is {tuple(values.shape)}, not flat")

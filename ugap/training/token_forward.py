@@ -1,0 +1,92 @@
+"""A forward pass that gives per-token quantities of the output head in the place of logits.
+
+The losses need them from inside `model(...)`: distributed wrappers prepare gradients, and gather sharded weights,
+around a call of the wrapped model and around nothing else.
+"""
+
+import functools
+import types
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from ugap.scoring.gradient import gem, kl_divergence, surprisal_entropy
+from ugap.scoring.output_head import OutputHead, backbone
+
+
+@dataclass(frozen=True)
+class TokenRequest:
+    """What is asked of a forward pass, for the `N` label positions of its batch that are not -100.
+
+    Args:
+        hidden (`bool`): The hidden states `(N, H)` alone, for a reference.
+        gem_beta (`float`, *optional*): Also GEM's loss of every token, with this temperature of its target.
+    """
+
+    hidden: bool = False
+    gem_beta: float | None = None
+
+
+def add_token_forward(model: PreTrainedModel, name: str) -> OutputHead:
+    """Let `model(..., labels=labels, tokens=TokenRequest())` return tensors of `N` tokens instead of logits.
+
+    They are `surprisal`, `entropy` (nats, differentiable), with a reference also `kl`, with `gem_beta` also `gem`. The
+    reference is `base_hidden` `(M, H)`, for the tokens of the rows that the mask `compared` `(B,)` names, and
+    `base_head` where it is not the model's own. Without `tokens` the forward pass is what it was.
+
+    Args:
+        model (`PreTrainedModel`): A causal language model; under PEFT the base model. It is changed in place.
+        name (`str`): How errors name it.
+
+    Returns:
+        `OutputHead`: How the model's hidden states become logits.
+
+    Raises:
+        InputError: If the model's output head is of a kind that the scorer does not know.
+    """
+    recipe = OutputHead.of(model, name)
+    original = model.forward
+
+    @functools.wraps(type(model).forward)  # generate() looks at the signature
+    def forward(
+        self: PreTrainedModel,
+        *args: Any,
+        tokens: TokenRequest | None = None,
+        base_hidden: torch.Tensor | None = None,
+        base_head: OutputHead | None = None,
+        compared: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if tokens is None:
+            return original(*args, **kwargs)
+        labels = kwargs.pop("labels")[:, 1:]
+        hidden = backbone(self)(*args, **{**kwargs, "use_cache": False}).last_hidden_state[:, :-1]
+        keep = labels != -100
+        hidden, targets = hidden[keep], labels[keep]
+        if tokens.hidden:
+            return {"hidden": hidden}
+        head = live_head(recipe, self)
+        surprisal, entropy = surprisal_entropy(hidden, targets, head)
+        out = {"surprisal": surprisal, "entropy": entropy}
+        if base_hidden is not None and compared is not None:
+            rows = compared.unsqueeze(1).expand_as(keep)[keep]
+            out["kl"] = kl_divergence(hidden[rows], base_hidden, head, base_head)
+        if tokens.gem_beta is not None:
+            out["gem"] = gem(hidden, targets, head, beta=tokens.gem_beta)
+        return out
+
+    model.forward = types.MethodType(forward, model)
+    return recipe
+
+
+def live_head(recipe: OutputHead, model: PreTrainedModel) -> OutputHead:
+    """The head with the weights as they are now: trained, or replaced by a wrapper."""
+    projection: Any = model.get_output_embeddings()
+    return replace(recipe, weight=_whole(projection.weight), bias=_whole(getattr(projection, "bias", None)))
+
+
+def _whole(parameter: Any) -> Any:
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter

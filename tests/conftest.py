@@ -203,6 +203,9 @@ def reference(
     return compute
 
 
+# How surprising the made-up texts of a domain are, as a share of what a profile's maker asks for.
+DOMAIN_LEVELS = {"creative": 1.0, "functional": 0.8}
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_end|>{{ message['content'] }}<eos>{% endfor %}"
     "{% if add_generation_prompt %}<|im_end|>{% endif %}"
@@ -285,13 +288,13 @@ def write_rows(tmp_path: Path) -> Callable[..., str]:
 
 @pytest.fixture(scope="session")
 def make_profile(tokenizer: PreTrainedTokenizerFast) -> Callable[..., HumanProfile]:
-    """`make_profile(model, level=1.0)`: a human profile of a tiny model, from made-up scores of 12 texts a domain.
+    """`make_profile(model, level=1.0, n_texts=12)`: a human profile of a tiny model, from made-up scores of texts.
 
     "creative" text is `level` times as surprising as the model's entropy says, "functional" text a little less; ranks
     reach a quarter of the vocabulary where the entropy is low and all of it where it is high.
     """
 
-    def make(model: PreTrainedModel, level: float = 1.0) -> HumanProfile:
+    def make(model: PreTrainedModel, level: float = 1.0, n_texts: int = 12) -> HumanProfile:
         scorer = ScorerId("tiny", weight_hash(model))
         rng = np.random.default_rng(0)
 
@@ -315,7 +318,7 @@ def make_profile(tokenizer: PreTrainedTokenizerFast) -> Callable[..., HumanProfi
                 straddles=False,
             )
 
-        scores = {"creative": [text(level) for _ in range(12)], "functional": [text(0.8 * level) for _ in range(12)]}
+        scores = {name: [text(share * level) for _ in range(n_texts)] for name, share in DOMAIN_LEVELS.items()}
         return HumanProfile.fit(scores, source="made up", resamples=2)
 
     return make

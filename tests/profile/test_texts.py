@@ -113,6 +113,16 @@ def test_a_text_without_marginals_is_compared_by_the_rest(domain):
     assert np.isnan(distance(domain, scores, 64, ["pmi"]))
 
 
+def test_a_feature_that_does_not_vary_between_people_is_left_out():
+    same = HumanProfile.fit({"creative": [text(i, ids=[1, 2, 3]) for i in range(40)]}, resamples=2).domain("creative")
+    scores = text(700, 64)
+    others = [name for name in FEATURES if name != "repetition"]
+    assert distance(same, scores, 64) == pytest.approx(distance(same, scores, 64, others) * 1.0)
+    standardised = same.texts.standardised(same.text_features(scores), 64)
+    assert np.isnan(standardised[FEATURES.index("repetition")])
+    assert np.isfinite(standardised[:-1]).all()
+
+
 def test_to_and_from_json(domain, tmp_path):
     profile = HumanProfile("tiny", "aaaa", "made up", {"creative": domain})
     profile.save(tmp_path / "p.json")

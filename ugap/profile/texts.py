@@ -40,6 +40,7 @@ FEATURES = ("surprisal", "entropy", "low", "high", "deviation", "spread", "pmi",
 LENGTHS = (16, 32, 64, 128, 256)
 FEWEST_TEXTS = 16  # of a length, for its covariance to be worth anything
 SHRINKAGE = 0.1
+NOTHING = 1e-12  # what is left, by rounding, of the variance of a feature that does not vary
 _FIELDS = ("lengths", "n_texts", "mean", "covariance")
 
 
@@ -131,8 +132,8 @@ class TextReference:
     def distance(self, features: FloatArray, n: int, which: Sequence[str] = FEATURES) -> float:
         """Squared Mahalanobis distance of a text of `n` tokens from human texts, over the number of features.
 
-        About 1 on average for human texts. A feature that is NaN, in the text or in the reference, is left out; NaN
-        where none is left.
+        About 1 on average for human texts. A feature that is NaN, in the text or in the reference, or that does not
+        vary between human texts, is left out; NaN where none is left.
 
         Args:
             features (`np.ndarray` of shape `(8,)`): As of [`text_features`].
@@ -140,7 +141,7 @@ class TextReference:
             which (`Sequence[str]`, *optional*): The features that count.
         """
         mean, covariance = self.at(n)
-        known = np.isfinite(features) & np.isfinite(mean)
+        known = np.isfinite(features) & np.isfinite(mean) & (np.diag(covariance) > NOTHING)
         index = [i for i, name in enumerate(FEATURES) if name in which and known[i]]
         if not index:
             return float("nan")
@@ -150,9 +151,13 @@ class TextReference:
         return float(off @ np.linalg.solve(shrunk, off)) / len(index)
 
     def standardised(self, features: FloatArray, n: int) -> FloatArray:
-        """Each feature of a text of `n` tokens less its human mean, in human standard deviations: shape `(8,)`."""
+        """Each feature of a text of `n` tokens less its human mean, in human standard deviations: shape `(8,)`.
+
+        NaN for a feature that does not vary between human texts.
+        """
         mean, covariance = self.at(n)
-        return (features - mean) / np.sqrt(np.diag(covariance))
+        variance = np.diag(covariance)
+        return (features - mean) / np.sqrt(np.where(variance > NOTHING, variance, np.nan))
 
     def at(self, n: int) -> tuple[FloatArray, FloatArray]:
         """Mean `(8,)` and covariance `(8, 8)` for texts of `n` tokens.

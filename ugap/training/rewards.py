@@ -241,10 +241,10 @@ class UncertaintyReward:
 
     def _log(self, judged: Sequence["Judgement"], log_metric: Callable[[str, float], None]) -> None:
         rows = [one.standardised for one in judged if one.standardised is not None]
-        if rows:
-            for feature, mean in zip(FEATURES, np.nanmean(rows, axis=0), strict=True):
-                if feature in self.features and math.isfinite(mean):
-                    log_metric(f"{self.__name__}/{feature}", float(mean))
+        for feature, values in zip(FEATURES, zip(*rows, strict=True), strict=bool(rows)):
+            told = [value for value in values if math.isfinite(value)]
+            if feature in self.features and told:
+                log_metric(f"{self.__name__}/{feature}", float(sum(told) / len(told)))
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the models that can be had again: that of a name, and the policy's base."""

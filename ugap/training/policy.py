@@ -1,0 +1,110 @@
+"""The policy of a training: a model with a new adapter, with one to go on from, or with all of its weights.
+
+It is loaded as every model of this package is, with its BOS settled: TRL would load a folder or a Hub id only, and
+leave the tokenizer as it is.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from peft import LoraConfig, PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ugap.errors import InputError
+from ugap.models import load_model, with_adapter
+from ugap.training.data import start_with_bos
+
+ALL_LINEAR = "all-linear"
+MERGED = "merged"  # folder of the merged model in that of its run
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A policy as the trainers take it.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): The model; with an adapter on it where one is gone on from.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer, which starts a text with BOS.
+        lora (`LoraConfig`, *optional*): The new adapter that the trainer puts on it.
+    """
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    lora: LoraConfig | None
+
+
+def load_policy(
+    name: str,
+    *,
+    lora: LoraConfig | None = None,
+    adapter: str | Path | None = None,
+    dtype: str = "float32",
+    device: str | None = None,
+    trust_remote_code: bool = False,
+) -> Policy:
+    """Load a model to be trained: with a new adapter, with one that exists, or (with neither) all of its weights.
+
+    Args:
+        name (`str`): Asset, folder, `.gguf` file or Hub id.
+        lora (`LoraConfig`, *optional*): The new adapter; `target_modules` has to fit the model.
+        adapter (`str` or `Path`, *optional*): Folder of the adapter to go on from.
+        dtype (`str`, *optional*, defaults to `"float32"`): Type of the weights.
+        device (`str`, *optional*): Where the model goes; by default this process's GPU if there is one.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Run the code that a repository brings along.
+
+    Raises:
+        InputError: If the model cannot be loaded, an adapter does not fit it, or its tokenizer cannot start with BOS.
+        ValueError: If both `lora` and `adapter` are given.
+    """
+    if lora is not None and adapter is not None:
+        raise ValueError("lora: a new adapter, and one to go on from")
+    model, tokenizer = load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    start_with_bos(tokenizer)
+    if adapter is not None:
+        adapted = with_adapter(model, adapter, name)
+        adapted.active_peft_config.inference_mode = False
+        adapted.set_adapter(adapted.active_adapter)  # trainable again
+        return Policy(adapted, tokenizer, None)
+    if lora is None:
+        model.requires_grad_(True)
+    else:
+        _check_targets(model, lora, name)
+    return Policy(model, tokenizer, lora)
+
+
+def _check_targets(model: PreTrainedModel, lora: LoraConfig, name: str) -> None:
+    if lora.target_modules == ALL_LINEAR:
+        return
+    layers = {module.rpartition(".")[2] for module, _ in model.named_modules()} - {""}
+    for target in lora.target_modules or ():
+        if target.rpartition(".")[2] not in layers:
+            named = ", ".join(sorted(layer for layer in layers if layer.endswith("_proj"))) or ", ".join(sorted(layers))
+            raise InputError(f"lora_target_modules: {name} has no layer {target!r}; it has {named}")
+
+
+def save_merged(
+    base: str, adapter: str | Path, folder: str | Path, *, dtype: str = "float32", trust_remote_code: bool = False
+) -> None:
+    """Write a model with an adapter merged into its weights, with its tokenizer; the folder is whole or as it was.
+
+    Args:
+        base (`str`): Name of the model.
+        adapter (`str` or `Path`): Folder of the adapter.
+        folder (`str` or `Path`): Folder to write; one that is there is replaced.
+        dtype (`str`, *optional*, defaults to `"float32"`): Type of the weights.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Run the code that a repository brings along.
+
+    Raises:
+        InputError: If the model or the adapter cannot be loaded.
+    """
+    model, tokenizer = load_model(base, dtype=dtype, device="cpu", trust_remote_code=trust_remote_code)
+    start_with_bos(tokenizer)
+    merged = with_adapter(model, adapter, base).merge_and_unload(safe_merge=True)
+    folder = Path(folder)
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    merged.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)

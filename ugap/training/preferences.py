@@ -1,0 +1,180 @@
+"""Preference pairs for DPO, made by the policy and a reward: of what it writes itself, the best beside the worst.
+
+- *Creative pairs.* The policy continues each prompt some times, the reward ranks the continuations, and the best and
+  the worst are a pair where their rewards differ enough: a pair within the reward's noise would teach noise.
+- *Functional pairs.* A fact with its answer beside the same with a wrong one, so that moving the creative level does
+  not cost what the policy knows.
+
+Rows hold token ids beside the texts, those that were drawn. TRL's `DPOTrainer` would tokenise the texts anew and end
+each with the end token, also where a continuation is cut in the middle of a sentence; [`PreferenceTrainer`] takes the
+ids.
+"""
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import DPOTrainer
+
+from ugap.data.facts import Fact
+from ugap.errors import InputError
+from ugap.scoring.encoding import encode
+from ugap.training.domains import CREATIVE, FUNCTIONAL
+from ugap.training.model_card import MeasuredCard
+from ugap.training.samples import Sample, over_processes, sample_continuations
+
+IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
+
+Reward = Callable[..., Sequence[float | None]]
+
+
+def creative_pairs(
+    policy: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    reward: Reward,
+    prompts: Sequence[str],
+    *,
+    samples_per_prompt: int = 4,
+    temperature: float = 1.0,
+    max_new_tokens: int = 64,
+    min_margin: float = 0.1,
+    batch_size: int = 16,
+    seed: int = 0,
+    advance: Callable[[int], object] | None = None,
+) -> list[dict[str, Any]]:
+    """Let the policy continue prompts, rank what it writes, and pair the best with the worst.
+
+    Args:
+        policy (`PreTrainedModel` or `PeftModel`): The policy in eval mode, not sharded.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        reward (`Callable`): A reward as TRL's GRPO calls it, such as a bound
+            [`~ugap.training.UncertaintyReward`]. Samples for which it is None or NaN are left out.
+        prompts (`Sequence[str]`): Creative prompts.
+        samples_per_prompt (`int`, *optional*, defaults to `4`): Continuations of each.
+        temperature (`float`, *optional*, defaults to `1.0`): Temperature that they are drawn at.
+        max_new_tokens (`int`, *optional*, defaults to `64`): Longest continuation in tokens.
+        min_margin (`float`, *optional*, defaults to `0.1`): Least difference of the two rewards.
+        batch_size (`int`, *optional*, defaults to `16`): Continuations that are drawn at once.
+        seed (`int`, *optional*, defaults to `0`): Seed of the draws.
+        advance (`Callable[[int], object]`, *optional*): Called with the number of samples drawn since the last call.
+
+    Returns:
+        `list[dict]`: Rows `prompt`, `chosen`, `rejected`, `chosen_reward`, `rejected_reward`, `domain`, `prompt_ids`,
+        `chosen_ids`, `rejected_ids`; none for a prompt whose rewards differ too little.
+
+    Raises:
+        InputError: If there is no pair at all, or a setting is out of range.
+    """
+    if samples_per_prompt < 2:
+        raise InputError(f"samples_per_prompt is {samples_per_prompt}, and a pair needs 2")
+    if not 0 < min_margin <= 1:
+        raise InputError(f"min_margin is {min_margin}, not in (0, 1]: rewards are in [0, 1]")
+    samples = sample_continuations(
+        policy,
+        tokenizer,
+        prompts,
+        {"temperature": temperature},
+        max_new_tokens=max_new_tokens,
+        per_prompt=samples_per_prompt,
+        batch_size=batch_size,
+        seed=seed,
+        advance=advance,
+    )
+
+    def work(number: int) -> dict[str, Any] | None:
+        return best_and_worst(samples[number], reward, min_margin)
+
+    pairs = [pair for pair in over_processes(len(samples), work) if pair is not None]
+    if not pairs:
+        raise InputError(
+            f"no prompt has two of {samples_per_prompt} continuations whose rewards differ by {min_margin}: "
+            "lower min_margin or draw more"
+        )
+    return pairs
+
+
+def best_and_worst(samples: Sequence[Sample], reward: Reward, min_margin: float) -> dict[str, Any] | None:
+    """The pair of one prompt, or `None` where the rewards of its samples differ by less than `min_margin`."""
+    rewards = reward(
+        [sample.prompt for sample in samples],
+        [sample.text for sample in samples],
+        [sample.ids for sample in samples],
+        domain=[CREATIVE] * len(samples),
+    )
+    told = [
+        (value, sample)
+        for value, sample in zip(rewards, samples, strict=True)
+        if value is not None and math.isfinite(value)
+    ]
+    if not told:
+        return None
+    (best, chosen), (worst, rejected) = max(told, key=lambda pair: pair[0]), min(told, key=lambda pair: pair[0])
+    if best - worst < min_margin:
+        return None
+    return {
+        "prompt": chosen.prompt,
+        "chosen": chosen.text,
+        "rejected": rejected.text,
+        "chosen_reward": float(best),
+        "rejected_reward": float(worst),
+        "domain": CREATIVE,
+        "prompt_ids": chosen.prompt_ids,
+        "chosen_ids": chosen.ids,
+        "rejected_ids": rejected.ids,
+    }
+
+
+def functional_pairs(
+    facts: Sequence[Fact], tokenizer: PreTrainedTokenizerBase, n: int, *, seed: int = 0
+) -> list[dict[str, Any]]:
+    """`n` pairs of facts: the answer against a wrong one, another one each time that a fact comes again.
+
+    Args:
+        facts (`Sequence[Fact]`): Facts to hold; the half that is not asked afterwards.
+        tokenizer (`PreTrainedTokenizerBase`): The policy's tokenizer.
+        n (`int`): Pairs.
+        seed (`int`, *optional*, defaults to `0`): Seed of the order.
+
+    Returns:
+        `list[dict]`: Rows as of [`creative_pairs`], with rewards 1 and 0.
+    """
+    rng = random.Random(seed)
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    rows: list[dict[str, Any]] = []
+    for number in range(-(-n // max(1, len(facts)))):
+        for fact in rng.sample(list(facts), len(facts)):
+            chosen, rejected = f" {fact.answer}.", f" {fact.wrong[number % len(fact.wrong)]}."
+            right, wrong = (encode(tokenizer, text, fact.prompt, bos=bos) for text in (chosen, rejected))
+            rows.append(
+                {
+                    "prompt": fact.prompt,
+                    "chosen": chosen,
+                    "rejected": rejected,
+                    "chosen_reward": 1.0,
+                    "rejected_reward": 0.0,
+                    "domain": FUNCTIONAL,
+                    "prompt_ids": right.context,
+                    "chosen_ids": right.token_ids,
+                    "rejected_ids": wrong.token_ids,
+                }
+            )
+    return rows[:n]
+
+
+class PreferenceTrainer(MeasuredCard, DPOTrainer):
+    """TRL's `DPOTrainer` that takes tokenised pairs as they are: `prompt_ids`, `chosen_ids`, `rejected_ids`.
+
+    Other data are tokenised as TRL does it. The model card has the measured gap, see
+    [`~ugap.training.model_card.MeasuredCard`].
+    """
+
+    _tag_names = ["trl", "dpo", "ugap"]  # noqa: RUF012  (as TRL declares it)
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(dataset, Dataset) and set(IDS) <= set(dataset.column_names):
+            return dataset
+        return super()._prepare_dataset(dataset, *args, **kwargs)

@@ -1,0 +1,106 @@
+"""What a policy writes before it is trained: continuations with their token ids, shared over processes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ugap.sampling.batch import continue_contexts, decode_after, never_written
+from ugap.study.decodings import decoder
+from ugap.study.generation import seed_of
+from ugap.training.domains import CREATIVE
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One continuation.
+
+    Args:
+        prompt (`str`): What was continued.
+        text (`str`): The continuation.
+        prompt_ids (`list[int]`): Token ids of the prompt, BOS included.
+        ids (`list[int]`): Token ids that were drawn; the end token is one of them where the policy ended the text.
+    """
+
+    prompt: str
+    text: str
+    prompt_ids: list[int]
+    ids: list[int]
+
+
+@torch.no_grad()
+def sample_continuations(
+    policy: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    settings: Mapping[str, Any],
+    *,
+    max_new_tokens: int,
+    per_prompt: int = 1,
+    batch_size: int = 16,
+    domain: str = CREATIVE,
+    seed: int = 0,
+    advance: Callable[[int], object] | None = None,
+) -> list[list[Sample]]:
+    """Continue each prompt some times; every process gets all samples, whoever drew them.
+
+    Args:
+        policy (`PreTrainedModel` or `PeftModel`): The policy in eval mode, not sharded.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        prompts (`Sequence[str]`): What is continued.
+        settings (`Mapping[str, Any]`): A decoding of [`~ugap.study.decodings.DECODINGS`] or like it.
+        max_new_tokens (`int`): Longest continuation in tokens.
+        per_prompt (`int`, *optional*, defaults to `1`): Continuations of each prompt.
+        batch_size (`int`, *optional*, defaults to `16`): Continuations that are drawn at once.
+        domain (`str`, *optional*, defaults to `"creative"`): For decodings that aim at the human level of a domain.
+        seed (`int`, *optional*, defaults to `0`): Seed; the samples do not depend on the number of processes.
+        advance (`Callable[[int], object]`, *optional*): Called with the number of samples that this process has drawn
+            since the last call.
+
+    Returns:
+        `list[list[Sample]]`: Of each prompt, its continuations.
+
+    Raises:
+        InputError: If `generate()` refuses the settings, or there is no human profile where they need one.
+    """
+    model: PreTrainedModel = policy.get_base_model() if isinstance(policy, PeftModel) else policy
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    plain = tokenizer(list(prompts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    contexts = [(prompt, bos + ids) for prompt, ids in zip(prompts, plain, strict=True) for _ in range(per_prompt)]
+
+    def work(number: int) -> list[Sample]:
+        batch = contexts[number * batch_size : (number + 1) * batch_size]
+        generator = torch.Generator(model.device).manual_seed(seed_of(seed, "samples", number))
+        config, drawn = decoder(
+            settings,
+            model,
+            domain,
+            generator=generator,
+            never=never_written(model, tokenizer),
+            max_new_tokens=max_new_tokens,
+        )
+        written = continue_contexts(model, tokenizer, [ids for _, ids in batch], config, drawn, keep_end=True)
+        if advance is not None:
+            advance(len(batch))
+        return [
+            Sample(prompt, decode_after(tokenizer, ids, new), ids, new)
+            for (prompt, ids), new in zip(batch, written, strict=True)
+        ]
+
+    batches = over_processes(-(-len(contexts) // batch_size), work)
+    flat = [sample for batch in batches for sample in batch]
+    return [flat[begin : begin + per_prompt] for begin in range(0, len(flat), per_prompt)]
+
+
+def over_processes(n: int, work: Callable[[int], T]) -> list[T]:
+    """`[work(0), ..., work(n - 1)]` in every process, each of which has done its share."""
+    state = PartialState()
+    own = [(number, work(number)) for number in range(state.process_index, n, state.num_processes)]
+    return [made for _, made in sorted(gather_object(own), key=lambda pair: pair[0])]

@@ -1,0 +1,290 @@
+"""The gap while a model trains: measured on held-out prefixes at the start, every so many steps, and at the end.
+
+Design choices:
+
+- Scalars go through `transformers.Trainer.log`, past the `log` of TRL's trainers: those add what they gathered since
+  their last log to whatever is logged, and empty it, so a look between two logs would cut their windows in pieces.
+- A look is taken when a step ends, the last one too: at the end of training most trackers have closed their run.
+- Nothing of a look is left in the training: the state of the random generators, the mode of the model, the flag that
+  a log is due. A run with looks ends with the weights of one without.
+- The looks of a run are in its log history, which every checkpoint holds: a run that is resumed finds them there, and
+  with them the first gap, whose share is what is closed.
+"""
+
+import json
+import logging
+import random
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl.models import unwrap_model_for_generation
+
+from ugap.data.facts import Fact
+from ugap.errors import InputError
+from ugap.files import replacing
+from ugap.progress import progress_bar
+from ugap.scoring import Scorer
+from ugap.study.decodings import Settings, generation_config
+from ugap.study.excerpts import Excerpt
+from ugap.study.table import MIN_TOKENS
+from ugap.training.shared_scorer import SharedScorer, evaluating
+from ugap.training.tracking_look import HeldOut, Look
+from ugap.training.tracking_wandb import wandb_media
+
+logger = logging.getLogger(__name__)
+
+LOOKS_FILE = "ugap_gap.jsonl"
+PREFIX = "ugap/"
+
+
+class UncertaintyGapCallback(TrainerCallback):
+    """Logs how far the policy is from human uncertainty, by domain.
+
+    At every look the policy continues the prefixes, a frozen scorer reads what it wrote beside what people wrote, and
+    these are logged (gaps are human less policy, paired by prefix, with 95% intervals):
+
+    | name | what |
+    |---|---|
+    | `ugap/{domain}/{measure}_gap`, `_gap_low`, `_gap_high` | the gap in `nll`, `entropy`, `pmi` and `deviation` |
+    | `ugap/{domain}/{measure}_wasserstein` | distance between the distributions of the tokens |
+    | `ugap/{domain}/distinct_2`, `distinct_4`, `repetition` | of the policy; of people with `_human` behind it |
+    | `ugap/{domain}/gap_closed` | 1 less the size of the NLL gap as a share of that at the first look |
+    | `ugap/{domain}/n_dropped` | excerpts left out because the policy (or the person) wrote too little |
+    | `ugap/facts/accuracy`, `accuracy_low`, `accuracy_high` | share of the probe's facts that it holds right |
+
+    What cannot be estimated (an interval from a single source, say) is not logged. Transformers puts `train/` before
+    the names for wandb and TensorBoard. wandb also gets `ugap/calibration`, `ugap/distributions` and
+    `ugap/completions`, and `{output_dir}/ugap_gap.jsonl` holds a line for every look.
+
+    Args:
+        trainer (`Trainer`): The trainer; add the callback to it by `trainer.add_callback(callback)`.
+        excerpts (`Sequence[Excerpt]`): Held-out prefixes with their human continuations, of any number of domains,
+            as [`~ugap.study.excerpts.cut_excerpts`] cuts them.
+        scorer (`Scorer`, *optional*): The frozen scorer; by default the policy's base with the adapter disabled. A
+            full fine-tuning, which leaves no base, has to be given one.
+        facts (`Sequence[Fact]`, *optional*): Facts for the factual probe.
+        decoding (`Mapping[str, Any]`, *optional*): How the policy writes, see [`~ugap.study.decodings.DECODINGS`]; by
+            default ancestral sampling.
+        max_new_tokens (`int`, *optional*, defaults to `64`): Longest continuation in tokens.
+        every (`int`, *optional*, defaults to `50`): Optimiser steps from look to look; 0 looks only at the start and
+            at the end.
+        batch_size (`int`, *optional*, defaults to `16`): Prefixes that are continued at once. With several processes,
+            a domain should have several batches for them to share.
+        seed (`int`, *optional*, defaults to `0`): Seed of draws and bootstrap, the same at every look.
+        table_rows (`int`, *optional*, defaults to `8`): Completions of each domain in the table for wandb.
+
+    Attributes:
+        looks (`list[dict[str, float]]`): Every look of this run: `step` and the logged numbers by name.
+
+    Raises:
+        InputError: If there is no frozen scorer, the excerpts are none or have an id twice, or a setting is out of
+            range. When training begins: if the policy's base cannot be the scorer, a human continuation cannot be
+            scored. At any look: if logits are not finite.
+
+    Example:
+        ```python
+        trainer = SFTTrainer(model, args=config, train_dataset=data, peft_config=LoraConfig())
+        excerpts = cut_excerpts(load_texts("held_out.jsonl"), tokenizer, prefix_tokens=64, max_new_tokens=64)
+        callback = UncertaintyGapCallback(trainer, excerpts, facts=load_facts(limit=100))
+        trainer.add_callback(callback)
+        trainer.train()
+        print(callback.looks[-1]["ugap/creative/gap_closed"])
+        ```
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        excerpts: Sequence[Excerpt],
+        *,
+        scorer: Scorer | None = None,
+        facts: Sequence[Fact] = (),
+        decoding: Settings | None = None,
+        max_new_tokens: int = 64,
+        every: int = 50,
+        batch_size: int = 16,
+        seed: int = 0,
+        table_rows: int = 8,
+    ):
+        for name, value, least in (
+            ("max_new_tokens", max_new_tokens, MIN_TOKENS),
+            ("every", every, 0),
+            ("batch_size", batch_size, 1),
+            ("table_rows", table_rows, 0),
+        ):
+            if value < least:
+                raise InputError(f"{name} is {value}, and at least {least} is needed")
+        self.trainer, self.excerpts, self.facts = trainer, list(excerpts), list(facts)
+        self.decoding: Settings = dict(decoding or {})
+        self.max_new_tokens, self.every, self.batch_size = max_new_tokens, every, batch_size
+        self.seed, self.table_rows = seed, table_rows
+        self.looks: list[dict[str, float]] = []
+        self._scorer = scorer
+        self._held_out: HeldOut | None = None
+        _check_ids(self.excerpts, self.facts)
+        generation_config(self.decoding, max_new_tokens=max_new_tokens)
+        self._check_policy()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Read the human texts; take the first look, unless the run that is resumed has taken it."""
+        tokenizer = self._tokenizer()
+        with self._undisturbed():
+            self._held_out = HeldOut(
+                self.excerpts,
+                SharedScorer(self.trainer.model, tokenizer) if self._scorer is None else self._scorer,
+                tokenizer,
+                facts=self.facts,
+                decoding=self.decoding,
+                max_new_tokens=self.max_new_tokens,
+                batch_size=self.batch_size,
+                seed=self.seed,
+            )
+        self.looks = _looks(state.log_history)
+        if self.looks:
+            self._write(state)
+        else:
+            if state.global_step:
+                logger.warning("the run so far has no look: the gap at step %d counts as the first", state.global_step)
+            self._look(args, state)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Take a look where one is due, and at the last step."""
+        if control.should_training_stop or (self.every and state.global_step % self.every == 0):
+            self._look(args, state)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take the last look of a run that an evaluation or a log has stopped."""
+        if control.should_training_stop:
+            self._look(args, state)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take the last look if none was taken at the last step, or if another step's weights were loaded since."""
+        best = state.best_global_step if args.load_best_model_at_end else None
+        self._look(args, state, again=best not in (None, state.global_step))
+
+    def _look(self, args: TrainingArguments, state: TrainerState, *, again: bool = False) -> None:
+        if self.looks and self.looks[-1]["step"] == state.global_step and not again:
+            return
+        assert self._held_out is not None  # on_train_begin came first
+        held_out, trainer = self._held_out, self.trainer
+        with (
+            self._undisturbed(),
+            progress_bar(disable=args.disable_tqdm or not state.is_world_process_zero) as bar,
+            unwrap_model_for_generation(
+                trainer.model_wrapped,
+                trainer.accelerator,
+                gather_deepspeed3_params=getattr(args, "ds3_gather_for_generation", True),
+                gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
+            ) as unwrapped,
+            evaluating(unwrapped),
+        ):
+            task = bar.add_task(f"gap at step {state.global_step}", total=held_out.n_own)
+            policy = unwrapped.get_base_model() if isinstance(unwrapped, PeftModel) else unwrapped
+            look = held_out.look(policy, lambda n: bar.advance(task, n))
+        scalars = look.scalars(self.seed)
+        first = self.looks[0] if self.looks else scalars
+        for domain in held_out.domains:
+            name = f"{PREFIX}{domain}/nll_gap"
+            if first.get(name) and name in scalars:
+                scalars[f"{PREFIX}{domain}/gap_closed"] = 1 - abs(scalars[name]) / abs(first[name])
+        earlier = [found for found in self.looks if found["step"] < state.global_step]
+        self.looks = [*earlier, {"step": state.global_step, **scalars}]
+        due = trainer.control.should_log
+        Trainer.log(trainer, dict(scalars))
+        trainer.control.should_log = due  # that was a log of its own, not the one that is due
+        self._write(state)
+        if "wandb" in args.report_to and state.is_world_process_zero:
+            self._show(look, state)
+
+    def _write(self, state: TrainerState) -> None:
+        if state.is_world_process_zero:
+            lines = [json.dumps(look, allow_nan=False) + "\n" for look in self.looks]
+            with replacing(Path(self.trainer.args.output_dir) / LOOKS_FILE) as temporary:
+                temporary.write_text("".join(lines), encoding="utf-8")
+
+    def _show(self, look: Look, state: TrainerState) -> None:
+        """Plots and table for wandb; a training does not end for want of a picture."""
+        import wandb
+
+        if wandb.run is None or wandb.run.disabled or self._held_out is None:
+            return
+        try:
+            with self._undisturbed(), tempfile.TemporaryDirectory() as folder:
+                media = wandb_media(look.texts, self._held_out.human, look.cells, self.table_rows, folder)
+                wandb.log({**media, "train/global_step": state.global_step})
+        except Exception as error:
+            logger.warning("wandb has no plots of step %d: %s", state.global_step, error)
+
+    def _tokenizer(self) -> Any:
+        # A processor of several kinds of input holds the tokenizer of its texts.
+        return getattr(self.trainer.processing_class, "tokenizer", self.trainer.processing_class)
+
+    def _check_policy(self) -> None:
+        policy = self.trainer.model
+        sharded = self.trainer.is_fsdp_enabled
+        if self._tokenizer() is None:
+            raise InputError("the trainer has no tokenizer: give it a processing_class")
+        if not isinstance(policy, PeftModel):
+            if self._scorer is None:
+                raise InputError(
+                    "full fine-tuning changes the weights of the policy, so the gap needs a frozen scorer of its own: "
+                    "name a scorer, or train an adapter"
+                )
+            if "human_weight" in self.decoding:
+                raise InputError(
+                    "decoding at human uncertainty needs the human profile of the policy, and full fine-tuning changes "
+                    "its weights: choose another decoding, or train an adapter"
+                )
+        elif self._scorer is None and sharded:
+            raise InputError("the policy is sharded over processes (FSDP): name a separate scorer for the gap")
+        own = policy.get_base_model() if isinstance(policy, PeftModel) else policy
+        if self._scorer is not None and self._scorer.model is own and not isinstance(self._scorer, SharedScorer):
+            raise InputError(f"scorer {self._scorer.name} is the policy itself, which does not stay as it is")
+        if self.facts and sharded:
+            raise InputError(
+                "the policy is sharded over processes (FSDP): the factual probe cannot read it, drop facts"
+            )
+
+    @contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """Python's, NumPy's and torch's random generators go on afterwards as if nothing had been."""
+        device = self.trainer.args.device
+        python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002  (the state that others draw from)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            try:
+                yield
+            finally:
+                random.setstate(python)
+                np.random.set_state(legacy)  # noqa: NPY002
+
+
+def _check_ids(excerpts: Sequence[Excerpt], facts: Sequence[Fact]) -> None:
+    if not excerpts:
+        raise InputError("there are no held-out excerpts to look at")
+    for kind, ids in (("excerpt", [excerpt.id for excerpt in excerpts]), ("fact", [fact.id for fact in facts])):
+        twice = next((name for i, name in enumerate(ids) if name in ids[:i]), None)
+        if twice is not None:
+            raise InputError(f"{kind} {twice!r} is there twice: each needs an id of its own")
+
+
+def _looks(log_history: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
+    """The looks in the log history of a run that is resumed; of two at one step the later one."""
+    looks: dict[int, dict[str, float]] = {}
+    for log in log_history:
+        numbers = {name: value for name, value in log.items() if name.startswith(PREFIX)}
+        if any(name.endswith("/n_dropped") for name in numbers):  # every look says it
+            looks[log["step"]] = {"step": log["step"], **numbers}
+    return list(looks.values())

@@ -1,0 +1,49 @@
+"""The private hooks of TRL that our trainers take for granted, by name and arguments: one that moves fails here."""
+
+import inspect
+
+import pytest
+from transformers import Trainer
+from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+from trl.models import unwrap_model_for_generation
+
+HOOKS = [
+    (GRPOTrainer, "_calculate_rewards", ["inputs", "prompts", "completions", "completion_ids_list"]),
+    (GRPOTrainer, "_generate_and_score_completions", ["inputs"]),
+    (GRPOTrainer, "_compute_loss", ["model", "inputs"]),
+    (
+        GRPOTrainer,
+        "_get_per_token_logps_and_entropies",
+        ["model", "input_ids", "attention_mask", "logits_to_keep", "compute_entropy"],
+    ),
+    (GRPOTrainer, "_tokenize_prompts", ["prompts"]),
+    (GRPOTrainer, "_log_metric", ["name", "value"]),
+    (GRPOTrainer, "_save_checkpoint", ["model", "trial"]),
+    (GRPOTrainer, "_load_optimizer_and_scheduler", ["checkpoint"]),
+    (SFTTrainer, "_set_signature_columns_if_needed", []),
+    (SFTTrainer, "_save_checkpoint", ["model", "trial"]),
+    (SFTTrainer, "compute_loss", ["model", "inputs", "return_outputs", "num_items_in_batch"]),
+    (Trainer, "_load_optimizer_and_scheduler", ["checkpoint"]),
+    (Trainer, "_get_output_dir", ["trial"]),
+]
+
+
+@pytest.mark.parametrize(("trainer", "name", "arguments"), HOOKS, ids=[f"{t.__name__}.{n}" for t, n, _ in HOOKS])
+def test_the_hook_is_there(trainer, name, arguments):
+    found = list(inspect.signature(getattr(trainer, name)).parameters)
+    assert [argument for argument in arguments if argument not in found] == []
+
+
+def test_the_settings_are_there():
+    fields = GRPOConfig.__dataclass_fields__
+    for name in ("multi_objective_aggregation", "entropy_coef", "use_adaptive_entropy", "ds3_gather_for_generation"):
+        assert name in fields
+    assert SFTConfig.__dataclass_fields__["loss_type"].default == "nll"
+    names = inspect.signature(unwrap_model_for_generation).parameters
+    assert {"gather_deepspeed3_params", "gradient_checkpointing_kwargs"} <= set(names)
+
+
+def test_grpo_scales_its_own_loss_and_sft_leaves_it_to_the_trainer():
+    assert GRPOTrainer.loss_is_scaled_for_ga is True
+    assert "loss_is_scaled_for_ga" in inspect.getsource(Trainer.training_step)
+    assert "reward_weights" in inspect.getsource(GRPOTrainer.__init__)

@@ -156,6 +156,7 @@ class TestImport:
 class TestPrograms:
     def test_beside_the_package_in_a_checkout(self):
         assert programs_folder("eval") == ROOT / "eval"
+        assert programs_folder("train") == ROOT / "train"
         assert configs_folder() == ROOT / "configs"
 
     def test_a_config_is_a_path_or_the_name_of_a_shipped_one(self, tmp_path, monkeypatch):
@@ -207,14 +208,14 @@ class TestWheel:
     def test_it_holds_the_package_the_programs_and_the_configs(self, wheel):
         expected = {
             *(f"ugap/{path.relative_to(PACKAGE).as_posix()}" for path in PACKAGE.rglob("*") if path.is_file()),
-            *(f"ugap/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")),
-            *(f"ugap/programs/eval/{path.name}" for path in (ROOT / "eval").glob("*.py")),
+            *(f"ugap/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")),
+            *(f"ugap/programs/{kind}/{path.name}" for kind in PROGRAMS for path in (ROOT / kind).glob("*.py")),
         }
         expected = {name for name in expected if "__pycache__" not in name}
         with zipfile.ZipFile(wheel) as archive:
             held = set(archive.namelist())
-        assert any(name.startswith("ugap/configs/") for name in expected)
-        assert any(name.startswith("ugap/programs/eval/") for name in expected)
+        for folder in ("configs", "configs/accelerate", *(f"programs/{kind}" for kind in PROGRAMS)):
+            assert any(name.startswith(f"ugap/{folder}/") for name in expected)
         assert expected <= held
         assert {name.split("/")[0] for name in held} == {"ugap", f"ugap-{ugap.__version__}.dist-info"}
 
@@ -235,13 +236,13 @@ class TestWheel:
     def test_programs_and_configs_are_found_inside_the_package(self, run):
         code = (
             "from ugap.cli.programs import *\n"
-            "print(*sorted(path.name for path in programs_folder('eval').glob('*.py')))\n"
-            "print(*sorted(path.name for path in configs_folder().glob('*.yaml')))"
+            "for folder in (programs_folder('eval'), programs_folder('train'), configs_folder()):\n"
+            "    print(*sorted(path.name for path in folder.rglob('*') if path.suffix in ('.py', '.yaml')))"
         )
         done = run("python", "-c", code)
         names = [
-            " ".join(sorted(path.name for path in (ROOT / "eval").glob("*.py"))),
-            " ".join(sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))),
+            " ".join(sorted(path.name for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".yaml")))
+            for folder in ("eval", "train", "configs")
         ]
         assert done.stdout.splitlines() == names, done.stderr
 

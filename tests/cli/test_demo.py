@@ -8,10 +8,10 @@ import pytest
 
 import ugap.cli.demo
 import ugap.data.texts
-from ugap.cli import measure, profile, score
+from ugap.cli import measure, profile, score, train
 from ugap.cli.arguments import parse
 from ugap.cli.main import main
-from ugap.cli.programs import configs_folder
+from ugap.cli.programs import configs_folder, load_program, programs_folder
 from ugap.profile import HumanProfile
 
 
@@ -46,12 +46,20 @@ def test_demo(tiny_folder, chat_folder, text_rows, tiny_model, make_profile, mon
 # configs/
 
 
-@pytest.mark.parametrize("path", sorted(configs_folder().rglob("*.yaml")), ids=lambda path: path.name)
-def test_a_config_goes_with_the_command_in_its_header(path):
-    launch = re.search(r"^#   ugap (\w+) --config (\S+)((?:.*\\\n#)*.*)$", path.read_text(), re.MULTILINE)
-    assert launch, f"{path.name} names no command"
-    command, name, options = launch.groups()
-    assert name == str(path.relative_to(configs_folder()))
-    module = {"measure": measure, "profile": profile, "score": score}[command]
-    arguments = parse(module.Arguments, command, "", ["--config", name, *re.sub(r"\\\n#", " ", options).split()])
-    assert arguments.output
+@pytest.mark.parametrize("path", sorted(configs_folder().glob("*.yaml")), ids=lambda path: path.name)
+def test_a_config_goes_with_the_commands_in_its_header(path):
+    header = re.sub(r" \\\n#\s+", " ", path.read_text())
+    launches = re.findall(r"^#   ugap (\w+)(?: (\w+))? --config (\S+)(.*)$", header, re.MULTILINE)
+    assert launches, f"{path.name} names no command"
+    for command, program, name, options in launches:
+        assert name == str(path.relative_to(configs_folder()))
+        words = ["--config", name, *options.split()]
+        if command == "train":
+            arguments, config = train.parser(program, load_program(programs_folder("train") / f"{program}.py")).parse(
+                words
+            )
+            assert config.output_dir == words[words.index("--output_dir") + 1]
+            assert arguments.data
+        else:
+            module = {"measure": measure, "profile": profile, "score": score}[command]
+            assert parse(module.Arguments, command, "", words).output

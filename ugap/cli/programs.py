@@ -1,8 +1,19 @@
-"""Where the programs and the configs are: beside the package in a checkout, inside it when installed."""
+"""The programs and the configs, beside the package in a checkout and inside it when installed; `ugap eval` and `train`.
 
+A program has the form of a command: `Arguments` (a dataclass), `DESCRIPTION` (its first line says what it does) and
+`run(arguments)`. It is found by the name of its file. A file is read, not run, to see whether it is one and what it
+does: the list answers at once.
+"""
+
+import ast
+import importlib.util
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import ugap
+from ugap.cli.suggest import did_you_mean
+from ugap.errors import InputError
 
 _PACKAGE = Path(ugap.__file__).parent
 
@@ -26,3 +37,65 @@ def find_config(name: str) -> Path:
     """
     given, shipped = Path(name).expanduser(), configs_folder() / name
     return shipped if not given.exists() and shipped.is_file() else given
+
+
+def pick_program(kind: str, words: list[str]) -> Path | None:
+    """The file of the program that the first word names; `None` where the list was asked for, which is printed.
+
+    Raises:
+        InputError: There is no such program.
+    """
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview(kind, programs(kind)))
+        return None
+    path = programs_folder(kind) / f"{words[0]}.py"
+    if not words[0].isidentifier() or not path.is_file() or _description(path) is None:
+        sort, known = ("option", ["--help"]) if words[0].startswith("-") else ("program", list(programs(kind)))
+        raise InputError(f"unknown {sort} {words[0]!r}{did_you_mean(words[0], known)} (see ugap {kind} --help)")
+    return path
+
+
+def programs(kind: str) -> dict[str, str]:
+    """What every program of a kind does, by name."""
+    found = {path.stem: _description(path) for path in sorted(programs_folder(kind).glob("*.py"))}
+    return {name: description for name, description in found.items() if description is not None}
+
+
+def load_program(path: Path) -> ModuleType:
+    """Import a program from its file, under a name of its own."""
+    name = f"ugap_{path.parent.name}_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # a dataclass looks its annotations up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def _description(path: Path) -> str | None:
+    """The first line of a program's `DESCRIPTION`; `None` where the file is no program."""
+    defined: dict[str, ast.AST] = {}
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+            defined[node.name] = node
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            defined[node.targets[0].id] = node.value
+    text = defined.get("DESCRIPTION")
+    if not {"Arguments", "run"} <= defined.keys() or not isinstance(text, ast.Constant):
+        return None
+    return str(text.value).strip().partition("\n")[0]
+
+
+def _overview(kind: str, found: dict[str, str]) -> str:
+    width = max(map(len, found), default=0)
+    return "\n".join(
+        [
+            f"usage: ugap {kind} <program> [options]",
+            "",
+            "programs:",
+            *(f"  {name:<{width}}  {description}" for name, description in found.items()),
+            "",
+            f"`ugap {kind} <program> --help` shows the options of a program.",
+        ]
+    )

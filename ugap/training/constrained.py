@@ -11,6 +11,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ugap.errors import InputError
 from ugap.training.constraint import LagrangianConstraint
+from ugap.training.model_card import MeasuredCard
 
 
 @dataclass
@@ -66,7 +67,7 @@ class ConstrainedConfig:
             raise InputError(f"constraint_{error}") from error
 
 
-class ConstrainedTrainer:
+class ConstrainedTrainer(MeasuredCard):
     """A mixin for TRL's trainers: `self.constraint` moves once an optimiser step and is saved with checkpoints."""
 
     constraint: LagrangianConstraint | None

@@ -38,7 +38,8 @@ class MeasuredCard:
 
 def measured_section(gap: UncertaintyGapCallback) -> str:
     """The section of the card: how it was measured, and the table of [`before_and_after`]."""
-    settings = ", ".join(f"{name} {value}" for name, value in gap.decoding.items())
+    # A profile is a path of the machine that trained.
+    settings = ", ".join(f"{name} {value}" for name, value in gap.decoding.items() if name != "human_profile")
     n = len({excerpt.source for excerpt in gap.excerpts})
     return f"""\
 ## Human uncertainty, before and after

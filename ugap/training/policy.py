@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ugap.errors import InputError
 from ugap.models import load_model, with_adapter
+from ugap.models.console import quiet_transformers
 from ugap.training.data import start_with_bos
 
 ALL_LINEAR = "all-linear"
@@ -104,7 +105,8 @@ def save_merged(
     folder = Path(folder)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    merged.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
+    with quiet_transformers():
+        merged.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)

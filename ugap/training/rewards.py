@@ -174,14 +174,19 @@ class UncertaintyReward:
             InputError: If the reward is not bound, or a chat prompt meets a scorer without a chat template.
         """
         texts = [_text(completion) for completion in completions]
-        scores = self.scorer.score(texts, [self._prefix(prompt) for prompt in prompts], pmi=True, skip_bad=True)
+        fit = [i for i, text in enumerate(texts) if text_fault(text) is None and len(self._ids(text)) > 1]
+        scored = self.scorer.score(
+            [texts[i] for i in fit], [self._prefix(prompts[i]) for i in fit], pmi=True, skip_bad=True
+        )
+        scores = dict(zip(fit, scored, strict=True))
         profile = self.profile.domain(self.domain)
         assert profile.texts is not None
         out = []
-        for text, score in zip(texts, scores, strict=True):
+        for i in range(len(texts)):
+            score = scores.get(i)
             if score is None or len(score) < FEWEST_TOKENS:
-                # Scored it was not, though it could have been: its logits are not finite.
-                bad = score is None and text_fault(text) is None and len(self._ids(text)) > 1
+                # Fit to be scored, and yet it was not: its logits are not finite.
+                bad = score is None and i in scores
                 out.append(Judgement(math.nan if bad else 0.0, None, None))
                 continue
             values = profile.text_features(score)

@@ -66,7 +66,7 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        known = dict(json.loads(path.read_text(encoding="utf-8"))["settings"])
     except FileNotFoundError:
         return  # a checkpoint of another program's run
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -1,0 +1,201 @@
+"""What is wrong with a training is said before it starts: one line, exit status 2, and nothing is left behind."""
+
+import json
+
+import pytest
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from ugap.cli.main import main
+
+
+@pytest.fixture
+def said(words, refused, tmp_path):
+    """`said(program, *more)`: what is wrong with a run, which leaves no file."""
+
+    def run(program, *more, folder=None, data=None):
+        folder = tmp_path / "run" if folder is None else folder
+        before = sorted(folder.rglob("*"))
+        line = refused(*words(program, folder, *more, data=data))
+        assert sorted(folder.rglob("*")) == before
+        return line.removeprefix("ugap: error: ").removesuffix("\n")
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(train, tmp_path_factory):
+    """A run of one step."""
+    folder = tmp_path_factory.mktemp("sft") / "run"
+    return train("sft", folder, "--max_steps", "1", "--every", "0", "--save_steps", "1")
+
+
+@pytest.fixture
+def creative_only(write_rows, text_rows, tmp_path):
+    """Options of a data set without functional rows."""
+    rows = [row for row in text_rows if row["domain"] == "creative"]
+    config = tmp_path / "creative.yaml"
+    config.write_text(f"data: {write_rows(rows, 'creative.jsonl')}\nfunctional: []\nfacts: no\n")
+    return str(config)
+
+
+class TestData:
+    def test_no_domain(self, said, write_rows):
+        path = write_rows([{"id": "a", "text": "Once upon a time."}])
+        assert said("sft", data=path) == f"{path}, row 1: no column 'domain'; the columns are 'id', 'text'"
+
+    def test_another_domain(self, said, write_rows):
+        path = write_rows([{"id": "a", "domain": "news", "text": "Rain in London."}])
+        assert said("grpo", data=path) == f"{path}, row 1: domain 'news' is neither 'creative' nor 'functional'"
+
+    def test_an_id_in_two_files(self, said, write_rows, texts_file):
+        path = write_rows([{"id": "c0", "domain": "creative", "text": "Once upon a time."}], "more.jsonl")
+        line = said("dpo", "--data", path)
+        assert line == f"{path}, row 1: id 'c0' is that of {texts_file}, row 1: each text needs its own"
+
+    def test_no_functional_texts_where_they_are_named(self, said, write_rows):
+        path = write_rows([{"id": "a", "domain": "creative", "text": "Once upon a time."}])
+        assert said("sft", "--functional", path) == f"{path}: has no texts of the domain 'functional'"
+
+    @pytest.mark.parametrize("program", ["sft", "grpo"])
+    def test_no_functional_rows_for_a_constraint(self, program, words, refused, creative_only, tmp_path):
+        command = words(program, tmp_path / "run")
+        for name in ("--data", "--functional"):
+            place = command.index(name)
+            del command[place : place + 2]
+        line = refused(*command, "--config", creative_only)
+        assert "the training set has no functional rows, and the constraint is held on them" in line
+        assert not (tmp_path / "run").exists()
+
+    def test_own_samples_under_a_constraint(self, said):
+        assert said("sft", "--self_samples", "4").startswith("self_samples has no functional rows")
+
+    def test_held_out_texts_that_are_trained_on(self, said, texts_file):
+        line = said("sft", "--eval_data", texts_file)
+        assert line == f"{texts_file}, row 1: held-out text 'c0' is trained on as well"
+
+    def test_texts_that_are_too_short(self, said):
+        line = said("sft", "--eval_tokens", "5000")
+        assert line == "domain 'creative': no text has the 5008 tokens of a prefix and its continuation"
+
+    def test_nothing_would_be_left_to_train_on(self, said, write_rows, text_rows):
+        line = said("sft", data=write_rows([text_rows[0]]))
+        assert line == "domain 'creative': with one text there is none to hold out; name held-out texts"
+
+
+class TestPolicy:
+    def test_an_adapter_of_another_model(self, said, tiny_folder, tokenizer, tmp_path):
+        config = LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+        )
+        adapter = tmp_path / "adapter"
+        get_peft_model(LlamaForCausalLM(config), LoraConfig(target_modules="all-linear")).save_pretrained(adapter)
+        line = said("sft", "--adapter", str(adapter))
+        assert line.startswith(f"{adapter}: the adapter does not fit {tiny_folder}: ")
+
+    def test_no_adapter(self, said, tmp_path):
+        assert str(tmp_path / "none") in said("grpo", "--adapter", str(tmp_path / "none"))
+
+    @pytest.mark.parametrize(
+        ("more", "line"),
+        [
+            (["--full", "--adapter", "a"], "--full trains all weights, and --adapter an adapter: choose one"),
+            (["--full", "--merge"], "--merge puts an adapter into the weights, and --full has none"),
+            (["--lora_r", "0"], "lora_r is 0, and at least 1 is needed"),
+            (["--model", "nowhere/none.gguf"], "nowhere/none.gguf: neither a folder"),
+            (["--eval_decoding", "warm"], "unknown decoding 'warm': choose of ancestral"),
+            (["--self_decoding", "heat:2"], "decoding 'own=heat:2': 'heat:2' is not a generate() setting"),
+        ],
+    )
+    def test_options(self, said, more, line):
+        assert said("sft", *more).startswith(line)
+
+    def test_a_layer_that_is_not_there(self, said, tiny_folder):
+        line = said("sft", "--lora_target_modules", "q_proj", "c_attn")
+        assert line.startswith(f"lora_target_modules: {tiny_folder} has no layer 'c_attn'; it has down_proj, ")
+
+
+class TestRewards:
+    @pytest.mark.parametrize("program", ["grpo", "dpo"])
+    def test_a_profile_of_another_scorer(self, program, said, chat_folder):
+        line = said(program, "--scorer", str(chat_folder))
+        assert "profile" in line
+        assert "chat" in line
+
+    def test_no_two_continuations_differ_enough(self, words, tmp_path, capsys):
+        assert main(words("dpo", tmp_path / "run", "--min_margin", "0.99")) == 2
+        line = "ugap: error: no prompt has two of 3 continuations whose rewards differ by 0.99: "
+        assert capsys.readouterr().err.startswith(line)
+        assert not (tmp_path / "run" / "pairs.jsonl").exists()
+
+    @pytest.mark.parametrize(
+        ("more", "line"),
+        [
+            (["--samples_per_prompt", "1"], "samples_per_prompt is 1, and a pair needs 2"),
+            (["--min_margin", "0"], "min_margin is 0.0, not in (0, 1]: rewards are in [0, 1]"),
+        ],
+    )
+    def test_options(self, words, refused, tmp_path, more, line):
+        assert refused(*words("dpo", tmp_path / "run", *more)) == f"ugap: error: {line}\n"
+
+
+class TestTrainer:
+    @pytest.mark.parametrize(
+        ("program", "more", "line"),
+        [
+            ("sft", ["--packing"], "packing puts rows of both domains into one"),
+            ("sft", ["--weight", "2"], "weight"),
+            ("sft", ["--learning_rate", "fast"], "--learning_rate: invalid float value: 'fast'"),
+            ("grpo", ["--num_generations", "3"], "generation_batch_size (4) must be divisible by num_generations (3)"),
+            ("grpo", ["--constraint_limit", "0.1"], "constraint_limit and constraint_margin both say the limit"),
+            ("sft", ["--eval_strategy", "steps"], "You have set `args.eval_strategy` to"),
+            ("sft", ["--lora_target_modules", "lm_head"], "Applying a PEFT adapter to `lm_head` is not supported"),
+            ("sft", ["--push_to_hub"], "the Hub: Cannot reach https://huggingface.co"),
+        ],
+    )
+    def test_what_trl_its_config_or_the_hub_refuses(self, program, more, line, said, monkeypatch):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        assert said(program, *more).startswith(line)
+
+
+class TestFolder:
+    def test_a_run_is_there(self, said, finished):
+        line = said("sft", folder=finished)
+        assert line == (
+            f"{finished}: there is a run already; add --resume_from_checkpoint yes to go on, or choose another folder"
+        )
+
+    def test_checkpoints_of_another_program_are_there(self, said, tmp_path):
+        checkpoint = tmp_path / "run" / "checkpoint-7"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "trainer_state.json").write_text("{}")
+        assert "there is a run already" in said("sft")
+
+    def test_nothing_to_go_on_from(self, said, tmp_path):
+        line = said("sft", "--resume_from_checkpoint", "yes")
+        assert line == f"{tmp_path / 'run'}: there is no run to go on with"
+
+    def test_no_checkpoint(self, said, tmp_path):
+        line = said("sft", "--resume_from_checkpoint", str(tmp_path))
+        assert line == f"{tmp_path}: not a checkpoint: it has no trainer_state.json"
+
+    @pytest.mark.parametrize(
+        ("more", "line"),
+        [
+            (["--lora_r", "4"], "the run there has lora_r 16, not 4"),
+            (["--no_facts"], "the run there has facts True, not False"),
+        ],
+    )
+    def test_other_settings(self, said, finished, more, line):
+        go_on = ("--resume_from_checkpoint", "yes")
+        assert said("sft", *go_on, *more, folder=finished) == f"{finished}: {line}"
+
+    def test_another_program(self, said, finished):
+        line = said("grpo", "--resume_from_checkpoint", str(finished / "checkpoint-1"))
+        assert line == f"{finished}: the run there has program 'sft', not 'grpo'"
+
+    def test_the_record_of_a_run_says_what_it_was(self, finished, texts_file):
+        record = json.loads((finished / "ugap_run.json").read_text())
+        assert record["settings"]["data"] == [texts_file]
+        assert record["config"]["constraint_limit"] == 0.01
+        assert record["settings"]["every"] == 0

@@ -1,0 +1,110 @@
+"""`ugap train sft` on a tiny model: what a run leaves, how it goes on, and what it is trained on."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ugap.models import load_model, with_adapter
+
+
+@pytest.fixture(scope="module")
+def finished(train, tmp_path_factory):
+    """A run of four steps with a constraint, its adapter merged in the end."""
+    return train("sft", tmp_path_factory.mktemp("sft") / "run", "--merge")
+
+
+def test_it_looks_at_the_start_on_the_way_and_at_the_end(finished, looks):
+    assert [look["step"] for look in looks(finished)] == [0, 2, 4]
+
+
+def test_the_card_holds_the_first_and_the_last_look(finished, looks):
+    first, *_, last = looks(finished)
+    card = (finished / "README.md").read_text()
+    name = "ugap/creative/nll_gap"
+    assert first[name] != last[name]
+    assert f"| creative: gap in surprisal | {first[name]:+.2f} | {last[name]:+.2f} |" in card
+    name = "ugap/functional/nll_wasserstein"
+    assert f"| functional: distance in surprisal | {first[name]:.3f} | {last[name]:.3f} |" in card
+    assert f"| facts right | {first['ugap/facts/accuracy']:.1%} [" in card
+    assert "model_name: run\n" in card
+    assert "- ugap\n" in card
+    assert "None" not in card.partition("## Quick start")[0]
+
+
+def test_the_merged_model_is_the_base_with_the_adapter(finished, tiny_folder):
+    base, tokenizer = load_model(str(tiny_folder), device="cpu")
+    merged, _ = load_model(str(finished / "merged"), device="cpu")
+    ids = torch.tensor([tokenizer("Once upon a time")["input_ids"]])
+    with torch.no_grad():
+        without = base(ids).logits
+        adapted = with_adapter(base, finished, "tiny")(ids).logits
+        torch.testing.assert_close(merged(ids).logits, adapted, atol=1e-4, rtol=1e-4)
+    assert (adapted - without).abs().max() > 0.1
+
+
+def test_checkpoints_hold_the_multiplier(finished):
+    states = [json.loads((finished / f"checkpoint-{n}" / "constraint_state.json").read_text()) for n in (2, 4)]
+    assert states[1]["updates"] > states[0]["updates"] > 0
+    assert states[1]["log_lambda"] != states[0]["log_lambda"]
+
+
+def test_a_run_that_goes_on_ends_where_it_would_have(finished, interrupted, train, weights, looks, tmp_path):
+    folder = train("sft", interrupted(finished, tmp_path / "run"), "--resume_from_checkpoint", "yes", "--merge")
+    found, expected = weights(folder), weights(finished)
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], msg=name)
+    assert looks(folder) == looks(finished)
+    assert (folder / "README.md").read_text() == (finished / "README.md").read_text()
+
+
+def test_an_adapter_is_gone_on_from(finished, train, weights, looks, tmp_path):
+    folder = train("sft", tmp_path / "run", "--adapter", str(finished), "--max_steps", "1", "--every", "0")
+    before, after = looks(finished)[-1], looks(folder)
+    assert after[0] == {**before, "step": 0, **{name: 0.0 for name in before if name.endswith("gap_closed")}}
+    name = min(weights(folder))
+    assert not torch.equal(weights(folder)[name], weights(finished)[name])
+
+
+def test_all_weights(train, looks, tiny_folder, tmp_path):
+    folder = train("sft", tmp_path / "run", "--full", "--max_steps", "1", "--every", "0")
+    base, trained = (load_file(path / "model.safetensors") for path in (tiny_folder, folder))
+    assert all(not torch.equal(value, trained[name]) for name, value in base.items() if "proj" in name)
+    assert [look["step"] for look in looks(folder)] == [0, 1]
+
+
+@torch.no_grad()
+def loss_of(model, rows):
+    losses = [model(torch.tensor([row["input_ids"]]), labels=torch.tensor([row["labels"]])).loss for row in rows]
+    return float(torch.stack(losses).mean())
+
+
+def test_own_samples_are_learned_and_kept(train, tiny_folder, tmp_path):
+    own = ("--self_samples", "8", "--self_decoding", "temperature:0.5", "--self_tokens", "12")
+    plain = ("--constraint_limit", "none", "--objective", "cross-entropy", "--max_steps", "8", "--every", "0")
+    folder = train("sft", tmp_path / "run", *own, *plain)
+    rows = [json.loads(line) for line in (folder / "self_samples.jsonl").read_text().splitlines()]
+    assert len(rows) == 8
+    for row in rows:
+        n = row["labels"].count(-100)
+        assert row["input_ids"][0] == 2
+        assert row["input_ids"].count(2) == 1
+        assert n == 1 + 8
+        assert row["labels"][n:] == row["input_ids"][n:]
+    model, _ = load_model(str(tiny_folder), device="cpu")
+    before = loss_of(model, rows)
+    assert loss_of(with_adapter(model, folder, "tiny"), rows) < before - 0.5
+    written = (folder / "self_samples.jsonl").stat().st_mtime_ns
+    train("sft", folder, *own, *plain, "--resume_from_checkpoint", "yes")
+    assert (folder / "self_samples.jsonl").stat().st_mtime_ns == written
+
+
+def test_named_texts_are_held_out(train, looks, write_rows, tmp_path, capsys):
+    held = write_rows(
+        [{"id": "x", "domain": "creative", "text": "The old man said to the youngest: give me cake. " * 9}]
+    )
+    folder = train("sft", tmp_path / "run", "--eval_data", held, "--max_steps", "1", "--eval_facts", "0")
+    assert "texts to train on: 6 creative, 6 functional" in capsys.readouterr().out
+    assert not [name for name in looks(folder)[0] if "functional" in name or "facts" in name]

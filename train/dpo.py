@@ -1,0 +1,151 @@
+"""DPO toward human uncertainty, on pairs of the policy's own continuations that the reward has ranked."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from peft import PeftModel
+from trl import DPOConfig
+
+from ugap.cli.arguments import option
+from ugap.cli.main import main
+from ugap.cli.training import (
+    Data,
+    DataOptions,
+    LookOptions,
+    PolicyOptions,
+    data_of,
+    decoding_of,
+    frozen_scorer,
+    in_one_line,
+    policy_of,
+    say,
+    settings_of,
+    train,
+)
+from ugap.errors import InputError
+from ugap.progress import progress_bar
+from ugap.scoring import Scorer
+from ugap.study.excerpts import cut_excerpts
+from ugap.training import SharedScorer, UncertaintyReward
+from ugap.training.domains import CREATIVE
+from ugap.training.policy import Policy
+from ugap.training.preferences import PreferenceTrainer, creative_pairs, functional_pairs
+from ugap.training.run_folder import made_once, note_run, open_run
+
+DESCRIPTION = """\
+Fine-tune a model toward human uncertainty on preferences among its own continuations (DPO).
+
+Of its continuations of a creative prompt, the one nearest to people is preferred to the farthest; of a fact, the right
+answer to a wrong one.
+
+examples:
+  ugap train dpo --model smollm2-135m-instruct --data stories.jsonl --sample_temperature 0.7
+  ugap train dpo --config dpo_smollm2.yaml --data stories.jsonl --output_dir runs/dpo
+  ugap train dpo --config dpo_smollm2.yaml --data stories.jsonl --output_dir runs/dpo --resume_from_checkpoint yes
+
+Options come from the command line or from a YAML file (--config). The pairs are drawn and ranked before training and
+kept in pairs.jsonl of the output folder, which also gets the adapter, checkpoints, a model card with the gap before and
+after, ugap_gap.jsonl (every look at the gap) and ugap_run.json (all settings)."""
+
+NAME = "dpo"
+CONFIG = DPOConfig
+DEFAULTS: dict[str, Any] = {}
+PAIRS = "pairs.jsonl"
+
+
+@dataclass(kw_only=True)
+class Arguments(LookOptions, DataOptions, PolicyOptions):
+    """Arguments of `ugap train dpo`, beside those of the trainer's config."""
+
+    prompts: int = option("creative prompts", default=256, group="pairs")
+    per_text: int = option("prompts of one text, at most", default=4, group="pairs")
+    samples_per_prompt: int = option("continuations of each, of which two are a pair", default=4, group="pairs")
+    sample_temperature: float = option("temperature that they are drawn at", default=1.0, group="pairs")
+    sample_tokens: int = option("longest of them, in tokens", default=64, group="pairs")
+    min_margin: float = option("least difference of the rewards of a pair", default=0.1, group="pairs")
+    profile: str | None = option(
+        "human profile of the scorer, a file or the name of a shipped one (default: the shipped one)",
+        default=None,
+        group="pairs",
+        metavar="NAME",
+    )
+
+
+def run(arguments: Arguments, config: DPOConfig) -> None:
+    """Train.
+
+    Raises:
+        InputError: The input is bad, or no two continuations differ enough.
+    """
+    settings = settings_of(NAME, arguments)
+    checkpoint = open_run(config.output_dir, config.resume_from_checkpoint, settings)
+    looks_at = decoding_of(arguments.eval_decoding, {"temperature": arguments.sample_temperature})
+    if not 0 <= arguments.functional_share < 1:
+        raise InputError(f"functional_share is {arguments.functional_share}, not in [0, 1)")
+    policy = policy_of(arguments, config)
+    data = data_of(arguments, policy.tokenizer)
+    scorer = frozen_scorer(arguments, config)
+    reward = UncertaintyReward(arguments.profile, scorer or base_scorer(policy))
+    reward.bind(policy.model, policy.tokenizer)
+    note_run(config.output_dir, settings)
+    pairs = made_once(Path(config.output_dir) / PAIRS, lambda: make_pairs(arguments, config, policy, data, reward))
+    n = sum(pair["domain"] == CREATIVE for pair in pairs)
+    margin = sum(pair["chosen_reward"] - pair["rejected_reward"] for pair in pairs if pair["domain"] == CREATIVE) / n
+    say(f"pairs: {n} creative, with rewards {margin:.2f} apart, {len(pairs) - n} functional")
+    with in_one_line():
+        trainer = PreferenceTrainer(
+            policy.model,
+            args=config,
+            train_dataset=Dataset.from_list(pairs),
+            processing_class=policy.tokenizer,
+            peft_config=policy.lora,
+        )
+    train(NAME, trainer, arguments, data, checkpoint=checkpoint, scorer=scorer, decoding=looks_at)
+
+
+def base_scorer(policy: Policy) -> Scorer:
+    """The policy's base as the scorer of the pairs: it has not been trained yet."""
+    if isinstance(policy.model, PeftModel):
+        return SharedScorer(policy.model, policy.tokenizer)
+    return Scorer(policy.model, policy.tokenizer)
+
+
+def make_pairs(
+    arguments: Arguments, config: Any, policy: Policy, data: Data, reward: UncertaintyReward
+) -> list[dict[str, Any]]:
+    """Pairs of continuations, and of facts."""
+    excerpts = cut_excerpts(
+        [text for text in data.texts if text.domain == CREATIVE],
+        policy.tokenizer,
+        prefix_tokens=arguments.prefix_tokens,
+        max_new_tokens=arguments.sample_tokens,
+        min_new_tokens=1,
+        limit=arguments.prompts,
+        per_text=arguments.per_text,
+    )
+    if not excerpts:
+        raise InputError("the texts have no creative domain to train on")
+    with progress_bar(disable=config.disable_tqdm) as bar:
+        total = len(excerpts) * arguments.samples_per_prompt // config.world_size
+        task = bar.add_task("continuations for pairs", total=total)
+        pairs = creative_pairs(
+            policy.model,
+            policy.tokenizer,
+            reward,
+            [excerpt.prefix for excerpt in excerpts],
+            samples_per_prompt=arguments.samples_per_prompt,
+            temperature=arguments.sample_temperature,
+            max_new_tokens=arguments.sample_tokens,
+            min_margin=arguments.min_margin,
+            seed=config.seed,
+            advance=lambda n: bar.advance(task, n),
+        )
+    wanted = round(len(pairs) * arguments.functional_share / (1 - arguments.functional_share))
+    return pairs + functional_pairs(data.facts, policy.tokenizer, wanted if data.facts else 0, seed=config.seed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(["train", "dpo", *sys.argv[1:]]))

@@ -1,0 +1,141 @@
+"""GRPO toward human uncertainty, with a reward for closeness to people and one for right answers."""
+
+import sys
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ugap.cli.arguments import option
+from ugap.cli.main import main
+from ugap.cli.training import (
+    DataOptions,
+    LookOptions,
+    PolicyOptions,
+    data_of,
+    decoding_of,
+    frozen_scorer,
+    in_one_line,
+    policy_of,
+    say,
+    settings_of,
+    train,
+)
+from ugap.errors import InputError
+from ugap.sampling import HumanEntropyLogitsProcessor, profile_of
+from ugap.sampling.batch import never_written
+from ugap.training import (
+    FactualityReward,
+    SampledRollouts,
+    UncertaintyGRPOConfig,
+    UncertaintyGRPOTrainer,
+    UncertaintyReward,
+    grpo_dataset,
+)
+from ugap.training.domains import CREATIVE
+from ugap.training.policy import Policy
+from ugap.training.run_folder import open_run
+
+DESCRIPTION = """\
+Fine-tune a model toward human uncertainty on its own completions (GRPO).
+
+Completions of creative prompts are rewarded for being as surprising as people are, answers to facts for being right.
+
+examples:
+  ugap train grpo --model smollm2-135m-instruct --data stories.jsonl --temperature 0.7 --constraint_margin 0.02
+  ugap train grpo --config grpo_smollm2.yaml --data stories.jsonl --output_dir runs/grpo
+  ugap train grpo --config grpo_smollm2.yaml --data stories.jsonl --output_dir runs/grpo --resume_from_checkpoint yes
+  ugap train grpo --accelerate multi_gpu --num_processes 8 --model NAME --scorer NAME --data stories.jsonl
+
+Options come from the command line or from a YAML file (--config). Without --scorer the frozen base of the policy reads
+the completions, at no second model. The output folder gets the adapter, checkpoints, a model card with the gap before
+and after, ugap_gap.jsonl (every look at the gap) and ugap_run.json (all settings)."""
+
+NAME = "grpo"
+CONFIG = UncertaintyGRPOConfig
+DEFAULTS: dict[str, Any] = {"max_completion_length": 64}
+
+
+@dataclass(kw_only=True)
+class Arguments(LookOptions, DataOptions, PolicyOptions):
+    """Arguments of `ugap train grpo`, beside those of the trainer's config."""
+
+    per_text: int = option("prompts of one text, at most", default=4, group="data")
+    profile: str | None = option(
+        "human profile of the scorer, a file or the name of a shipped one (default: the shipped one)",
+        default=None,
+        group="rewards",
+        metavar="NAME",
+    )
+    answers: Literal["exact", "contrastive"] = option(
+        "a completion is right that starts with the answer, or that names it before a wrong one",
+        default="exact",
+        group="rewards",
+    )
+    rollouts: Literal["policy", "human"] = option(
+        "draw completions from the policy, or at human uncertainty", default="policy", group="rewards"
+    )
+
+
+def run(arguments: Arguments, config: UncertaintyGRPOConfig) -> None:
+    """Train.
+
+    Raises:
+        InputError: The input is bad, or most rewards of a step were NaN.
+    """
+    checkpoint = open_run(config.output_dir, config.resume_from_checkpoint, settings_of(NAME, arguments))
+    looks_at = decoding_of(arguments.eval_decoding, rolled_out(arguments, config))
+    policy = policy_of(arguments, config)
+    data = data_of(arguments, policy.tokenizer)
+    dataset = grpo_dataset(
+        data.texts,
+        data.facts,
+        policy.tokenizer,
+        prefix_tokens=arguments.prefix_tokens,
+        max_tokens=config.max_completion_length,
+        per_text=arguments.per_text,
+        functional_share=arguments.functional_share,
+        seed=config.seed,
+    )
+    domains = list(dataset["domain"])
+    say(f"prompts: {', '.join(f'{domains.count(domain)} {domain}' for domain in sorted(set(domains)))}")
+    scorer = frozen_scorer(arguments, config)
+    rewards = [UncertaintyReward(arguments.profile, scorer), FactualityReward(arguments.answers)]
+    with in_one_line():
+        trainer = UncertaintyGRPOTrainer(
+            policy.model,
+            rewards,
+            config,
+            train_dataset=dataset,
+            processing_class=policy.tokenizer,
+            peft_config=policy.lora,
+            # Drawn with torch's own generator, whose state a checkpoint holds.
+            rollout_func=SampledRollouts(sampler(arguments, policy)),
+        )
+    train(NAME, trainer, arguments, data, checkpoint=checkpoint, scorer=scorer, decoding=looks_at)
+
+
+def rolled_out(arguments: Arguments, config: UncertaintyGRPOConfig) -> dict[str, Any]:
+    """The decoding of the completions that are trained on."""
+    if arguments.rollouts == "policy":
+        return {"temperature": config.temperature}
+    own = own_profile(arguments)
+    return {"human_weight": 1.0, **({} if own is None else {"human_profile": own})}
+
+
+def sampler(arguments: Arguments, policy: Policy) -> HumanEntropyLogitsProcessor | None:
+    """The sampler at human uncertainty, if it was asked for, by the human profile of the policy's base."""
+    if arguments.rollouts == "policy":
+        return None
+    if arguments.full:
+        raise InputError("rollouts at human uncertainty need the human profile of the policy, which --full changes")
+    model = policy.model if policy.lora is not None else policy.model.get_base_model()
+    never = never_written(model, policy.tokenizer)
+    return HumanEntropyLogitsProcessor(profile_of(model, own_profile(arguments)), CREATIVE, draw=True, never=never)
+
+
+def own_profile(arguments: Arguments) -> str | None:
+    """The human profile of the policy's base, where it is given: that of the scorer, unless this is another model."""
+    return arguments.profile if arguments.scorer is None else None
+
+
+if __name__ == "__main__":
+    sys.exit(main(["train", "grpo", *sys.argv[1:]]))

@@ -1,0 +1,248 @@
+"""`ugap train PROGRAM`: runs a program of the folder `train` in this process, or in many through accelerate.
+
+A program has the form of a command with two dataclasses: `Arguments` and `CONFIG`, the config of its trainer. It has
+`DEFAULTS` beside, what it sets otherwise than the trainer, and `run(arguments, config)`. Both are read from one flat
+YAML file and from the command line, which wins. The file is a script as well: `accelerate launch train/sft.py ...`.
+"""
+
+import argparse
+import dataclasses
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ugap.cli.programs import configs_folder, load_program, pick_program
+from ugap.errors import InputError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from ugap.cli.arguments import CommandParser
+
+# The options of TRL's configs that the help shows; `--help_all` shows all.
+TRAINING = "training"
+SHOWN = {
+    **dict.fromkeys(
+        [
+            "max_steps",
+            "num_train_epochs",
+            "learning_rate",
+            "per_device_train_batch_size",
+            "gradient_accumulation_steps",
+            "max_completion_length",
+            "num_generations",
+            "temperature",
+            "beta",
+            "bf16",
+            "gradient_checkpointing",
+            "use_cpu",
+            "seed",
+        ],
+        TRAINING,
+    ),
+    **dict.fromkeys(
+        [
+            "output_dir",
+            "resume_from_checkpoint",
+            "logging_steps",
+            "save_steps",
+            "report_to",
+            "run_name",
+            "push_to_hub",
+            "hub_model_id",
+        ],
+        "output",
+    ),
+}
+CLOSING = """\
+launch (on the command line alone; without them the program runs in this process):
+  --num_processes N           processes, over all machines (default: one for each GPU)
+  --accelerate NAME|FILE      config of accelerate: multi_gpu, fsdp2, zero2, or a file
+  --num_machines N, --machine_rank N, --main_process_ip ADDRESS, --main_process_port N
+                              several machines: the same command on each, with its rank
+
+--resume_from_checkpoint yes goes on where the run in the output folder was; a path, from that checkpoint.
+All options of the trainer's config in TRL are taken as well: --help_all shows them."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How many processes accelerate is asked to start, and where."""
+
+    num_processes: int | None = None
+    accelerate: str | None = None
+    num_machines: int | None = None
+    machine_rank: int | None = None
+    main_process_ip: str | None = None
+    main_process_port: int | None = None
+
+    @property
+    def asked(self) -> bool:
+        """Whether anything was said."""
+        return self != Launch()
+
+
+def start(words: list[str]) -> int:
+    """Run the program that the first word names, or print the list; the exit status.
+
+    Raises:
+        InputError: There is no such program, its options are wrong, or its input is bad.
+    """
+    path = pick_program("train", words)
+    if path is None:
+        return 0
+    with warnings.catch_warnings():
+        # TRL sets and reads what transformers has renamed.
+        warnings.filterwarnings("ignore", ".* is deprecated and will be removed in v6", FutureWarning)
+        return _start(path, words[1:])
+
+
+def _start(path: Path, words: Sequence[str]) -> int:
+    from ugap.cli.arguments import see_help
+
+    module = load_program(path)
+    try:
+        with see_help(f"train {path.stem}"):
+            launch, own = split_launch(words)
+            reader = parser(path.stem, module)
+            if not launch.asked:
+                arguments, config = reader.parse(own)
+            else:
+                reader.check(own)  # one line where something is misspelt, rather than one of each process
+    except SystemExit:  # the help has been printed
+        return 0
+    if launch.asked:
+        return run_launched(path, launch, own)
+    module.run(arguments, config)
+    return 0
+
+
+def parser(name: str, module: "ModuleType") -> "CommandParser":
+    """The parser of a program's two dataclasses."""
+    from ugap.cli.arguments import CommandParser
+
+    own = own_fields(module.CONFIG)
+    return CommandParser(
+        [module.Arguments, module.CONFIG],
+        f"train {name}",
+        module.DESCRIPTION,
+        sections={**dict.fromkeys(own, "trainer"), **SHOWN},
+        defaults=partial(defaults, name, module.DEFAULTS),
+        closing=CLOSING,
+    )
+
+
+def own_fields(config: type) -> list[str]:
+    """The options of a config that TRL's, which it is made from, does not have."""
+    trl = next(made for made in config.__mro__ if made.__module__.split(".")[0] == "trl")
+    known = {field.name for field in dataclasses.fields(trl)}
+    return [field.name for field in dataclasses.fields(config) if field.name not in known]
+
+
+def defaults(name: str, own: Mapping[str, Any], given: argparse.Namespace) -> dict[str, Any]:
+    """What a training is set to where nobody says otherwise, in the place of TRL's defaults.
+
+    On a CPU there is no mixed precision and nothing to gain from gradient checkpointing; an adapter wants a higher
+    learning rate than all weights; and nothing is reported to a service that was not named.
+    """
+    import torch
+
+    found: dict[str, Any] = {
+        "output_dir": f"runs/{name}",
+        "report_to": "none",
+        "disable_tqdm": not sys.stderr.isatty(),  # transformers would go by how much it logs
+        "ddp_find_unused_parameters": False,  # there are none, and looking for them costs a pass over the graph
+    }
+    if not given.full:
+        found["learning_rate"] = 1e-4
+    if given.use_cpu or not torch.cuda.is_available():
+        found |= {"use_cpu": True, "bf16": False, "gradient_checkpointing": False}
+    return {**found, **own}
+
+
+def split_launch(words: Sequence[str]) -> tuple[Launch, list[str]]:
+    """Take the options of the launch out of a command line.
+
+    Raises:
+        InputError: A value is missing or is no number.
+    """
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for field in dataclasses.fields(Launch):
+        kind = str if field.name in ("accelerate", "main_process_ip") else int
+        finder.add_argument(f"--{field.name}", f"--{field.name.replace('_', '-')}", type=kind)
+    try:
+        found, rest = finder.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        raise InputError(f"{str(error.argument_name).partition('/')[0]}: {error.message}") from error
+    if found.num_processes is not None and found.num_processes < 1:
+        raise InputError(f"--num_processes is {found.num_processes}, and at least 1 is needed")
+    return Launch(**vars(found)), rest
+
+
+def launch_words(launch: Launch) -> list[str]:
+    """The options of `accelerate launch`.
+
+    Raises:
+        InputError: There is no such config of accelerate.
+    """
+    import torch
+
+    from ugap.cli.config import read_config
+
+    config = None if launch.accelerate is None else _accelerate_config(launch.accelerate)
+    n = launch.num_processes
+    if n is None and (config is None or "num_processes" not in read_config(config)):
+        n = max(1, torch.cuda.device_count()) * (launch.num_machines or 1)
+    words = [] if n is None else ["--num_processes", str(n)]
+    for name in ("num_machines", "machine_rank", "main_process_ip", "main_process_port"):
+        value = getattr(launch, name)
+        words += [] if value is None else [f"--{name}", str(value)]
+    if config is not None:
+        return [*words, "--config_file", str(config)]
+    if launch.num_machines is None:
+        words += ["--num_machines", "1"]
+    # The precision is an option of the trainer.
+    return [*words, "--mixed_precision", "no", "--dynamo_backend", "no", *([] if n == 1 else ["--multi_gpu"])]
+
+
+def run_launched(path: Path, launch: Launch, words: Sequence[str]) -> int:
+    """Run a program in the processes that accelerate starts; the exit status of the first that failed, or 0.
+
+    Raises:
+        InputError: accelerate cannot start them so.
+    """
+    import subprocess
+
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    options = launch_command_parser().parse_args([*launch_words(launch), str(path), *words])
+    sys.stdout.flush()
+    try:
+        launch_command(options)
+    except ChildFailedError as error:
+        status = error.get_first_failure()[1].exitcode
+    except subprocess.CalledProcessError as error:
+        status = error.returncode
+    except SignalException as error:
+        status = -int(error.sigval)
+    except (ValueError, ImportError, ConnectionError) as error:
+        raise InputError(f"accelerate: {' '.join(str(error).split())}") from error
+    else:
+        return 0
+    return status if status > 0 else 128 - status  # as a shell says that a signal has ended it
+
+
+def _accelerate_config(name: str) -> Path:
+    given, shipped = Path(name).expanduser(), configs_folder() / "accelerate" / f"{name.removesuffix('.yaml')}.yaml"
+    if given.is_file():
+        return given
+    if shipped.is_file():
+        return shipped
+    known = sorted(path.stem for path in shipped.parent.glob("*.yaml"))
+    raise InputError(f"--accelerate {name}: neither a file nor one of {', '.join(known)}")

@@ -1,0 +1,333 @@
+"""The options that the training programs share, and what is made of them: policy, data, looks at the gap, the end."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from ugap.cli.arguments import option
+from ugap.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, Trainer
+
+    from ugap.data import TextRow
+    from ugap.data.facts import Fact
+    from ugap.scoring import Scorer
+    from ugap.study.excerpts import Excerpt
+    from ugap.training.policy import Policy
+
+# Sections of the help whose options may change when a run goes on.
+FREE = ("looks", "output")
+
+
+@dataclass(kw_only=True)
+class PolicyOptions:
+    """What is trained."""
+
+    model: str = option("asset, folder, .gguf file or Hub id of the policy", group="policy", metavar="NAME")
+    adapter: str | None = option(
+        "folder of a PEFT adapter to go on from, in the place of a new one", default=None, group="policy", metavar="DIR"
+    )
+    full: bool = option("train all weights, no adapter", default=False, group="policy")
+    lora_r: int = option("rank of the new LoRA adapter", default=16, group="policy")
+    lora_alpha: int = option("its scale, divided by the rank", default=32, group="policy")
+    lora_dropout: float = option("its dropout", default=0.0, group="policy")
+    lora_target_modules: list[str] = option(
+        "layers that it stands beside", default=["all-linear"], group="policy", metavar="NAME"
+    )
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = option(
+        "type of the weights", default="float32", group="policy"
+    )
+    scorer: str | None = option(
+        "the frozen model that reads what the policy writes (default: the base of the policy)",
+        default=None,
+        group="policy",
+        metavar="NAME",
+    )
+
+
+@dataclass(kw_only=True)
+class DataOptions:
+    """What it is trained on."""
+
+    data: list[str] = option(
+        "human texts with a domain (creative, functional): .jsonl(.gz), .csv(.gz), .parquet, a Hub data set, or demo",
+        group="data",
+        metavar="FILE",
+    )
+    functional: list[str] = option(
+        "text sets whose functional texts are added", default=["demo"], group="data", metavar="FILE"
+    )
+    facts: bool = option("train on half of the factual probe too", default=True, group="data")
+    functional_share: float = option("share of functional rows", default=0.3, group="data")
+    limit: int | None = option("texts of each domain and file", default=None, group="data")
+    prefix_tokens: int = option("tokens of a prompt, where one is cut from a text", default=64, group="data")
+
+
+@dataclass(kw_only=True)
+class LookOptions:
+    """How the gap is measured at the start, on the way and at the end, and what is left in the end."""
+
+    eval_data: list[str] = option(
+        "held-out human texts (default: one in ten of the texts, which are not trained on then)",
+        default=[],
+        group="looks",
+        metavar="FILE",
+    )
+    eval_limit: int = option("held-out prefixes of each domain", default=32, group="looks")
+    eval_tokens: int = option("tokens of a continuation there", default=64, group="looks")
+    eval_facts: int = option("facts of the other half of the probe that are asked", default=96, group="looks")
+    eval_decoding: str | None = option(
+        "how the policy writes there: see ugap measure --help, or setting:value,... "
+        "(default: as in training where it writes there, else ancestral)",
+        default=None,
+        group="looks",
+        metavar="NAME",
+    )
+    every: int = option("steps from look to look; 0 looks at the start and the end alone", default=50, group="looks")
+    merge: bool = option(
+        "write the model with the adapter in its weights too, into output_dir/merged", default=False, group="output"
+    )
+
+
+@dataclass(frozen=True)
+class Data:
+    """The texts and facts of a run.
+
+    Args:
+        texts (`Sequence[TextRow]`): Texts to train on.
+        facts (`Sequence[Fact]`): Facts to train on.
+        excerpts (`Sequence[Excerpt]`): Held-out prefixes with their human continuations.
+        asked (`Sequence[Fact]`): Held-out facts.
+    """
+
+    texts: "Sequence[TextRow]"
+    facts: "Sequence[Fact]"
+    excerpts: "Sequence[Excerpt]"
+    asked: "Sequence[Fact]"
+
+
+def policy_of(arguments: Any, config: Any) -> "Policy":
+    """The policy that the options ask for.
+
+    Raises:
+        InputError: It cannot be loaded, an adapter does not fit, or options exclude each other.
+    """
+    from peft import LoraConfig
+
+    from ugap.training.policy import ALL_LINEAR, load_policy
+
+    if arguments.full and arguments.adapter is not None:
+        raise InputError("--full trains all weights, and --adapter an adapter: choose one")
+    if arguments.full and arguments.merge:
+        raise InputError("--merge puts an adapter into the weights, and --full has none: the output folder is a model")
+    if arguments.lora_r < 1:
+        raise InputError(f"lora_r is {arguments.lora_r}, and at least 1 is needed")
+    targets = arguments.lora_target_modules
+    lora = LoraConfig(
+        r=arguments.lora_r,
+        lora_alpha=arguments.lora_alpha,
+        lora_dropout=arguments.lora_dropout,
+        target_modules=ALL_LINEAR if targets == [ALL_LINEAR] else targets,
+        task_type="CAUSAL_LM",
+    )
+    policy = load_policy(
+        arguments.model,
+        lora=None if arguments.full or arguments.adapter is not None else lora,
+        adapter=arguments.adapter,
+        dtype=arguments.dtype,
+        device=_device(config),
+        trust_remote_code=_trusted(config),
+    )
+    kind = "all weights" if arguments.full else f"adapter {arguments.adapter}"
+    if policy.lora is not None:
+        kind = f"LoRA of rank {lora.r}, alpha {lora.lora_alpha}, on {', '.join(targets)}"
+    say(f"policy: {arguments.model}, {kind}, {arguments.dtype} on {policy.model.device}")
+    return policy
+
+
+def data_of(arguments: Any, tokenizer: "PreTrainedTokenizerBase") -> Data:
+    """The texts and facts that the options ask for.
+
+    Raises:
+        InputError: A text set is bad or too short, or held-out texts are trained on.
+    """
+    from ugap.data.facts import load_facts, split_facts
+    from ugap.study.excerpts import cut_excerpts
+    from ugap.training.held_out import hold_out, read_texts, some_of_every_kind
+
+    lengths = {"prefix_tokens": arguments.prefix_tokens, "max_new_tokens": arguments.eval_tokens}
+    for name in ("prefix_tokens", "eval_limit", "eval_tokens"):
+        if getattr(arguments, name) < 1:
+            raise InputError(f"{name} is {getattr(arguments, name)}, and at least 1 is needed")
+    texts = read_texts(arguments.data, arguments.functional, limit=arguments.limit)
+    if arguments.eval_data:
+        held = read_texts(arguments.eval_data)
+        trained = {row.text for row in texts}
+        for row in held:
+            if row.text in trained:
+                raise InputError(f"{row.where}: held-out text {row.id!r} is trained on as well")
+    else:
+        texts, held = hold_out(texts, tokenizer, **lengths)
+    facts, others = split_facts(load_facts())
+    data = Data(
+        texts,
+        facts if arguments.facts else [],
+        cut_excerpts(held, tokenizer, limit=arguments.eval_limit, **lengths),
+        some_of_every_kind(others, max(0, arguments.eval_facts)),
+    )
+    say(f"texts to train on: {_counted(texts)}; facts: {len(data.facts)}")
+    say(f"held out: {_counted(data.excerpts)} prefixes from {_counted(held)} texts; facts: {len(data.asked)}")
+    return data
+
+
+def frozen_scorer(arguments: Any, config: Any) -> "Scorer | None":
+    """The frozen scorer, where it is another model than the policy's base, which a full fine-tuning leaves none of."""
+    from ugap.scoring import Scorer
+
+    name = arguments.scorer or (arguments.model if arguments.full else None)
+    if name is None:
+        return None
+    return Scorer.from_pretrained(name, device=_device(config), trust_remote_code=_trusted(config))
+
+
+def decoding_of(word: str | None, default: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A decoding by its name, or by its settings alone.
+
+    Raises:
+        InputError: It is unknown.
+
+    Example:
+        >>> decoding_of("temperature:0.5", {}), decoding_of(None, {"top_p": 0.9})
+        ({'temperature': 0.5}, {'top_p': 0.9})
+    """
+    from ugap.study.decodings import parse_decodings
+
+    if word is None:
+        return default
+    (settings,) = parse_decodings([f"own={word}" if ":" in word and "=" not in word else word]).values()
+    return settings
+
+
+def settings_of(program: str, arguments: Any) -> dict[str, Any]:
+    """What a run that goes on shares with the one it goes on from."""
+    fields = [field for field in dataclasses.fields(arguments) if field.metadata.get("group") not in FREE]
+    return {"program": program, **{field.name: getattr(arguments, field.name) for field in fields}}
+
+
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """What TRL, PEFT or the Hub does not like about the settings, in one line; without the bars of `datasets`.
+
+    Raises:
+        InputError: In the place of their ValueError, and of what the Hub or the network raises.
+    """
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # The base error of the HTTP client, which changes with the version, and OSError.
+    network_errors = cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__)
+    hidden = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    except InputError:
+        raise
+    except network_errors as error:
+        if getattr(error, "errno", None) is not None:  # of the machine
+            raise
+        raise InputError(f"the Hub: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise InputError(" ".join(str(error).split())) from error
+    finally:
+        if not hidden:
+            enable_progress_bars()
+
+
+def train(
+    program: str,
+    trainer: "Trainer",
+    arguments: Any,
+    data: Data,
+    *,
+    checkpoint: Path | None,
+    scorer: "Scorer | None" = None,
+    decoding: Mapping[str, Any],
+) -> None:
+    """Train with looks at the gap, then save, print what was measured, push and close, as TRL's scripts do.
+
+    Args:
+        program (`str`): Name of the program.
+        trainer (`Trainer`): A trainer whose card is measured, see [`~ugap.training.model_card.MeasuredCard`].
+        arguments (`Any`): The options, those of [`PolicyOptions`], [`DataOptions`] and [`LookOptions`] among them.
+        data (`Data`): What is held out.
+        checkpoint (`Path`, *optional*): Where to go on from.
+        scorer (`Scorer`, *optional*): The frozen scorer; by default the policy's base.
+        decoding (`Mapping[str, Any]`): How the policy writes at a look.
+
+    Raises:
+        InputError: The looks do not fit the training, or logits are not finite.
+    """
+    from ugap.training.model_card import before_and_after
+    from ugap.training.policy import MERGED, save_merged
+    from ugap.training.run_folder import note_run
+    from ugap.training.tracking import UncertaintyGapCallback
+
+    args: Any = trainer.args
+    gap = UncertaintyGapCallback(
+        trainer,
+        data.excerpts,
+        scorer=scorer,
+        facts=data.asked,
+        decoding=decoding,
+        max_new_tokens=arguments.eval_tokens,
+        every=arguments.every,
+    )
+    trainer.add_callback(gap)
+    note_run(args.output_dir, {"program": program, **vars(arguments)}, config=args.to_dict())
+    say(f"training into {args.output_dir}: {_effective(args)}")
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    folder = Path(args.output_dir)
+    trainer.save_model(str(folder))
+    trainer.create_model_card(model_name=(args.hub_model_id or folder.resolve().name).split("/")[-1])
+    if arguments.merge and trainer.is_world_process_zero():
+        save_merged(arguments.model, folder, folder / MERGED, dtype=arguments.dtype, trust_remote_code=_trusted(args))
+    say(f"\n{before_and_after(gap.looks[0], gap.looks[-1])}\n\nsaved in {folder}")
+    if args.push_to_hub:
+        with in_one_line():
+            trainer.push_to_hub()
+    trainer.end()
+
+
+def say(text: str) -> None:
+    """Print, once for all processes."""
+    from accelerate import PartialState
+
+    if PartialState().is_main_process:
+        print(text, flush=True)
+
+
+def _effective(args: Any) -> str:
+    """The settings of a trainer that follow from the device and from other settings."""
+    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no mixed precision"
+    rows = f"{args.per_device_train_batch_size} rows x {args.gradient_accumulation_steps} x {args.world_size} processes"
+    return (
+        f"learning rate {args.learning_rate:g}, {rows} a step, {precision}, gradient checkpointing "
+        f"{'on' if args.gradient_checkpointing else 'off'}, reports to {', '.join(args.report_to) or 'nobody'}"
+    )
+
+
+def _device(config: Any) -> str | None:
+    return "cpu" if config.use_cpu else None
+
+
+def _trusted(config: Any) -> bool:
+    return bool(getattr(config, "trust_remote_code", False))
+
+
+def _counted(rows: "Sequence[TextRow] | Sequence[Excerpt]") -> str:
+    domains = [row.domain for row in rows]
+    return ", ".join(f"{domains.count(domain)} {domain}" for domain in dict.fromkeys(domains)) or "none"

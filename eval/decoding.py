@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import LogitsProcessor
 
     from ugap.data import PartStore, TextRow
-    from ugap.scoring import Scorer, TokenScores
+    from ugap.scoring import Scorer
     from ugap.study.excerpts import Excerpt
     from ugap.study.table import ScoredText
 
@@ -54,7 +54,6 @@ DECODINGS = [
     TOP_N_SIGMA,
 ]
 HUMAN = "human"
-TEMPERATURES = (0.9, 1.0, 1.1)  # where the tuning looks first
 
 
 @dataclass(kw_only=True)
@@ -94,7 +93,8 @@ def run(arguments: Arguments) -> None:
     Raises:
         InputError: The input is bad; what is finished stays for `--resume`.
     """
-    from ugap.data import PartStore, load_texts
+    from ugap.data import PartStore
+    from ugap.data.domain import load_domain
     from ugap.errors import InputError
     from ugap.progress import progress_bar
     from ugap.scoring import Scorer
@@ -117,8 +117,8 @@ def run(arguments: Arguments) -> None:
     for name, number in (("seeds", arguments.seeds), ("limit", arguments.limit), ("batch_size", arguments.batch_size)):
         if number < 1:
             raise InputError(f"{name}: expected a positive number, got {number}")
-    rows = domain_rows(load_texts(arguments.data), arguments.domain, arguments.data)
-    others = domain_rows(load_texts(arguments.tune), arguments.domain, arguments.tune) if arguments.tune else []
+    rows = load_domain(arguments.data, arguments.domain)
+    others = load_domain(arguments.tune, arguments.domain) if arguments.tune else []
     output = Path(arguments.output)
     if (output / "parts").exists() and not arguments.resume:
         raise InputError(f"{output}: there are results already; add --resume to go on, or choose another folder")
@@ -275,41 +275,26 @@ class Writer:
 
 
 def tuned_temperature(writer: Writer, excerpts: "Sequence[Excerpt]") -> float:
-    """The temperature at which the mean surprisal of what is written is that of people, to two steps of interpolation.
-
-    Each temperature is tried on the same prefixes with one seed. The three first ones bracket the answer or point at
-    it; a fourth is tried where a line through the two nearest says, and the answer lies between the two nearest then.
-    """
+    """The temperature at which the mean surprisal of what is written is that of people; see `ugap.study.matched`."""
     import numpy as np
+
+    from ugap.study.matched import matched_temperature
 
     def level(texts: "Sequence[ScoredText]") -> float:
         return float(np.mean([text.scores.nll for text in texts if len(text.scores)]))
 
-    people = level(writer.texts("tune", excerpts, HUMAN, {}, 0))
-    found: dict[float, float] = {}
+    def level_at(temperature: float) -> float:
+        return level(writer.texts("tune", excerpts, f"temperature-{temperature}", {"temperature": temperature}, 0))
 
-    def try_out(temperature: float) -> None:
-        made = writer.texts("tune", excerpts, f"temperature-{temperature}", {"temperature": temperature}, 0)
-        found[temperature] = level(made)
-
-    def crossing() -> float:
-        near = sorted(sorted(found, key=lambda t: abs(found[t] - people))[:2])
-        (a, b), (at_a, at_b) = near, (found[near[0]], found[near[1]])
-        slope = (at_b - at_a) / (b - a)
-        return float(np.clip(a + (people - at_a) / slope, 0.5, 1.5)) if slope > 0 else a
-
-    for temperature in TEMPERATURES:
-        try_out(temperature)
-    try_out(round(crossing(), 3))
-    return round(crossing(), 3)
+    return matched_temperature(level(writer.texts("tune", excerpts, HUMAN, {}, 0)), level_at)
 
 
 def compare(human: "Sequence[ScoredText]", seeds: "Sequence[Sequence[ScoredText]]") -> dict[str, Any]:
     """One row of the table: what the texts of all seeds are like beside people's, pair by pair cut to one length."""
     import numpy as np
 
-    from ugap.statistics import distinct_n, repetition
     from ugap.study.table import gap_table, pair
+    from ugap.study.variety import variety
 
     (cell,) = pair([*human, *(text for texts in seeds for text in texts)])
     measures = {row["measure"]: row for row in gap_table([cell], seed=0)}
@@ -317,9 +302,9 @@ def compare(human: "Sequence[ScoredText]", seeds: "Sequence[Sequence[ScoredText]
     varied: dict[str, list[list[float]]] = {"distinct_4": [], "repetition": []}
     for texts in seeds:  # each sample is as large as people's
         (one,) = pair([*human, *texts])
-        both = (one.human, one.generated)
-        varied["distinct_4"].append([distinct_n([shown(s) for s in side], 4) for side in both])
-        varied["repetition"].append([repetition([s.token_ids.tolist() for s in side]) for side in both])
+        both = [variety(one.human), variety(one.generated)]
+        for name, values in varied.items():
+            values.append([side[name] for side in both])
     return {
         "n": nll["n"],
         "n_sources": nll["n_sources"],
@@ -334,11 +319,6 @@ def compare(human: "Sequence[ScoredText]", seeds: "Sequence[Sequence[ScoredText]
             for name, values in varied.items()
         },
     }
-
-
-def shown(scores: "TokenScores") -> str:
-    """The text of the tokens that are scored."""
-    return scores.text[: int(scores.offsets[-1, 1])]
 
 
 def markdown(entry: Mapping[str, Any]) -> str:
@@ -372,16 +352,6 @@ def markdown(entry: Mapping[str, Any]) -> str:
 def percent_more(human: float, model_value: float) -> str:
     """By how many percent a model's value exceeds people's; empty where people's is nothing to compare with."""
     return f"{100 * (model_value / human - 1):+.1f}" if human > 0 else ""
-
-
-def domain_rows(rows: "Sequence[TextRow]", domain: str, name: str) -> "list[TextRow]":
-    """The texts of one domain."""
-    from ugap.errors import InputError
-
-    kept = [row for row in rows if row.domain == domain]
-    if not kept:
-        raise InputError(f"{name}: no text of the domain {domain!r}")
-    return kept
 
 
 def digest(texts: Sequence[str]) -> str:

@@ -1,0 +1,340 @@
+"""The reward before any training: does it tell how people go on from noise, loops, and what a model writes?"""
+
+import hashlib
+import json
+import math
+import random
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ugap.cli.arguments import option
+from ugap.cli.comparing import refuse_results
+from ugap.cli.main import main
+from ugap.files import replacing
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ugap.data import PartStore
+    from ugap.scoring import Scorer
+    from ugap.study.excerpts import Excerpt
+    from ugap.training import UncertaintyReward
+
+DESCRIPTION = """\
+Tell human continuations from corrupted ones by the uncertainty reward, and by each of its measures alone: the AUC, the
+probability that the human one of two texts has the higher reward.
+
+examples:
+  ugap eval reward_auc --model smollm2-135m-instruct --data stories.test.jsonl --output runs/reward
+  ugap eval reward_auc --model smollm2-135m-instruct --scorer gemma-3-270m --data stories.test.jsonl --limit 40
+
+Prefixes of held-out texts are continued by the person who wrote them; by random tokens; by the person's words shuffled;
+by loops of the first 8 and of the first 20 of them; by a person in another text; and by the model under each decoding.
+The reward is that of ugap train grpo: closeness of a completion to the human profile under a frozen scorer. Intervals
+are 95% bootstrap intervals over source texts.
+
+The folder gets reward_auc.json: mean rewards, AUCs, and the mean distances of each kind of text from people in human
+standard deviations; and parts, from which --resume goes on."""
+
+NAME, PARTS = "reward_auc", "parts"
+VERSION = 1
+HUMAN, ALL = "human", "uncertainty"
+SHORT = {"surprisal": "s", "entropy": "h", "deviation": "dev", "repetition": "rep"}  # in the head of a table
+DECODINGS = ["greedy", "temperature-0.7", "temperature-1.5=temperature:1.5", "ancestral"]
+
+
+@dataclass(kw_only=True)
+class Arguments:
+    """Arguments of `ugap eval reward_auc`."""
+
+    model: str = option("asset, folder, .gguf file or Hub id of the model that writes", group="models", metavar="NAME")
+    scorer: str | None = option(
+        "frozen model behind the reward (default: the one that writes)", default=None, group="models", metavar="NAME"
+    )
+    profile: str | None = option(
+        "human profile of the scorer, a file or the name of a shipped one (default: the shipped one)",
+        default=None,
+        group="models",
+        metavar="NAME",
+    )
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = option(
+        "type of the weights", default="float32", group="models"
+    )
+    device: str | None = option("where models run (default: the GPU if there is one)", default=None, group="models")
+    trust_remote_code: bool = option("run the code that a repository brings along", default=False, group="models")
+    data: str = option("held-out human texts", group="texts", metavar="FILE")
+    domain: str = option("domain of the texts that are taken", default="creative", group="texts")
+    limit: int | None = option("prefixes, at most", default=None, group="texts")
+    per_text: int = option("prefixes of one text", default=2, group="texts")
+    prefix_tokens: int = option("tokens of a prefix", default=64, group="texts")
+    max_new_tokens: int = option("tokens of a continuation", default=64, group="texts")
+    decoding: list[str] = option(
+        "decodings of the model's own continuations: see ugap measure --help",
+        default=DECODINGS,
+        group="texts",
+        metavar="NAME",
+    )
+    batch_size: int = option("prefixes that are continued side by side", default=16, group="texts")
+    output: str = option("folder of the results", default="runs/reward_auc", group="output", metavar="DIR")
+    resume: bool = option("go on with an interrupted run, or add decodings to one", default=False, group="output")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A text and its rewards, by name: that of all measures, and that of each alone."""
+
+    source: str
+    rewards: Mapping[str, float]
+    standardised: Sequence[float] | None
+
+
+def run(arguments: Arguments) -> None:
+    """Write, judge, compare, print the tables and write `reward_auc.json`.
+
+    Raises:
+        InputError: The input is bad; what is finished stays for `--resume`.
+    """
+    import pyarrow as pa
+    from rich.console import Console
+
+    from ugap.data import PartStore
+    from ugap.data.domain import load_domain
+    from ugap.errors import InputError
+    from ugap.progress import progress_bar
+    from ugap.scoring import Scorer
+    from ugap.study.decodings import parse_decodings
+    from ugap.study.excerpts import cut_excerpts
+    from ugap.study.study import environment, without_nan
+    from ugap.training import UncertaintyReward
+
+    for name in ("limit", "per_text", "prefix_tokens", "max_new_tokens", "batch_size"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}, and at least 1 is needed")
+    output = Path(arguments.output)
+    refuse_results(output, arguments.resume, PARTS)
+    decodings = parse_decodings(arguments.decoding)
+    rows = load_domain(arguments.data, arguments.domain)
+
+    def load(name: str) -> Scorer:
+        return Scorer.from_pretrained(
+            name,
+            dtype=arguments.dtype,
+            device=arguments.device,
+            trust_remote_code=arguments.trust_remote_code,
+        )
+
+    writer = load(arguments.model)
+    scorer = writer if arguments.scorer in (None, arguments.model) else load(str(arguments.scorer))
+    reward = UncertaintyReward(arguments.profile, scorer, domain=arguments.domain)
+    reward.bind(None, None)
+    excerpts = cut_excerpts(
+        rows,
+        writer.tokenizer,
+        prefix_tokens=arguments.prefix_tokens,
+        max_new_tokens=arguments.max_new_tokens,
+        limit=arguments.limit,
+        per_text=arguments.per_text,
+    )
+    settings = {
+        **{name: getattr(arguments, name) for name in ("domain", "max_new_tokens", "batch_size", "dtype")},
+        "writer": list(writer.id),
+        "scorer": list(scorer.id),
+        "profile": reward.profile.source,
+        "prefixes_hash": fingerprint([excerpt.prefix + excerpt.human for excerpt in excerpts]),
+        "profile_hash": fingerprint(reward.profile.to_dict()),
+    }
+    columns = [("text", pa.string()), ("reward", pa.float64()), ("standardised", pa.list_(pa.float64()))]
+    parts = PartStore(output / PARTS, pa.schema(columns), settings)
+    with progress_bar() as bar:
+        judged = {}
+        for kind, make in kinds(writer, excerpts, decodings, arguments).items():
+            task = bar.add_task(kind, total=len(excerpts))
+            judged[kind] = judge(kind, make, excerpts, arguments.batch_size, reward, parts, partial(bar.advance, task))
+    record = {
+        "version": VERSION,
+        "settings": {**settings, "arguments": asdict(arguments), "environment": environment()},
+        "kinds": [compare(kind, judged[HUMAN], texts) for kind, texts in judged.items()],
+    }
+    with replacing(output / f"{NAME}.json") as temporary:
+        temporary.write_text(json.dumps(without_nan(record), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    console = Console(highlight=False)
+    print_tables(without_nan(record), console)
+    console.print(f"\nAll numbers are in {output / f'{NAME}.json'}", markup=False)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How the texts of one kind are made, batch by batch; `key` tells it from another of the same name."""
+
+    key: str
+    texts: "Callable[[Sequence[Excerpt]], list[str]]"
+
+
+def kinds(
+    writer: "Scorer", excerpts: "Sequence[Excerpt]", decodings: Mapping[str, Mapping[str, Any]], arguments: Arguments
+) -> dict[str, Kind]:
+    """Every kind of text by its name: people's own first."""
+    from ugap.errors import InputError
+    from ugap.study.corruptions import looped, of_other_sources, random_tokens, shuffled_words
+    from ugap.study.generation import generate_continuations, seed_of
+
+    n, tokenizer = arguments.max_new_tokens, writer.tokenizer
+    others = {one.id: text for one, text in zip(excerpts, of_other_sources(excerpts), strict=True)}
+
+    def rng(excerpt: "Excerpt") -> random.Random:
+        return random.Random(excerpt.id)
+
+    def each(make: "Callable[[Excerpt], str]") -> "Callable[[Sequence[Excerpt]], list[str]]":
+        return lambda batch: [make(one) for one in batch]
+
+    def written(how: Mapping[str, Any]) -> "Callable[[Sequence[Excerpt]], list[str]]":
+        def write(batch: "Sequence[Excerpt]") -> list[str]:
+            prefixes = [one.prefix for one in batch]
+            plain = tokenizer(prefixes, add_special_tokens=False, split_special_tokens=True)
+            return generate_continuations(
+                writer.model,
+                tokenizer,
+                [writer.bos + ids for ids in plain["input_ids"]],
+                how,
+                max_new_tokens=n,
+                seed=seed_of("reward", *prefixes),
+                domain=arguments.domain,
+                names=[f"{one.where}, text {one.id!r}" for one in batch],
+            )
+
+        return write
+
+    made: dict[str, Callable[[Excerpt], str]] = {
+        HUMAN: lambda one: one.human,
+        "random tokens": lambda one: random_tokens(tokenizer, n, rng(one)),
+        "shuffled words": lambda one: shuffled_words(one.human, rng(one)),
+        "loop of 8 words": lambda one: looped(one.human, 8),
+        "loop of 20 words": lambda one: looped(one.human, 20),
+        "another story": lambda one: others[one.id],
+    }
+    for name in decodings:
+        if name in made:
+            raise InputError(f"decoding {name!r}: the name is taken")
+    return {
+        **{name: Kind(name, each(one)) for name, one in made.items()},
+        **{name: Kind(f"{name}|{json.dumps(how, sort_keys=True)}", written(how)) for name, how in decodings.items()},
+    }
+
+
+def judge(
+    name: str,
+    kind: Kind,
+    excerpts: "Sequence[Excerpt]",
+    size: int,
+    reward: "UncertaintyReward",
+    parts: "PartStore",
+    advance: Callable[[int], object],
+) -> list[Judged]:
+    """The rewards of the texts of one kind; finished batches are kept and read again."""
+    from ugap.errors import InputError
+    from ugap.profile.texts import FEATURES
+
+    out = []
+    for number, begin in enumerate(range(0, len(excerpts), size)):
+        batch = excerpts[begin : begin + size]
+        key = f"{kind.key}|{number}"
+        if not parts.done(key):
+            texts = kind.texts(batch)
+            judged = reward.judge([one.prefix for one in batch], texts)
+            rows = []
+            for one, text, found in zip(batch, texts, judged, strict=True):
+                if math.isnan(found.reward):
+                    raise InputError(
+                        f"{one.where}, text {one.id!r} ({name}): the logits of {reward.scorer.name} are not finite"
+                    )
+                z = None if found.standardised is None else found.standardised.tolist()
+                rows.append({"text": text, "reward": found.reward, "standardised": z})
+            parts.write(key, rows)
+        for one, row in zip(batch, parts.read(key), strict=True):
+            z = row["standardised"]
+            single = {feature: 0.0 if z is None else alone(z[i]) for i, feature in enumerate(FEATURES)}
+            out.append(Judged(one.source, {ALL: row["reward"], **single}, z))
+        advance(len(batch))
+    return out
+
+
+def alone(z: float) -> float:
+    """The reward of one measure: `1 / (1 + d² / 4)` as of the class, whose squared distance is then that of one."""
+    return 1 / (1 + z**2 / 4)
+
+
+def compare(kind: str, human: Sequence[Judged], texts: Sequence[Judged]) -> dict[str, Any]:
+    """One kind of text: its mean rewards, its mean distances from people, and the AUC of people's texts against it."""
+    import numpy as np
+
+    from ugap.profile.texts import FEATURES
+    from ugap.statistics.auc import auc
+
+    known = [text.standardised for text in texts if text.standardised is not None]
+    found: dict[str, Any] = {
+        "kind": kind,
+        "n": len(texts),
+        "n_sources": len({text.source for text in texts}),
+        "n_not_scored": len(texts) - len(known),
+        "reward": {name: float(np.mean([text.rewards[name] for text in texts])) for name in (ALL, *FEATURES)},
+        "standardised": dict(zip(FEATURES, np.mean(known, axis=0).tolist(), strict=True)) if known else None,
+    }
+    if kind == HUMAN:
+        return found
+    sides = [[one.source for one in side] for side in (human, texts)]
+    areas = {}
+    for name in (ALL, *FEATURES):
+        values = [[one.rewards[name] for one in side] for side in (human, texts)]
+        if np.isfinite(values[0] + values[1]).all():  # a profile may lack a measure
+            area = auc(values[0], sides[0], values[1], sides[1])
+            areas[name] = {"auc": area.auc, "ci95": list(area.ci95)}
+    return {**found, "auc": areas}
+
+
+def print_tables(record: Mapping[str, Any], console: "Console") -> None:
+    """The mean reward and the AUC of the whole reward, and the AUCs of the single measures."""
+    from ugap.profile.texts import FEATURES
+    from ugap.report.terminal import figure, text_table, with_interval
+
+    rows = record["kinds"]
+    n, n_sources = rows[0]["n"], rows[0]["n_sources"]
+    whole = text_table(
+        f"The uncertainty reward of {n} continuations of each kind, from {n_sources} texts",
+        ["text", "mean reward", "AUC of people against it [95%]"],
+        [
+            [
+                row["kind"],
+                figure(row["reward"][ALL], ".3f"),
+                with_interval(row["auc"][ALL]["auc"], row["auc"][ALL]["ci95"], ".3f") if "auc" in row else "",
+            ]
+            for row in rows
+        ],
+        words=1,
+    )
+    single = text_table(
+        "AUC of a reward of one measure alone",
+        ["text", *(SHORT.get(feature, feature) for feature in FEATURES)],
+        [
+            [row["kind"], *(figure(row["auc"].get(feature, {}).get("auc"), ".2f") for feature in FEATURES)]
+            for row in rows
+            if "auc" in row
+        ],
+        words=1,
+    )
+    console.print(whole)
+    console.print()
+    console.print(single)
+
+
+def fingerprint(value: Any) -> str:
+    """A hash of what JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+if __name__ == "__main__":
+    sys.exit(main(["eval", NAME, *sys.argv[1:]]))

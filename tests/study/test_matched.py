@@ -1,0 +1,29 @@
+import pytest
+
+from ugap.study.matched import matched_temperature
+
+
+@pytest.mark.parametrize(
+    ("people", "level_at", "temperature"),
+    [
+        (4.24, lambda t: 4 * t**2 + 1, 0.9),
+        (3.0, lambda t: 2.5 * t, 1.2),
+        (2.9, lambda t: 3 * t - 0.1, 1.0),
+        (0.1, lambda t: 2 * t, 0.5),  # out of reach
+        (9.0, lambda t: 2 * t, 1.5),
+    ],
+)
+def test_it_is_where_the_levels_cross(people, level_at, temperature):
+    tried = []
+
+    def level(t):
+        tried.append(t)
+        return level_at(t)
+
+    assert matched_temperature(people, level) == pytest.approx(temperature, abs=0.01)
+    assert tried[:3] == [0.9, 1.0, 1.1]
+    assert len(tried) == 4
+
+
+def test_a_level_that_does_not_rise_with_the_temperature_is_left_alone():
+    assert matched_temperature(3.0, lambda t: 4 - t) in (0.9, 1.0, 1.1)

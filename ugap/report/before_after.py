@@ -1,0 +1,238 @@
+"""A model before and after fine-tuning, for people: tables for a terminal, and the plot of the gaps.
+
+What is shown is the record of [`~ugap.study.before_after.measure_before_after`]. In the plot a line is a decoding and a
+mark is a model, as the plot of a study has decodings and domains: points with intervals around the human level.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from rich.table import Table
+
+from ugap.report.figure import FAINT, INK, LABEL, SOFT, framed, wrapped
+from ugap.report.plots import MARKERS
+from ugap.report.rows import ends, number, sign
+from ugap.report.tables import MISSING, p_value
+from ugap.report.terminal import figure, text_table, with_interval
+from ugap.report.words import MEASURES
+from ugap.study.before_after_table import BASE, MATCHED
+from ugap.study.table import SELF
+from ugap.study.variety import VARIETY
+
+# Okabe and Ito's palette; the base is grey.
+BASE_COLOUR = "#7f7f7f"
+LEGEND = 32  # letters
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+
+Record = Mapping[str, Any]
+
+
+def before_after_tables(record: Record) -> Iterator[Table]:
+    """The tables of a comparison: for each scorer gaps, shares closed, distances and variety; then the probes.
+
+    Args:
+        record (`Mapping`): What [`~ugap.study.before_after.measure_before_after`] gave.
+    """
+    decoded = partial(_decoded, record)
+    for scorer in record["scorers"]:
+        read = f"read by {_reader(scorer)}"
+        rows = [row for row in record["rows"] if row["scorer"] == scorer["scorer"]]
+        names = [(row["writer"], decoded(row["decoding"])) for row in rows]
+        yield text_table(
+            f"Gap, human less model, {read}: nats per token, and standard deviations",
+            ["model", "decoding", "surprisal [95%]", "entropy", "PMI", "deviation", "pairs"],
+            [
+                [
+                    *name,
+                    with_interval(*_gap(row, "nll"), "+.2f"),
+                    *(figure(_gap(row, measure)[0], "+.2f") for measure in ("entropy", "pmi", "deviation")),
+                    str(row["n"]),
+                ]
+                for name, row in zip(names, rows, strict=True)
+            ],
+            words=2,
+        )
+        shares = [row for row in record["shares"] if row["scorer"] == scorer["scorer"]]
+        if shares:
+            yield text_table(
+                f"Share of the base's absolute gap in surprisal that is closed, {read}",
+                ["model", "decoding", "base under", "before", "after", "closed [95%]"],
+                [
+                    [
+                        row["writer"],
+                        *(decoded(row[name]) for name in ("decoding", "base_decoding")),
+                        *(figure(row[name], "+.2f") for name in ("before", "after")),
+                        with_interval(row["share"], row["ci95"], ".0%"),
+                    ]
+                    for row in shares
+                ],
+                words=3,
+            )
+        human = scorer["human"]
+        yield text_table(
+            f"1-Wasserstein distances of surprisal, deviation and PMI, {read}",
+            ["model", "decoding", "people: s", "z", "PMI", "profile: s", "z", "PMI"],
+            [
+                ["people", "", *[MISSING] * 3, *_to_profile(human)],
+                *([*name, *_to_people(row), *_to_profile(row)] for name, row in zip(names, rows, strict=True)),
+            ],
+            words=2,
+        )
+        yield text_table(
+            f"Variety, by {scorer['model']}'s tokens",
+            ["model", "decoding", "distinct-2", "distinct-4", "repetition"],
+            [
+                ["people", "", *(figure(human[name], ".3f") for name in VARIETY)],
+                *(
+                    [*name, *(figure(row[one]["model_value"], ".3f") for one in VARIETY)]
+                    for name, row in zip(names, rows, strict=True)
+                    if row["n"]
+                ),
+            ],
+            words=2,
+        )
+    for name in ("facts", "questions"):
+        if record[name] is not None:
+            yield _probe(name, record[name], decoded)
+
+
+def _decoded(record: Record, decoding: str) -> str:
+    """A decoding as it is shown: with the temperature where it was sought."""
+    return f"matched, T={record['matched']['temperature']:g}" if decoding == MATCHED else decoding
+
+
+def _reader(scorer: Record) -> str:
+    return f"the frozen base {scorer['model']}" if scorer["scorer"] == SELF else scorer["scorer"]
+
+
+def _gap(row: Record, measure: str) -> tuple[Any, Any]:
+    """A gap and its interval."""
+    found = row["measures"].get(measure, {})
+    return found.get("gap"), found.get("ci95")
+
+
+def _to_people(row: Record) -> list[str]:
+    return [figure(row["measures"].get(name, {}).get("wasserstein"), ".3f") for name in ("nll", "deviation", "pmi")]
+
+
+def _to_profile(row: Record) -> list[str]:
+    found = row["to_profile"] or {}
+    return [figure(found.get(name), ".3f") for name in ("surprisal", "deviation", "pmi")]
+
+
+def _probe(name: str, probe: Record, decoded: Callable[[str], str]) -> Table:
+    """Accuracies, each with its differences from the base."""
+    rows = []
+    for row in probe["accuracies"]:
+        if row["kind"] is not None:
+            continue
+        own = (row["writer"], row["test"])
+        start = [row["writer"], decoded(row["test"]), with_interval(row["accuracy"], row["ci95"], ".1f", scale=100)]
+        compared = [found for found in probe["comparisons"] if (found["a_writer"], found["a_test"]) == own]
+        for found in compared:
+            beside = "" if found["b_test"] == row["test"] else f", beside {found['b_test']}"
+            difference = with_interval(found["difference"], found["ci95"], "+.1f", scale=100)
+            won = f"{found['a_only']}, {found['b_only']}"
+            rows.append([start[0], start[1] + beside, start[2], difference, won, p_value(number(found["p_value"]))])
+        if not compared:
+            rows.append([*start, "", "", ""])
+    return text_table(
+        f"{name.capitalize()} ({probe['n']}): % right, and points more than the base (p: McNemar's exact test)",
+        ["model", "test", "right [95%]", "more than base [95%]", "won, lost", "p"],
+        rows,
+        words=2,
+    )
+
+
+def plot_before_after(record: Record, path: str | Path) -> None:
+    """Plot the gap in surprisal by decoding and model with 95% intervals, a panel per scorer.
+
+    Args:
+        record (`Mapping`): What [`~ugap.study.before_after.measure_before_after`] gave.
+        path (`str` or `Path`): The PNG file to write.
+    """
+    rows = [row for row in record["rows"] if math.isfinite(number(_gap(row, "nll")[0]))]
+    writers = [model["name"] for model in record["models"]]
+    decodings = list(dict.fromkeys(row["decoding"] for row in record["rows"]))
+    colours = {name: BASE_COLOUR if name == BASE else COLOURS[(i - 1) % len(COLOURS)] for i, name in enumerate(writers)}
+    marks = {name: (colours[name], MARKERS[i % len(MARKERS)]) for i, name in enumerate(writers)}
+    width = 5.0 if len(record["scorers"]) > 1 else 7.4
+    slot = max(0.4, 0.16 * (len(writers) + 1))
+    values = [
+        0.0,
+        *(v for row in rows for v in (number(_gap(row, "nll")[0]), *ends(_gap(row, "nll")[1])) if math.isfinite(v)),
+    ]
+    pad = 0.06 * (max(values) - min(values)) or 0.1
+    words = MEASURES["nll"]
+    with framed(
+        path,
+        panels=len(record["scorers"]),
+        panel_size=(width, 1.25 + slot * len(decodings)),
+        title="How far from human uncertainty, before and after",
+        subtitle=f"Gap: human text less model text for the same prefixes. {words.heading}; 95% intervals.",
+        note="A filled mark: the interval does not cover 0. " + _basis(rows),
+        legend=[
+            Line2D([], [], color=colour, marker=marker, linewidth=2.0, markersize=5.5, label=legend_name(name))
+            for name, (colour, marker) in marks.items()
+        ],
+    ) as frame:
+        for index, (axes, scorer) in enumerate(zip(frame.axes, record["scorers"], strict=True)):
+            axes.set_title(wrapped(f"read by {_reader(scorer)}", width - 1.3, 10), loc="left", pad=16)
+            _draw(axes, [row for row in rows if row["scorer"] == scorer["scorer"]], decodings, marks)
+            axes.set_yticks(range(len(decodings)), [wrapped(_decoded(record, name), 1.5, LABEL) for name in decodings])
+            axes.set_xlim(min(values) - pad, max(values) + pad)
+            if frame.last_in_column(index):
+                axes.set_xlabel(f"gap, {words.unit}")
+
+
+def legend_name(name: str) -> str:
+    """A name that a legend of three columns has room for: the end of a long path tells more than its beginning.
+
+    Example:
+        >>> legend_name("ours"), legend_name("/data/checkpoints/experiments/2026-11/sft-0.5")
+        ('ours', '…nts/experiments/2026-11/sft-0.5')
+    """
+    return name if len(name) <= LEGEND else f"…{name[1 - LEGEND :]}"
+
+
+def _draw(axes: Axes, rows: Sequence[Record], decodings: Sequence[str], marks: Mapping[str, tuple[str, str]]) -> None:
+    for place in range(0, len(decodings), 2):
+        axes.axhspan(place - 0.5, place + 0.5, color=FAINT, alpha=0.45, linewidth=0, zorder=0)
+    axes.grid(axis="x", color=FAINT, linewidth=0.8)
+    axes.axvline(0, color=INK, linewidth=1.2, zorder=2)
+    axes.annotate(
+        "human level", (0, 1), (0, 3), xycoords=("data", "axes fraction"), textcoords="offset points", ha="center",
+        va="bottom", color=SOFT, size=7.5,
+    )  # fmt: skip
+    for place, decoding in enumerate(decodings):
+        here = [row for row in rows if row["decoding"] == decoding]
+        step = 0.72 / len(marks)
+        for i, row in enumerate(here):
+            y = place + (i - (len(here) - 1) / 2) * step
+            colour, marker = marks[row["writer"]]
+            gap, interval = _gap(row, "nll")
+            low, high = ends(interval)
+            if math.isfinite(low) and math.isfinite(high):
+                axes.plot([low, high], [y, y], color=colour, linewidth=2.0, solid_capstyle="butt", zorder=3)
+            face = colour if sign((low, high)) else "white"
+            axes.plot([gap], [y], marker, color=colour, markerfacecolor=face, markersize=5.5, zorder=4)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set_ylim(len(decodings) - 0.5, -0.5)  # the first decoding at the top
+
+
+def _basis(rows: Sequence[Record]) -> str:
+    if not rows:
+        return "No gap could be estimated."
+    pairs, sources = (_span([row[name] for row in rows]) for name in ("n", "n_sources"))
+    return f"n = {pairs} pairs of {sources} source texts."
+
+
+def _span(counts: Sequence[int]) -> str:
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low} to {high}"

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import ugap.study.generation
 from eval import decoding
 from ugap.cli.main import main
 from ugap.models import load_model
+from ugap.scoring import Scorer
 from ugap.study.table import MIN_TOKENS
 
 STORY = (
@@ -80,7 +82,9 @@ def test_the_table(finished):
 
 def test_going_on_makes_nothing_twice(words, finished, monkeypatch, capsys):
     before = read(finished)
-    monkeypatch.setattr(decoding.Writer, "_write", None)
+    # The program is loaded afresh, so what it writes and scores with is taken away below it.
+    monkeypatch.setattr(ugap.study.generation, "generate_continuations", None)
+    monkeypatch.setattr(Scorer, "score", None)
     assert main([*words, "--seeds", "2", "--decoding", *DECODINGS, "--output", str(finished), "--resume"]) == 0
     after = read(finished)
     assert after["models"] == before["models"]

@@ -325,7 +325,7 @@ def weighted_advantages(rewards: torch.Tensor, weights: torch.Tensor, group: int
 
     Example:
         >>> rewards = torch.tensor([[0.0, torch.nan], [1.0, torch.nan], [torch.nan, 1.0], [torch.nan, 0.0]])
-        >>> weighted_advantages(rewards, torch.tensor([1.0, 2.0]), 2).round(decimals=2).tolist()
+        >>> [round(a, 2) for a in weighted_advantages(rewards, torch.tensor([1.0, 2.0]), 2).tolist()]
         [-0.71, 0.71, 1.41, -1.41]
     """
     grouped = rewards.view(-1, group, rewards.shape[1])

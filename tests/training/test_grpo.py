@@ -164,7 +164,7 @@ def test_trl_alone_would_give_the_multiplier_no_such_effect(make_trainer):
 def test_the_entropy_term_is_two_sided_and_differentiable(make_trainer):
     trainer = make_trainer(target_entropy_coef=2.0)
     batch, _ = scored_batch(trainer)
-    still = {**batch, "advantages": batch["advantages"] * 0}
+    still = {**batch, "advantages": batch["advantages"] * 0, "scorer_nll": batch["scorer_nll"] * torch.nan}
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
     trainer._metrics["train"].clear()
@@ -196,6 +196,36 @@ def test_the_entropy_term_is_two_sided_and_differentiable(make_trainer):
 
     assert entropy_after(0.3) > 0
     assert entropy_after(-0.3) < 0
+
+
+def test_a_policy_that_has_left_the_scorer_aims_lower(make_trainer):
+    """By the divergence: its text is that much more surprising to the scorer than the policy is uncertain."""
+    trainer = make_trainer(target_entropy_coef=1.0)
+    batch, rows = scored_batch(trainer)
+    creative = torch.tensor([row["domain"] == "creative" for row in rows])
+    expected = trainer.uncertainty.judge(
+        [row["prompt"] for row in rows], trainer.processing_class.batch_decode(batch["completion_ids"], True)
+    )
+    told = torch.tensor([float(one.nll) for one in expected])
+    torch.testing.assert_close(batch["scorer_nll"][creative], told[creative], rtol=1e-4, atol=1e-4)
+    assert batch["scorer_nll"][~creative].isnan().all()
+
+    def target(divergence):
+        trainer._metrics["train"].clear()
+        mask = batch["completion_mask"]
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+        whole = torch.cat([batch["prompt_mask"], mask], 1)
+        with torch.no_grad():
+            logps = trainer._get_per_token_logps_and_entropies(trainer.model, ids, whole, mask.shape[1])[0]
+        own = -(logps * mask).sum(1) / mask.sum(1)
+        nll = torch.where(creative, own + divergence, torch.nan)
+        trainer._compute_loss(trainer.model, {**batch, "scorer_nll": nll})
+        return trainer._metrics["train"]["entropy/creative_target"][0]
+
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    assert target(0.4) == pytest.approx(target(0.0) - 0.4, abs=1e-4)
+    assert target(-0.4) == pytest.approx(target(0.0), abs=1e-4)
 
 
 def test_targets_by_domain_and_prompt(make_trainer, human_profile):

@@ -46,4 +46,5 @@ def test_the_settings_are_there():
 def test_grpo_scales_its_own_loss_and_sft_leaves_it_to_the_trainer():
     assert GRPOTrainer.loss_is_scaled_for_ga is True
     assert "loss_is_scaled_for_ga" in inspect.getsource(Trainer.training_step)
+    assert "_pending_extra_logs" in inspect.getsource(GRPOTrainer._log_completion_extra)
     assert "reward_weights" in inspect.getsource(GRPOTrainer.__init__)

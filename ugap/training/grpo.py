@@ -6,12 +6,16 @@
 - *Entropy term.* A reward on the text does not see the policy's own entropy: a deterministic text can have any
   surprisal, and the policy's entropy collapses while the reward rises. So `coef * mean((entropy - target)^2)` over
   completions is added to the loss, two-sided, with a target for each. On a creative prompt it is how surprising people
-  are expected to be there: the calibration curve at the frozen scorer's entropies over the human continuation, or
-  where there is none the human level of the domain. On a functional prompt it is the entropy of the policy's frozen
-  base over the same completion. The policy's entropy is that of the distribution that is drawn from: at the sampling
-  temperature.
+  are expected to be there: the calibration curve at the frozen scorer's entropies over the human continuation, or where
+  there is none the human level of the domain. On a functional prompt it is the entropy of the policy's frozen base over
+  the same completion. The policy's entropy is that of the distribution that is drawn from: at the sampling temperature.
+- *Whose surprisal.* What has to meet people is how surprising the policy's text is to the scorer: the policy's entropy
+  plus its divergence from the scorer, `E[-log S] = H + KL(policy || S)`. So on creative prompts the target is less by
+  that divergence, estimated from the completions at hand (the scorer's less the policy's mean surprisal). Without that
+  the policy would overshoot by as much as it has learned.
 """
 
+import itertools
 import logging
 import math
 import warnings
@@ -112,7 +116,7 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
     A reward that is NaN is left out, as TRL does with one that is None, counted, and logged as `rewards/{name}/nan`; if
     it is more than half of the rewards of a batch, the run ends with a checkpoint and `train` raises.
 
-    In the log, beside what TRL logs, are `entropy/{domain}`, `entropy/{domain}_target` and
+    In the log, beside what TRL logs, are `entropy/{domain}`, `entropy/{domain}_target`, `entropy/divergence` and
     `constraint/{metric}/{cost,limit,lambda}`.
 
     Raises:
@@ -148,7 +152,9 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
             )
         self.failure: str | None = None
         self._rewards_per_func: torch.Tensor | None = None
+        self._logps: torch.Tensor | None = None
         self._entropies: torch.Tensor | None = None
+        self._scorer_nll: list[float | None] = []
 
     def _constrained_reward(self, rewards: Sequence[Any]) -> int:
         """The place of the reward whose cost is constrained."""
@@ -189,7 +195,7 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
             most (`int`, *optional*, defaults to `64`): Rows that are tried, each once.
         """
         assert self.factual is not None
-        rows = [row for row in self.train_dataset if row["domain"] == FUNCTIONAL][:most]
+        rows = list(itertools.islice((row for row in self.train_dataset if row["domain"] == FUNCTIONAL), most))
         generator = torch.Generator(self.accelerator.device).manual_seed(self.args.seed)
         warpers = [TemperatureLogitsWarper(self.temperature)] if self.temperature != 1 else []
         with (
@@ -221,6 +227,9 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         self._rewards_per_func = rewards
+        if self.uncertainty is not None:
+            # What the reward wants logged: the surprisal of this process's completions to the scorer.
+            self._scorer_nll = list(self._pending_extra_logs[f"{self.uncertainty.__name__}_nll"][-len(prompts) :])
         if self.constraint is not None and self.model.training:
             right = rewards[self._own_rows(len(prompts)), self.factual]
             told = right[~right.isnan()]
@@ -247,6 +256,8 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
         if self.args.target_entropy_coef:
             output["entropy_target"] = self._entropy_targets(inputs, output)
             output["creative"] = torch.tensor([row["domain"] == CREATIVE for row in inputs]).to(self.accelerator.device)
+            nll = [math.nan if value is None else value for value in self._scorer_nll]
+            output["scorer_nll"] = torch.tensor(nll).to(self.accelerator.device)
         return output
 
     @torch.no_grad()
@@ -282,18 +293,24 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
         out = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        self._entropies = out[1]
+        self._logps, self._entropies = out[:2]
         return out
 
     def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         loss = super()._compute_loss(model, inputs)
-        entropies, self._entropies = self._entropies, None
+        logps, entropies = self._logps, self._entropies
+        self._logps = self._entropies = None
         if not self.args.target_entropy_coef:
             return loss
+        assert logps is not None
         assert entropies is not None
         train = self.model.training
         mask, target, creative = inputs["completion_mask"], inputs["entropy_target"], inputs["creative"]
         entropy = _row_means(entropies, mask)
+        ahead = inputs["scorer_nll"] + _row_means(logps.detach(), mask)
+        told = creative & ahead.isfinite()
+        divergence = (torch.where(told, ahead, 0.0).sum() / told.sum().clamp(min=1)).clamp(min=0)
+        target = torch.where(creative, target - divergence, target).clamp(min=0)
         known = target.isfinite() & (mask.sum(1) > 0)
         distance = torch.where(known, entropy - target.nan_to_num(), 0.0)
         term = (distance**2).sum() / known.sum().clamp(min=1)
@@ -303,7 +320,8 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
                 f"entropy/{domain}{kind}": (float(values[rows].detach().sum()), int(rows.sum()))
                 for domain, rows in ((CREATIVE, known & creative), (FUNCTIONAL, known & ~creative))
                 for kind, values in (("", entropy), ("_target", target))
-            },
+            }
+            | {"entropy/divergence": (float(ahead[told].sum()), int(told.sum()))},
         )
         return loss + self.args.target_entropy_coef * term / (self.current_gradient_accumulation_steps if train else 1)
 

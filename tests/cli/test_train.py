@@ -186,8 +186,10 @@ def command(write_rows, text_rows, tiny_folder, tmp_path):
             *("train", "sft", "--model", str(tiny_folder), "--data", path, "--functional", path, "--use_cpu", "yes"),
             *("--output_dir", str(tmp_path / "run"), "--max_steps", "3", "--every", "2", "--prefix_tokens", "8"),
             *("--eval_tokens", "16", "--eval_facts", "12", "--piece_tokens", "32", "--constraint_limit", "0.01"),
-            *("--per_device_train_batch_size", "2", *more),
+            *more,
         ]
+        if "--per_device_train_batch_size" not in more:
+            words += ["--per_device_train_batch_size", "2"]
         call = [sys.executable, "-m", "ugap.cli.main", *words]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         return subprocess.run(call, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
@@ -205,6 +207,32 @@ class TestProcesses:
         looks = [json.loads(line) for line in (tmp_path / "run" / "ugap_gap.jsonl").read_text().splitlines()]
         assert [look["step"] for look in looks] == [0, 2, 3]
         assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
+
+    def test_two_processes_log_the_metrics_of_one(self, command, tmp_path):
+        """Of one step on the same four rows: sums and counts are added up, and no mean of means is taken."""
+        kept = []
+        for words in (["--num_processes", "2"], ["--per_device_train_batch_size", "4"]):
+            folder = tmp_path / f"run{len(kept)}"
+            settings = ["--max_steps", "1", "--logging_steps", "1", "--constraint_warmup", "0", "--save_steps", "1"]
+            settings += ["--functional_share", "0.6", "--seed", "3", "--weight", "0"]
+            done = command(*words, *settings, "--output_dir", str(folder))
+            assert done.returncode == 0, done.stderr
+            state = json.loads((folder / "checkpoint-1" / "trainer_state.json").read_text())
+            log = next(log for log in state["log_history"] if "creative/nll" in log)
+            constraint = json.loads((folder / "checkpoint-1" / "constraint_state.json").read_text())
+            kept.append((log, constraint))
+        (two, of_two), (one, of_one) = kept
+        for name in (
+            "creative/nll",
+            "creative/entropy",
+            "functional/nll",
+            "functional/entropy",
+            "entropy",
+            "num_tokens",
+        ):
+            assert two[name] == pytest.approx(one[name], rel=1e-5), name
+        assert of_two["window"][0] == pytest.approx(of_one["window"][0], rel=1e-4, abs=1e-6)
+        assert of_two["log_lambda"] == pytest.approx(of_one["log_lambda"], rel=1e-5)
 
     def test_the_exit_status_is_that_of_the_processes(self, command):
         done = command("--num_processes", "2", "--lora_target_modules", "c_attn")

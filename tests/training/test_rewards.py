@@ -1,6 +1,7 @@
 """The rewards: their range, their routing by domain, their two sides, and how TRL calls them."""
 
 import copy
+import json
 import math
 import pickle
 import random
@@ -265,3 +266,27 @@ def test_the_real_model_ranks_people_first(smollm2):
     assert auc(people[1:] + people[:1]) > 0.8
     assert auc(written(temperature=1.5)) > 0.9
     assert auc(written(temperature=0.7)) > 0.8
+
+
+def test_by_name_from_the_command_line_of_trl(base_model, save_model, human_profile, prompts, tmp_path, monkeypatch):
+    """`trl grpo --reward_funcs ugap.training.rewards.NAME`: its program reads the words and builds the trainer."""
+    from trl.scripts.grpo import main, make_parser
+
+    folder = save_model("grpo", base_model())
+    data = tmp_path / "data"
+    data.mkdir()
+    prompts.to_json(data / "train.jsonl")
+    monkeypatch.setattr(HumanProfile, "shipped_for", classmethod(lambda cls, scorer: human_profile))
+    # The instances of the module are shared by all tests: this run gets its own.
+    monkeypatch.setattr(rewards, "surprisal_reward", UncertaintyReward(features=["surprisal"], name="surprisal_reward"))
+    words = ["--model_name_or_path", str(folder), "--dataset_name", str(data), "--output_dir", str(tmp_path / "run")]
+    rewards_of_ours = [f"ugap.training.rewards.{name}" for name in ("surprisal_reward", "factuality_reward")]
+    settings = ["--use_cpu", "--bf16", "False", "--report_to", "none", "--max_steps", "1", "--logging_steps", "1"]
+    sizes = ["--per_device_train_batch_size", "4", "--num_generations", "2", "--max_completion_length", "6"]
+    lora = ["--use_peft", "--lora_target_modules", "q_proj", "v_proj"]
+    argv = [*words, "--reward_funcs", *rewards_of_ours, *settings, *sizes, *lora]
+    main(*make_parser().parse_args_and_config(argv))
+    state = json.loads((tmp_path / "run" / "checkpoint-1" / "trainer_state.json").read_text())
+    log = state["log_history"][0]
+    assert 0 <= log["rewards/surprisal_reward/mean"] <= 1
+    assert log["rewards/factuality_reward/mean"] == 0

@@ -210,7 +210,7 @@ class TestProcesses:
 
     def test_two_processes_log_the_metrics_of_one(self, command, tmp_path):
         """Of one step on the same four rows: sums and counts are added up, and no mean of means is taken."""
-        kept = []
+        kept: list[tuple[dict, dict]] = []
         for words in (["--num_processes", "2"], ["--per_device_train_batch_size", "4"]):
             folder = tmp_path / f"run{len(kept)}"
             settings = ["--max_steps", "1", "--logging_steps", "1", "--constraint_warmup", "0", "--save_steps", "1"]

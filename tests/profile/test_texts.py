@@ -118,6 +118,7 @@ def test_a_feature_that_does_not_vary_between_people_is_left_out():
     scores = text(700, 64)
     others = [name for name in FEATURES if name != "repetition"]
     assert distance(same, scores, 64) == pytest.approx(distance(same, scores, 64, others) * 1.0)
+    assert same.texts is not None
     standardised = same.texts.standardised(same.text_features(scores), 64)
     assert np.isnan(standardised[FEATURES.index("repetition")])
     assert np.isfinite(standardised[:-1]).all()

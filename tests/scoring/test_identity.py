@@ -33,5 +33,6 @@ def test_a_base_inside_a_peft_model_keeps_its_hash(make_model):
     adapted = get_peft_model(model, LoraConfig(target_modules="all-linear"))
     assert weight_hash(adapted.get_base_model()) == before
     # It is the base's own weights that count, under the adapter too.
-    adapted.get_base_model().model.layers[0].self_attn.q_proj.base_layer.weight.data[3] += 1
+    weights = dict(adapted.get_base_model().named_parameters())
+    weights["model.layers.0.self_attn.q_proj.base_layer.weight"].data[3] += 1
     assert weight_hash(adapted.get_base_model()) != before

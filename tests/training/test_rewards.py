@@ -259,9 +259,14 @@ def test_the_real_model_ranks_people_first(smollm2):
         return np.mean(human[:, None] > other) + np.mean(human[:, None] == other) / 2
 
     assert human.mean() > 0.7
-    assert auc([tokenizer.decode([rng.randrange(100, 49000) for _ in range(64)]) for _ in people]) > 0.95
-    assert auc([" ".join(rng.sample(words := text.split(), len(words))) for text in people]) > 0.95
-    assert auc([" ".join((text.split()[:8] * 8)[:50]) for text in people]) > 0.95
+    # Gibberish and loops are never above a text that a person wrote.
+    words = [text.split() for text in people]
+    for texts in (
+        [tokenizer.decode(rng.sample(range(100, 49000), 64)) for _ in people],
+        [" ".join(rng.sample(some, len(some))) for some in words],
+        [" ".join((some[:8] * 8)[:50]) for some in words],
+    ):
+        assert np.array(reward(prefixes, texts)).max() < human.min()
     assert auc(written(do_sample=False)) > 0.95
     assert auc(people[1:] + people[:1]) > 0.8
     assert auc(written(temperature=1.5)) > 0.9

@@ -17,7 +17,6 @@ from ugap.cli.main import main
 from ugap.files import replacing
 
 if TYPE_CHECKING:
-    from rich.table import Table
     from transformers import PreTrainedModel
 
     from ugap.data import PartStore
@@ -275,6 +274,7 @@ def print_tables(record: Mapping[str, Any]) -> None:
     from rich.console import Console
 
     from ugap.report.tables import p_value
+    from ugap.report.terminal import text_table, with_interval
 
     console = Console(highlight=False)
     cells = {(row["model"], row["test"], row["kind"]): row for row in record["accuracies"]}
@@ -288,38 +288,22 @@ def print_tables(record: Mapping[str, Any]) -> None:
             for kind, n in kinds.items():
                 found = [cells[model, test, kind] for test in shown]
                 rows.append(
-                    [f"{kind or 'all'} ({n})", *(percent(row["accuracy"], row["ci95"], ".1f") for row in found)]
+                    [
+                        f"{kind or 'all'} ({n})",
+                        *(with_interval(row["accuracy"], row["ci95"], ".1f", scale=100) for row in found),
+                    ]
                 )
-            console.print(table(["facts", *shown], rows, words=1))
+            console.print(text_table("", ["facts", *shown], rows, words=1))
             console.print()
     rows = []
     for row in record["comparisons"]:
         shared, told = ("test", "model") if row["a_test"] == row["b_test"] else ("model", "test")
         only = ["" if row[name] is None else str(row[name]) for name in ("a_only", "b_only")]
         p = p_value(math.nan if row["p_value"] is None else row["p_value"])
-        difference = percent(row["difference"], row["ci95"], "+.1f")
+        difference = with_interval(row["difference"], row["ci95"], "+.1f", scale=100)
         rows.append([row[f"a_{shared}"], row[f"a_{told}"], row[f"b_{told}"], difference, *only, p])
     if rows:
-        console.print(table(["of", "a", "b", "a - b, points [95%]", "only a", "only b", "p"], rows, words=3))
-
-
-def percent(value: float, ci95: Sequence[float | None], form: str) -> str:
-    """A share and its interval as percentages."""
-    low, high = ("?" if end is None else format(100 * end, form) for end in ci95)
-    return f"{100 * value:{form}} [{low}, {high}]"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> "Table":
-    """A table of plain text, whose first columns are words."""
-    from rich.table import Table
-    from rich.text import Text
-
-    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for number, name in enumerate(header):
-        made.add_column(Text(name), overflow="fold", justify="left", no_wrap=number >= words)
-    for row in rows:
-        made.add_row(*map(Text, row))
-    return made
+        console.print(text_table("", ["of", "a", "b", "a - b, points [95%]", "only a", "only b", "p"], rows, words=3))
 
 
 if __name__ == "__main__":

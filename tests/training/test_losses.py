@@ -34,7 +34,7 @@ def whole(model, ids):
     return log_p, surprisal, -(log_p.exp() * log_p).sum(-1)
 
 
-def calibration(entropy, surprisal, bins):
+def calibration(entropy, surprisal, bins, share=1.0):
     """As the formula says, bin by bin."""
     n = len(entropy)
     order = sorted(range(n), key=lambda t: entropy[t].item())
@@ -45,7 +45,7 @@ def calibration(entropy, surprisal, bins):
         begin += len(members)
         h = torch.stack([entropy[t] for t in members]).mean()
         s = torch.stack([surprisal[t] for t in members]).mean().detach()
-        total = total + len(members) / n * (h - s) ** 2
+        total = total + len(members) / n * (h - share * s) ** 2
     return total
 
 
@@ -67,13 +67,15 @@ def _models(request, make_model):
     return model, copy.deepcopy(model)
 
 
-def test_creativity_trains_as_whole_logits_would(models):
+@pytest.mark.parametrize("share", [1.0, 0.8])
+def test_creativity_trains_as_whole_logits_would(share, models):
     model, other = models
     ids = tokens(3, 40, seed=0)
     surprisal, entropy = surprisal_entropy(*fused(model, ids))
     _, s, h = whole(other, ids)
     assert len(h) == 117
-    assert_same_training(creativity_loss(surprisal, entropy), calibration(h, s, bins=7), model, other)
+    loss = creativity_loss(surprisal, entropy, share=share)
+    assert_same_training(loss, calibration(h, s, bins=7, share=share), model, other)
 
 
 def test_reality_trains_as_whole_logits_would(models, make_model):
@@ -300,6 +302,7 @@ def test_no_tokens_keep_the_graph():
         (lambda x: reality_loss(kl=x.view(2, 2)), "kl"),
         (lambda x: reality_loss(x, x, kl_weight=-1.0), "kl_weight"),
         (lambda x: reality_loss(x, x, kl_weight=math.nan), "kl_weight"),
+        (lambda x: creativity_loss(x, x, share=0.0), "share"),
         (lambda x: gem_loss(x.view(2, 2)), "gem"),
         (lambda x: creativity_reality_loss(0.5), "creativity and reality"),
     ],

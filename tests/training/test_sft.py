@@ -1,6 +1,7 @@
 """The SFT trainer: its loss against autograd on logits, the constraint at work, and what it refuses before training."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -70,14 +71,20 @@ def expected_loss(trainer, batch, base):
     h, s = entropy[creative][order], surprisal[creative][order]
     bins = max(1, min(args.calibration_bins, len(h) // 16))
     parts = zip(h.tensor_split(bins), s.tensor_split(bins), strict=True)
-    calibration = sum(len(a) * (a.mean() - b.mean()) ** 2 for a, b in parts) / len(h)
+    calibration = sum(len(a) * (a.mean() - args.entropy_share * b.mean()) ** 2 for a, b in parts) / len(h)
     total = args.weight * calibration + (1 - args.weight) * (surprisal.mean() + args.kl_weight * kl)
     return total + trainer.constraint.value * kl
 
 
 def test_the_loss_is_that_of_whole_logits(make_trainer, base_model, human_texts):
     rows = [{"text": text, "domain": "creative" if i % 2 else "functional"} for i, text in enumerate(human_texts)]
-    config = {"weight": 0.3, "kl_weight": 2.0, "constraint_limit": 0.01, "constraint_initial": 5.0}
+    config = {
+        "weight": 0.3,
+        "entropy_share": 0.8,
+        "kl_weight": 2.0,
+        "constraint_limit": 0.01,
+        "constraint_initial": 5.0,
+    }
     trainer = moved(make_trainer(data=Dataset.from_list(rows), calibration_bins=3, **config))
     batch = batch_of(trainer)
     trainer.model.eval()
@@ -214,6 +221,8 @@ def test_data_that_cannot_do_are_refused_before_training(data, config, says, mak
         ({"objective": "entropy"}, "objective 'entropy'"),
         ({"kl_weight": -1.0}, "kl_weight is -1.0"),
         ({"calibration_bins": 0}, "calibration_bins is 0"),
+        ({"entropy_share": 0.0}, "entropy_share is 0.0"),
+        ({"entropy_share": math.inf}, "entropy_share is inf"),
         ({"packing": True}, "packing"),
         ({"loss_type": "dft"}, "loss_type='dft' has no effect"),
         ({"constraint_limit": 0.1, "constraint_maximum": -1.0}, "constraint_maximum"),

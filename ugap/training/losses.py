@@ -41,18 +41,26 @@ class Loss(NamedTuple):
 
 
 def creativity_loss(
-    surprisal: Tensor, entropy: Tensor, *, bins: int = BINS, n_tokens: int | Tensor | None = None
+    surprisal: Tensor,
+    entropy: Tensor,
+    *,
+    share: float = 1.0,
+    bins: int = BINS,
+    n_tokens: int | Tensor | None = None,
 ) -> Loss:
     """Entropy calibration on human creative text: how far the model's entropy is from the text's surprisal.
 
     The tokens are sorted by the model's entropy into `bins` bins of equal count. With `n_b` tokens in bin `b`,
 
-        `loss = sum_b (n_b / N) (mean_b(entropy) - mean_b(surprisal))²`.
+        `loss = sum_b (n_b / N) (mean_b(entropy) - share * mean_b(surprisal))²`.
 
     It is two-sided, and a bin that is too certain does not make up for one that is too uncertain. The gradient flows
     through the entropy alone: through the surprisal, the model would learn to find human text surprising, which is as
     good for the loss and the opposite of modelling it. Still nothing here holds the surprisal, and the two may meet at
     another level than the text's: to hold it, give the same text to [`reality_loss`] as well.
+
+    What a calibrated model writes is still more surprising to a frozen scorer than people are: by the divergence of the
+    two, and by what its own mistakes lead to. A `share` below 1 leaves room for that.
 
     The bins depend on the entropy alone, so the gradient is 0 in expectation for a calibrated model. The loss is not: a
     mean of few tokens is noisy, and its floor is about the number of bins times the mean varentropy, over `N`.
@@ -60,6 +68,7 @@ def creativity_loss(
     Args:
         surprisal (`Tensor` of shape `(N,)`): Surprisal of the human tokens under the model, nats.
         entropy (`Tensor` of shape `(N,)`): Entropy of the model there, nats, with gradient.
+        share (`float`, *optional*, defaults to `1.0`): Entropy that is aimed at, per nat of surprisal; above 0.
         bins (`int`, *optional*, defaults to `8`): Bins; fewer where they would hold less than 16 tokens each.
         n_tokens (`int` or `Tensor`, *optional*): Creative tokens of the whole optimiser step, in the place of `N`.
 
@@ -67,7 +76,7 @@ def creativity_loss(
         [`Loss`]: Of part `creativity`, nats².
 
     Raises:
-        ValueError: If the shapes differ, or there is less than one bin.
+        ValueError: If the shapes differ, the share is not a positive number, or there is less than one bin.
 
     Example:
         >>> entropy = torch.arange(64.0, requires_grad=True)
@@ -84,7 +93,9 @@ def creativity_loss(
         raise ValueError(f"entropy holds {len(entropy)} tokens, surprisal {len(surprisal)}")
     if bins < 1:
         raise ValueError(f"bins is {bins}, not at least 1")
-    difference = entropy - surprisal.detach()
+    if not 0 < share < math.inf:
+        raise ValueError(f"share is {share}, not a positive number")
+    difference = entropy - share * surprisal.detach()
     order = entropy.detach().argsort(stable=True)
     members = order.tensor_split(max(1, min(bins, len(order) // TOKENS_PER_BIN)))
     # n_b times the squared mean, written so that a bin without tokens is 0.

@@ -9,6 +9,7 @@ multiplier of `ugap.training.constraint` is the weight of that KL beside the los
 """
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -51,6 +52,14 @@ class UncertaintySFTConfig(ConstrainedConfig, SFTConfig):
     calibration_bins: int = field(
         default=8, metadata={"help": "Entropy bins in which the entropy of creative rows is calibrated."}
     )
+    entropy_share: float = field(
+        default=1.0,
+        metadata={
+            "help": "Entropy that is aimed at on creative rows, per nat of the text's surprisal. Below 1 leaves room "
+            "for what makes a model's own text more surprising to the scorer than the model's entropy is: their "
+            "divergence, and where its own mistakes lead it."
+        },
+    )
     kl_weight: float = field(
         default=0.0,
         metadata={
@@ -74,6 +83,8 @@ class UncertaintySFTConfig(ConstrainedConfig, SFTConfig):
             raise InputError(f"objective {self.objective!r}: not creativity-reality, cross-entropy or gem")
         if self.calibration_bins < 1:
             raise InputError(f"calibration_bins is {self.calibration_bins}, and at least 1 is needed")
+        if not 0 < self.entropy_share < math.inf:
+            raise InputError(f"entropy_share is {self.entropy_share}, not a positive number")
         if self.kl_weight < 0:
             raise InputError(f"kl_weight is {self.kl_weight}, a negative number")
         if not self.gem_beta > 0:
@@ -178,7 +189,9 @@ class UncertaintySFTTrainer(ConstrainedTrainer, SFTTrainer):
         own = creative.unsqueeze(1).expand_as(labels)[labels != -100]
         surprisal, entropy = out["surprisal"], out["entropy"]
         kl = out["kl"] if "kl" in out and not creative.all() else surprisal[:0]
-        calibration = creativity_loss(surprisal=surprisal[own], entropy=entropy[own], bins=args.calibration_bins)
+        calibration = creativity_loss(
+            surprisal=surprisal[own], entropy=entropy[own], share=args.entropy_share, bins=args.calibration_bins
+        )
         if args.objective == "gem":
             loss = gem_loss(out["gem"]).total
         elif args.objective == "cross-entropy":

@@ -27,7 +27,7 @@ Share closed: 1 - |gap after| / |gap before|. The gap has two sides: what oversh
 below 0 the gap has grown. --match adds the cheap answer: the base at the temperature at which its mean surprisal is
 people's on the texts of --tune. decodings: see ugap measure --help.
 
-The folder gets before_after.json (gaps in surprisal, entropy, PMI and deviation with intervals, shares closed,
+The folder gets before_after.json (gaps in surprisal, entropy, PMI and deviation with intervals, shares closed, rewards,
 1-Wasserstein distances from people's texts and from the human profile, distinct-2, distinct-4, repetition, the factual
 probe and the questions with McNemar's test), before_after.png (the gaps), and parts, from which --resume goes on."""
 

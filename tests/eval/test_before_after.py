@@ -18,6 +18,7 @@ from ugap.study import before_after
 from ugap.study.excerpts import cut_excerpts
 from ugap.study.generation import generate_continuations, seed_of
 from ugap.study.measures import token_values
+from ugap.training import UncertaintyReward
 
 DECODINGS = ["ancestral", "temperature-0.7"]
 N_FACTS = 12
@@ -52,7 +53,8 @@ def adapters(make_model, tmp_path_factory):
 @pytest.fixture(scope="module")
 def profile(tiny_folder, files, tmp_path_factory):
     scorer = Scorer.from_pretrained(str(tiny_folder))
-    scores = scorer.score([row.text for row in load_texts(str(files / "test.jsonl"))], ["a "] * 12, pmi=True)
+    texts = [row.text for row in load_texts(str(files / "test.jsonl"))]
+    scores = scorer.score(texts * 2, ["a "] * 12 + ["Once "] * 12, pmi=True)  # enough for features of whole texts
     path = tmp_path_factory.mktemp("profile") / "profile.json"
     HumanProfile.fit({"creative": scores}, resamples=2).save(path)
     return path
@@ -108,7 +110,7 @@ def test_the_record(finished, chat_folder, tiny_folder):
         assert 0 <= row["repetition"]["human"] <= 1
         # The profile is of the base alone.
         assert (row["to_profile"] is None) == (row["scorer"] != "self")
-    assert 0.5 <= record["matched"]["temperature"] <= 1.5
+    assert 0.5 <= record["matched"]["temperature"] <= 2
     assert only(record["rows"], decoding="temperature-matched", scorer="self")["settings"] == {
         "temperature": record["matched"]["temperature"]
     }
@@ -151,6 +153,18 @@ def test_shares_are_those_of_the_gaps(finished):
     assert whole
 
 
+def test_rewards_are_beside_those_of_the_base(finished):
+    record = read(finished)
+    # The profile is of the base alone, and the matched temperature stands beside each decoding.
+    assert [row["scorer"] for row in record["rewards"]] == ["self"] * 4 * len(DECODINGS)
+    assert record["scorers"][1]["human"]["reward"] is None
+    assert 0 < record["scorers"][0]["human"]["reward"] <= 1
+    for row in record["rewards"]:
+        assert row["rise"] == pytest.approx(row["after"] - row["before"])
+        assert row["ci95"][0] <= row["rise"] <= row["ci95"][1]
+        assert row["rise"] == 0 or row["writer"] != "same"
+
+
 def test_one_row_from_scratch(finished, files, tiny_folder, adapters, profile):
     """The other adapter under T = 0.7: its texts, their scores, the distances."""
     from ugap.models import load_model, with_adapter
@@ -179,6 +193,9 @@ def test_one_row_from_scratch(finished, files, tiny_folder, adapters, profile):
     fine = np.linspace(known.levels[0], known.levels[-1], 5001)
     expected = wasserstein_distance(z[1], np.interp(fine, known.levels, known.values))
     assert row["to_profile"]["deviation"] == pytest.approx(expected, rel=0.05)
+    judged = UncertaintyReward(HumanProfile.load(profile), scorer).judge(prefixes, texts)
+    risen = only(read(finished)["rewards"], writer="other", decoding="temperature-0.7")
+    assert risen["after"] == pytest.approx(np.mean([one.reward for one in judged]), rel=1e-4)
 
 
 def test_the_probes(finished):
@@ -213,7 +230,7 @@ def test_going_on_makes_nothing_twice_and_adds(command, finished, monkeypatch, c
     monkeypatch.setattr(Scorer, "score", broken)
     assert main([*command, "--output", str(finished), "--resume"]) == 0
     after = read(finished)
-    for part in ("models", "matched", "scorers", "rows", "shares", "facts", "questions"):
+    for part in ("models", "matched", "scorers", "rows", "shares", "rewards", "facts", "questions"):
         assert after[part] == before[part]
     printed = capsys.readouterr().out
     row = only(before["rows"], writer="other", decoding="ancestral", scorer="self")["measures"]["nll"]

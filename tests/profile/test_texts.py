@@ -124,6 +124,15 @@ def test_a_feature_that_does_not_vary_between_people_is_left_out():
     assert np.isfinite(standardised[:-1]).all()
 
 
+def test_closeness_falls_with_the_distance_and_needs_a_few_tokens(domain):
+    scores = text(700, 64)
+    features = domain.text_features(scores)
+    d2 = domain.texts.distance(features, 64)
+    assert domain.texts.closeness(features, 64) == pytest.approx(1 / (1 + d2 / 4))
+    assert domain.texts.closeness(domain.texts.at(64)[0], 64) == 1
+    assert domain.texts.closeness(features, 3) == 0
+
+
 def test_to_and_from_json(domain, tmp_path):
     profile = HumanProfile("tiny", "aaaa", "made up", {"creative": domain})
     profile.save(tmp_path / "p.json")

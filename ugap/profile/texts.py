@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 FEATURES = ("surprisal", "entropy", "low", "high", "deviation", "spread", "pmi", "repetition")
 LENGTHS = (16, 32, 64, 128, 256)
+FEWEST_TOKENS = 4  # fewer say nothing about a level
 FEWEST_TEXTS = 16  # of a length, for its covariance to be worth anything
 SHRINKAGE = 0.1
 NOTHING = 1e-12  # what is left, by rounding, of the variance of a feature that does not vary
@@ -149,6 +150,19 @@ class TextReference:
         shrunk = covariance[np.ix_(index, index)]
         shrunk = (1 - SHRINKAGE) * shrunk + SHRINKAGE * np.diag(np.diag(shrunk))
         return float(off @ np.linalg.solve(shrunk, off)) / len(index)
+
+    def closeness(self, features: FloatArray, n: int, which: Sequence[str] = FEATURES) -> float:
+        """How near a text of `n` tokens is to human texts: `1 / (1 + d² / 4)`, with `d²` the [`distance`].
+
+        In [0, 1], 1 at the human mean and about 0.8 for a human text. It falls slowly, so that far away there is still
+        a slope. 0 for a text of fewer than 4 tokens; NaN as the distance.
+
+        Args:
+            features (`np.ndarray` of shape `(8,)`): As of [`text_features`].
+            n (`int`): Tokens of the text.
+            which (`Sequence[str]`, *optional*): The features that count.
+        """
+        return 1 / (1 + self.distance(features, n, which) / 4) if n >= FEWEST_TOKENS else 0.0
 
     def standardised(self, features: FloatArray, n: int) -> FloatArray:
         """Each feature of a text of `n` tokens less its human mean, in human standard deviations: shape `(8,)`.

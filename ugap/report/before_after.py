@@ -33,7 +33,8 @@ Record = Mapping[str, Any]
 
 
 def before_after_tables(record: Record) -> Iterator[Table]:
-    """The tables of a comparison: for each scorer gaps, shares closed, distances and variety; then the probes.
+    """The tables of a comparison: for each scorer gaps, shares closed, rewards, distances and variety; then
+    the probes.
 
     Args:
         record (`Mapping`): What [`~ugap.study.before_after.measure_before_after`] gave.
@@ -70,6 +71,22 @@ def before_after_tables(record: Record) -> Iterator[Table]:
                         with_interval(row["share"], row["ci95"], ".0%"),
                     ]
                     for row in shares
+                ],
+                words=3,
+            )
+        rewards = [row for row in record["rewards"] if row["scorer"] == scorer["scorer"]]
+        if rewards:
+            yield text_table(
+                f"Uncertainty reward (people: {figure(scorer['human']['reward'], '.3f')}), {read}",
+                ["model", "decoding", "base under", "before", "after", "rise [95%]"],
+                [
+                    [
+                        row["writer"],
+                        *(decoded(row[name]) for name in ("decoding", "base_decoding")),
+                        *(figure(row[name], ".3f") for name in ("before", "after")),
+                        with_interval(row["rise"], row["ci95"], "+.3f"),
+                    ]
+                    for row in rewards
                 ],
                 words=3,
             )

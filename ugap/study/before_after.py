@@ -164,8 +164,9 @@ def measure_before_after(
     Returns:
         `dict`: In the types of JSON, `None` for what cannot be estimated: `version`, `settings`, `models`, `matched`
         (the temperature, and what was tried), `scorers` (and what people's texts are to them), `rows` (a writer and
-        decoding under a scorer), `shares` (closed, of the base's absolute gap in surprisal), `facts` and `questions`
-        (accuracies, comparisons with the base and answers; `None` where none were asked).
+        decoding under a scorer), `shares` (closed, of the base's absolute gap in surprisal), `rewards` (before, after
+        and their difference; empty without a human profile of whole texts), `facts` and `questions` (accuracies,
+        comparisons with the base and answers; `None` where none were asked).
 
     Raises:
         InputError: If a model, adapter, text or profile cannot be used, or the folder holds parts of other texts or
@@ -276,6 +277,7 @@ class _Work:
                 {**row, "settings": dict(decodings[row["decoding"]])} for reading in readings for row in reading.rows()
             ],
             "shares": [row for reading in readings for row in reading.shares(list(s.decodings))],
+            "rewards": [row for reading in readings for row in reading.rewards(list(s.decodings))],
             "facts": probe_record(facts, list(s.decodings)),
             "questions": probe_record(questions, []),
         }

@@ -9,6 +9,7 @@ import numpy as np
 
 from ugap.profile import DomainProfile
 from ugap.scoring import ScorerId, TokenScores
+from ugap.statistics.gap import paired_gap
 from ugap.statistics.quantiles import wasserstein_to_quantiles
 from ugap.statistics.share import share_closed
 from ugap.study.factuality import FactResult, accuracies, compare
@@ -60,6 +61,7 @@ class Reading:
                 **{name: float(np.nanmean([text_value(scores, name) for scores in texts])) for name in MEASURES},
                 **variety(texts),
                 "to_profile": distances_to_profile(texts, self.profile),
+                "reward": _mean(self._closeness(self.human)),
             },
         }
 
@@ -101,6 +103,36 @@ class Reading:
                     continue
                 named = {"writer": writer, "decoding": own, "base_decoding": decoding, "scorer": self.label}
                 yield {**named, **asdict(share_closed(*before, *after))}
+
+    def rewards(self, decodings: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """The reward of what was written, that of [`~ugap.training.UncertaintyReward`], less the base's for the same
+        prefixes under the same decoding: of the tuned models, and of the base at the matched temperature.
+        """
+        found = {
+            made: [value for seed in seeds for value in self._closeness(seed)] for made, seeds in self.made.items()
+        }
+        for decoding in decodings:
+            before = found[BASE, decoding]
+            for (writer, own), after in found.items():
+                if (own, writer == BASE) not in ((decoding, False), (MATCHED, True)):
+                    continue
+                both = [i for i in range(len(after)) if math.isfinite(after[i]) and math.isfinite(before[i])]
+                if not both:
+                    continue
+                sources = [self.human[i % len(self.human)].source for i in both]
+                gain = paired_gap([after[i] for i in both], [before[i] for i in both], sources)
+                named = {"writer": writer, "decoding": own, "base_decoding": decoding, "scorer": self.label}
+                figures = {"before": gain.model_value, "after": gain.human, "rise": gain.gap, "ci95": gain.ci95}
+                yield {**named, "n": gain.n, "n_sources": gain.n_sources, **figures, "p_value": gain.p_value}
+
+    def _closeness(self, texts: Sequence[ScoredText]) -> list[float]:
+        """How near each text is to people's; NaN where there is no human profile of whole texts."""
+        if self.profile is None or self.profile.texts is None:
+            return [math.nan] * len(texts)
+        features = [self.profile.text_features(text.scores) for text in texts]
+        return [
+            self.profile.texts.closeness(values, len(text.scores)) for values, text in zip(features, texts, strict=True)
+        ]
 
     def _variety(self, seeds: list[list[ScoredText]]) -> dict[str, dict[str, float]]:
         """Means over seeds: each sample is as large as people's."""
@@ -184,6 +216,11 @@ def probe_record(results: Mapping[Made, FactResult], decodings: Sequence[str]) -
             for (writer, test), result in results.items()
         ],
     }
+
+
+def _mean(values: Sequence[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return float(np.mean(finite)) if finite else math.nan
 
 
 def _gaps(cell: Cell | None) -> tuple[list[float], list[str]]:

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ugap.errors import InputError
 from ugap.profile import HumanProfile
-from ugap.profile.texts import FEATURES
+from ugap.profile.texts import FEATURES, FEWEST_TOKENS
 from ugap.scoring import Scorer
 from ugap.scoring.encoding import text_fault
 from ugap.study.factuality import first_named, starts_with
@@ -35,8 +35,6 @@ from ugap.training.shared_scorer import SharedScorer
 
 Message = Mapping[str, Any]
 Text = str | Sequence[Message]
-# What most language models stop being able to tell apart from noise: fewer tokens say nothing about a level.
-FEWEST_TOKENS = 4
 
 
 class UncertaintyReward:
@@ -190,8 +188,8 @@ class UncertaintyReward:
                 out.append(Judgement(math.nan if bad else 0.0, None, None))
                 continue
             values = profile.text_features(score)
-            distance = profile.texts.distance(values, len(score), self.features)
-            out.append(Judgement(1 / (1 + distance / 4), score.nll, profile.texts.standardised(values, len(score))))
+            reward = profile.texts.closeness(values, len(score), self.features)
+            out.append(Judgement(reward, score.nll, profile.texts.standardised(values, len(score))))
         return out
 
     def human_levels(self, prompts: Sequence[Text], human: Sequence[Text | None]) -> list[float]:

@@ -198,6 +198,34 @@ def test_the_entropy_term_is_two_sided_and_differentiable(make_trainer):
     assert entropy_after(-0.3) < 0
 
 
+def test_functional_rows_are_held_near_the_base_and_creative_ones_are_free(make_trainer):
+    trainer = make_trainer(target_entropy_coef=0.0, functional_beta=2.0)
+    batch, rows = scored_batch(trainer)
+    functional = torch.tensor([row["domain"] == "functional" for row in rows])
+    assert batch["base_logps"][functional].isfinite().all()
+    assert batch["base_logps"][~functional].isnan().all()
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    # A new adapter changes nothing: the policy is its base.
+    still = {**batch, "advantages": batch["advantages"] * 0}
+    assert trainer._compute_loss(trainer.model, still).item() == pytest.approx(0, abs=1e-6)
+    mask = batch["completion_mask"]
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    whole = torch.cat([batch["prompt_mask"], mask], 1)
+    with torch.no_grad():
+        logps = trainer._get_per_token_logps_and_entropies(trainer.model, ids, whole, mask.shape[1])[0]
+    shift = torch.linspace(-0.5, 0.5, mask.shape[1]).expand_as(logps)
+    base = torch.where(functional.unsqueeze(1), logps + shift, torch.nan)
+    trainer._metrics["train"].clear()
+    loss = trainer._compute_loss(trainer.model, {**still, "base_logps": base})
+    own = mask.bool() & functional.unsqueeze(1)
+    expected = (shift.exp() - 1 - shift)[own].mean().item()
+    assert loss.item() == pytest.approx(2.0 * expected, rel=1e-4)
+    assert trainer._metrics["train"]["functional/kl"][0] == pytest.approx(expected, rel=1e-4)
+    loss.backward()
+    assert any(parameter.grad.abs().sum() > 0 for parameter in trainer.model.parameters() if parameter.grad is not None)
+
+
 def test_a_policy_that_has_left_the_scorer_aims_lower(make_trainer):
     """By the divergence: its text is that much more surprising to the scorer than the policy is uncertain."""
     trainer = make_trainer(target_entropy_coef=1.0)
@@ -299,6 +327,8 @@ def test_full_fine_tuning_needs_a_scorer_of_its_own(make_trainer, human_profile,
     log = trainer.state.log_history[0]
     assert math.isfinite(log["entropy/creative_target"])
     assert "entropy/functional_target" not in log
+    with pytest.raises(InputError, match="functional_beta needs the frozen base"):
+        make_trainer(rewards=[reward, Lucky()], full=True, functional_beta=1.0)
 
 
 @pytest.mark.parametrize(
@@ -306,6 +336,7 @@ def test_full_fine_tuning_needs_a_scorer_of_its_own(make_trainer, human_profile,
     [
         ({"multi_objective_aggregation": "sum_then_normalize"}, "the constraint would do nothing"),
         ({"target_entropy_coef": -1.0}, "target_entropy_coef is -1.0"),
+        ({"functional_beta": -1.0}, "functional_beta is -1.0"),
         ({"entropy_coef": 0.1}, "pull at one entropy"),
         ({"constraint_limit": 0.1, "constraint_margin": 0.1}, "give one"),
         ({"constraint_limit": 0.1, "reward_weights": [1.0, 0.0]}, "weight of the FactualityReward is 0"),

@@ -73,6 +73,13 @@ class UncertaintyGRPOConfig(ConstrainedConfig, GRPOConfig):
             "entropy from its target. 0 switches it off: the policy's entropy is then held by nothing."
         },
     )
+    functional_beta: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of the KL divergence from the frozen base on functional rows alone, estimated as TRL does "
+            "for its `beta`, which is of all rows."
+        },
+    )
     entropy_low: float = field(
         default=0.3, metadata={"help": "The run ends when the policy's entropy (nats per token) falls below this."}
     )
@@ -97,6 +104,8 @@ class UncertaintyGRPOConfig(ConstrainedConfig, GRPOConfig):
             raise InputError("constraint_limit and constraint_margin both say the limit: give one")
         if not 0 <= self.target_entropy_coef < math.inf:
             raise InputError(f"target_entropy_coef is {self.target_entropy_coef}, not a number from 0")
+        if not 0 <= self.functional_beta < math.inf:
+            raise InputError(f"functional_beta is {self.functional_beta}, not a number from 0")
         if self.target_entropy_coef and (self.entropy_coef or self.use_adaptive_entropy):
             raise InputError("target_entropy_coef and TRL's entropy bonus pull at one entropy: switch one of them off")
 
@@ -116,8 +125,8 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
     A reward that is NaN is left out, as TRL does with one that is None, counted, and logged as `rewards/{name}/nan`; if
     it is more than half of the rewards of a batch, the run ends with a checkpoint and `train` raises.
 
-    In the log, beside what TRL logs, are `entropy/{domain}`, `entropy/{domain}_target`, `entropy/divergence` and
-    `constraint/{metric}/{cost,limit,lambda}`.
+    In the log, beside what TRL logs, are `entropy/{domain}`, `entropy/{domain}_target`, `entropy/divergence`,
+    `functional/kl` and `constraint/{metric}/{cost,limit,lambda}`.
 
     Raises:
         InputError: Before training, if rows have no domain, none is functional while a constraint is asked for,
@@ -149,6 +158,13 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
         if args.target_entropy_coef and self.uncertainty is None:
             raise InputError(
                 "the entropy term has its targets from an UncertaintyReward: add one, or set its coef to 0"
+            )
+        if args.functional_beta and not (
+            is_peft_model(self.accelerator.unwrap_model(self.model)) or self.ref_model is not None
+        ):
+            raise InputError(
+                "functional_beta needs the frozen base, and a policy that is trained whole has none: set it to 0, or "
+                "beta above 0, which loads one"
             )
         self.failure: str | None = None
         self._rewards_per_func: torch.Tensor | None = None
@@ -253,42 +269,55 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
             self._logs["advantages"].pop()
         self._logs["advantages"].extend(advantages.tolist())
         output["advantages"] = advantages[self._own_rows(len(inputs))]
+        if not (self.args.target_entropy_coef or self.args.functional_beta):
+            return output
+        output["creative"] = torch.tensor([row["domain"] == CREATIVE for row in inputs]).to(self.accelerator.device)
+        base_logps, base_entropy = self._base_on_functional(output)
+        if self.args.functional_beta:
+            output["base_logps"] = base_logps
         if self.args.target_entropy_coef:
-            output["entropy_target"] = self._entropy_targets(inputs, output)
-            output["creative"] = torch.tensor([row["domain"] == CREATIVE for row in inputs]).to(self.accelerator.device)
+            output["entropy_target"] = self._entropy_targets(inputs, base_entropy)
             nll = [math.nan if value is None else value for value in self._scorer_nll]
             output["scorer_nll"] = torch.tensor(nll).to(self.accelerator.device)
         return output
 
     @torch.no_grad()
-    def _entropy_targets(self, inputs: Sequence[dict[str, Any]], output: dict[str, Any]) -> torch.Tensor:
+    def _base_on_functional(self, output: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the frozen base makes of functional completions; NaN in other rows, and where there is no base.
+
+        Returns:
+            Log-probabilities of the tokens `(B, T)`, and the mean entropy of each completion `(B,)`, nats.
+        """
+        shape, device = output["completion_ids"].shape, self.accelerator.device
+        logps, entropy = torch.full(shape, math.nan, device=device), torch.full(shape[:1], math.nan, device=device)
+        policy = self.accelerator.unwrap_model(self.model)
+        if not (is_peft_model(policy) or self.ref_model is not None):
+            return logps, entropy
+        functional = (~output["creative"]).nonzero().flatten()
+        # Every process runs the base, whatever its rows are: sharded models wait for each other.
+        rows = functional if len(functional) else functional.new_zeros(1)
+        ids, mask = (
+            torch.cat([output[f"prompt_{name}"], output[f"completion_{name}"]], 1)[rows] for name in ("ids", "mask")
+        )
+        base, context = (self.ref_model, nullcontext()) if self.ref_model is not None else (self.model, as_base(policy))
+        with context:
+            own_logps, entropies, _ = super()._get_per_token_logps_and_entropies(
+                base, ids, mask, shape[1], compute_entropy=True
+            )
+        if len(functional):
+            logps[functional] = own_logps.to(logps.dtype)
+            entropy[functional] = _row_means(entropies, output["completion_mask"][rows]).to(entropy.dtype)
+        return logps, entropy
+
+    def _entropy_targets(self, inputs: Sequence[dict[str, Any]], base_entropy: torch.Tensor) -> torch.Tensor:
         """Target `(B,)` of the mean entropy of every completion, nats per token; NaN where there is none."""
         assert self.uncertainty is not None
-        device = self.accelerator.device
-        targets = torch.full((len(inputs),), math.nan, device=device)
+        targets = base_entropy.clone()
         creative = [i for i, row in enumerate(inputs) if row["domain"] == CREATIVE]
         levels = self.uncertainty.human_levels(
             [inputs[i]["prompt"] for i in creative], [inputs[i].get("human_completion") for i in creative]
         )
-        targets[creative] = torch.tensor(levels, dtype=targets.dtype, device=device)
-        functional = [i for i, row in enumerate(inputs) if row["domain"] == FUNCTIONAL]
-        policy = self.accelerator.unwrap_model(self.model)
-        # Every process runs the base, whatever its rows are: sharded models wait for each other.
-        rows = functional or [0]
-        if is_peft_model(policy) or self.ref_model is not None:
-            ids, mask = (
-                torch.cat([output[f"prompt_{name}"], output[f"completion_{name}"]], 1)[rows] for name in ("ids", "mask")
-            )
-            width = output["completion_ids"].shape[1]
-            base, context = (
-                (self.ref_model, nullcontext()) if self.ref_model is not None else (self.model, as_base(policy))
-            )
-            with context:
-                _, entropies, _ = super()._get_per_token_logps_and_entropies(
-                    base, ids, mask, width, compute_entropy=True
-                )
-            if functional:
-                targets[functional] = _row_means(entropies, output["completion_mask"][rows])
+        targets[creative] = torch.tensor(levels, dtype=targets.dtype, device=targets.device)
         return targets
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
@@ -300,22 +329,36 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
         loss = super()._compute_loss(model, inputs)
         logps, entropies = self._logps, self._entropies
         self._logps = self._entropies = None
-        if not self.args.target_entropy_coef:
-            return loss
         assert logps is not None
-        assert entropies is not None
-        train = self.model.training
+        steps = self.current_gradient_accumulation_steps if self.model.training else 1
+        if self.args.functional_beta:
+            loss = loss + self.args.functional_beta * self._functional_kl(logps, inputs) / steps
+        if self.args.target_entropy_coef:
+            assert entropies is not None
+            loss = loss + self.args.target_entropy_coef * self._entropy_term(logps.detach(), entropies, inputs) / steps
+        return loss
+
+    def _functional_kl(self, logps: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
+        """Mean over functional tokens of TRL's estimate of the divergence from the base, `r - 1 - log r`, nats."""
+        log_ratio = inputs["base_logps"] - logps
+        known = inputs["completion_mask"].bool() & log_ratio.isfinite()
+        log_ratio = torch.where(known, log_ratio, 0.0)
+        kl, n = (log_ratio.exp() - 1 - log_ratio).sum(), int(known.sum())
+        self._log_means("train" if self.model.training else "eval", {"functional/kl": (float(kl.detach()), n)})
+        return kl / max(1, n)
+
+    def _entropy_term(self, logps: torch.Tensor, entropies: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
+        """Mean over completions of the squared distance of their entropy from its target, nats²."""
         mask, target, creative = inputs["completion_mask"], inputs["entropy_target"], inputs["creative"]
         entropy = _row_means(entropies, mask)
-        ahead = inputs["scorer_nll"] + _row_means(logps.detach(), mask)
+        ahead = inputs["scorer_nll"] + _row_means(logps, mask)
         told = creative & ahead.isfinite()
         divergence = (torch.where(told, ahead, 0.0).sum() / told.sum().clamp(min=1)).clamp(min=0)
         target = torch.where(creative, target - divergence, target).clamp(min=0)
         known = target.isfinite() & (mask.sum(1) > 0)
         distance = torch.where(known, entropy - target.nan_to_num(), 0.0)
-        term = (distance**2).sum() / known.sum().clamp(min=1)
         self._log_means(
-            "train" if train else "eval",
+            "train" if self.model.training else "eval",
             {
                 f"entropy/{domain}{kind}": (float(values[rows].detach().sum()), int(rows.sum()))
                 for domain, rows in ((CREATIVE, known & creative), (FUNCTIONAL, known & ~creative))
@@ -323,7 +366,7 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
             }
             | {"entropy/divergence": (float(ahead[told].sum()), int(told.sum()))},
         )
-        return loss + self.args.target_entropy_coef * term / (self.current_gradient_accumulation_steps if train else 1)
+        return (distance**2).sum() / known.sum().clamp(min=1)
 
 
 def weighted_advantages(rewards: torch.Tensor, weights: torch.Tensor, group: int) -> torch.Tensor:

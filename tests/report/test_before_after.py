@@ -26,12 +26,16 @@ def row(writer, decoding, gap, scorer="self", **more):
 
 def reading(scorer):
     human = {"distinct_2": 0.95, "distinct_4": 0.99, "repetition": 0.2, "to_profile": {"surprisal": 0.05}}
+    human["reward"] = 0.83 if scorer == "self" else None
     return {"scorer": scorer, "model": "tiny" if scorer == "self" else scorer, "human": human}
 
 
+def names_of(writer, decoding):
+    return {"writer": writer, "decoding": decoding, "base_decoding": "ancestral", "scorer": "self"}
+
+
 def share(writer, decoding, value, ci95):
-    labels = {"writer": writer, "decoding": decoding, "base_decoding": "ancestral", "scorer": "self"}
-    return {**labels, "before": 0.8, "after": 0.8 * (1 - value), "share": value, "ci95": ci95}
+    return {**names_of(writer, decoding), "before": 0.8, "after": 0.8 * (1 - value), "share": value, "ci95": ci95}
 
 
 def accuracy(writer, test, value, kind=None):
@@ -61,6 +65,10 @@ def record():
             share("ours [b]", "ancestral", 0.75, [0.6, 0.85]),
             share("base", "temperature-matched", 0.9, [None, None]),
         ],
+        "rewards": [
+            {**names_of("ours [b]", "ancestral"), "before": 0.5, "after": 0.7, "rise": 0.2, "ci95": [0.1, 0.3]},
+            {**names_of("base", "temperature-matched"), "before": 0.5, "after": 0.6, "rise": 0.1, "ci95": [None, None]},
+        ],
         "facts": {
             "n": 40,
             "accuracies": [
@@ -87,10 +95,12 @@ def test_the_tables(record):
     ours = [line for line in lines if line.startswith("ours [b]")]  # brackets in a name are no markup
     assert "-0.20 [-0.30, -0.10]" in ours[0]
     assert "75% [60%, 85%]" in ours[1]
+    assert "+0.200 [+0.100, +0.300]" in ours[2]
+    assert "people: 0.830" in printed(record)
     matched = [line for line in lines if "matched, T=1.207" in line]
     assert matched[1].rstrip().endswith("90%")  # no interval where there is none
     # The model that wrote nothing: dashes, not numbers.
-    assert [cell for cell in ours[4].split() if cell == "–"] == ["–"] * 4
+    assert [cell for cell in ours[5].split() if cell == "–"] == ["–"] * 4
     people = next(line for line in lines if line.startswith("people"))
     assert "0.050" in people
     fact = next(line for line in ours if "55.0" in line)

@@ -33,8 +33,7 @@ Record = Mapping[str, Any]
 
 
 def before_after_tables(record: Record) -> Iterator[Table]:
-    """The tables of a comparison: for each scorer gaps, shares closed, rewards, distances and variety; then
-    the probes.
+    """The tables of a comparison: for each scorer gaps, shares closed, rewards, distances, variety; then the probes.
 
     Args:
         record (`Mapping`): What [`~ugap.study.before_after.measure_before_after`] gave.
@@ -58,38 +57,26 @@ def before_after_tables(record: Record) -> Iterator[Table]:
             ],
             words=2,
         )
-        shares = [row for row in record["shares"] if row["scorer"] == scorer["scorer"]]
-        if shares:
-            yield text_table(
-                f"Share of the base's absolute gap in surprisal that is closed, {read}",
-                ["model", "decoding", "base under", "before", "after", "closed [95%]"],
-                [
-                    [
-                        row["writer"],
-                        *(decoded(row[name]) for name in ("decoding", "base_decoding")),
-                        *(figure(row[name], "+.2f") for name in ("before", "after")),
-                        with_interval(row["share"], row["ci95"], ".0%"),
-                    ]
-                    for row in shares
-                ],
-                words=3,
-            )
-        rewards = [row for row in record["rewards"] if row["scorer"] == scorer["scorer"]]
-        if rewards:
-            yield text_table(
-                f"Uncertainty reward (people: {figure(scorer['human']['reward'], '.3f')}), {read}",
-                ["model", "decoding", "base under", "before", "after", "rise [95%]"],
-                [
-                    [
-                        row["writer"],
-                        *(decoded(row[name]) for name in ("decoding", "base_decoding")),
-                        *(figure(row[name], ".3f") for name in ("before", "after")),
-                        with_interval(row["rise"], row["ci95"], "+.3f"),
-                    ]
-                    for row in rewards
-                ],
-                words=3,
-            )
+        yield from _beside_base(
+            f"Share of the base's absolute gap in surprisal that is closed, {read}",
+            ["before", "after", "closed [95%]"],
+            [
+                (row, [*(figure(row[name], "+.2f") for name in ("before", "after")), _of(row, "share", ".0%")])
+                for row in record["shares"]
+                if row["scorer"] == scorer["scorer"]
+            ],
+            decoded,
+        )
+        yield from _beside_base(
+            f"Uncertainty reward (people: {figure(scorer['human']['reward'], '.3f')}), {read}",
+            ["before", "after", "rise [95%]"],
+            [
+                (row, [*(figure(row[name], ".3f") for name in ("before", "after")), _of(row, "rise", "+.3f")])
+                for row in record["rewards"]
+                if row["scorer"] == scorer["scorer"]
+            ],
+            decoded,
+        )
         human = scorer["human"]
         yield text_table(
             f"1-Wasserstein distances of surprisal, deviation and PMI, {read}",
@@ -121,6 +108,19 @@ def before_after_tables(record: Record) -> Iterator[Table]:
 def _decoded(record: Record, decoding: str) -> str:
     """A decoding as it is shown: with the temperature where it was sought."""
     return f"matched, T={record['matched']['temperature']:g}" if decoding == MATCHED else decoding
+
+
+def _beside_base(
+    title: str, header: list[str], rows: list[tuple[Record, list[str]]], decoded: Callable[[str], str]
+) -> Iterator[Table]:
+    """A table of comparisons with the base under a decoding; none where there are none."""
+    if rows:
+        cells = [[row["writer"], decoded(row["decoding"]), decoded(row["base_decoding"]), *own] for row, own in rows]
+        yield text_table(title, ["model", "decoding", "base under", *header], cells, words=3)
+
+
+def _of(row: Record, name: str, form: str) -> str:
+    return with_interval(row[name], row["ci95"], form)
 
 
 def _reader(scorer: Record) -> str:

@@ -93,15 +93,9 @@ class Reading:
         same one, and by the base at the matched temperature.
         """
         gaps = {made: _gaps(self.cell(made)) for made in self.made}
-        for decoding in decodings:
-            before = gaps[BASE, decoding]
-            for writer, own in gaps:
-                if (own, writer == BASE) not in ((decoding, False), (MATCHED, True)):
-                    continue
-                after = gaps[writer, own]
-                if not set(before[1]) & set(after[1]):
-                    continue
-                named = {"writer": writer, "decoding": own, "base_decoding": decoding, "scorer": self.label}
+        for named, base, own in self._compared(decodings):
+            before, after = gaps[base], gaps[own]
+            if set(before[1]) & set(after[1]):
                 yield {**named, **asdict(share_closed(*before, *after))}
 
     def rewards(self, decodings: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -111,19 +105,22 @@ class Reading:
         found = {
             made: [value for seed in seeds for value in self._closeness(seed)] for made, seeds in self.made.items()
         }
-        for decoding in decodings:
-            before = found[BASE, decoding]
-            for (writer, own), after in found.items():
-                if (own, writer == BASE) not in ((decoding, False), (MATCHED, True)):
-                    continue
-                both = [i for i in range(len(after)) if math.isfinite(after[i]) and math.isfinite(before[i])]
-                if not both:
-                    continue
+        for named, base, own in self._compared(decodings):
+            before, after = found[base], found[own]
+            both = [i for i in range(len(after)) if math.isfinite(after[i]) and math.isfinite(before[i])]
+            if both:
                 sources = [self.human[i % len(self.human)].source for i in both]
                 gain = paired_gap([after[i] for i in both], [before[i] for i in both], sources)
-                named = {"writer": writer, "decoding": own, "base_decoding": decoding, "scorer": self.label}
                 figures = {"before": gain.model_value, "after": gain.human, "rise": gain.gap, "ci95": gain.ci95}
                 yield {**named, "n": gain.n, "n_sources": gain.n_sources, **figures, "p_value": gain.p_value}
+
+    def _compared(self, decodings: Sequence[str]) -> Iterator[tuple[dict[str, str], Made, Made]]:
+        """What is held against the base under each decoding: the tuned models, and the base where it is matched."""
+        for decoding in decodings:
+            for writer, own in self.made:
+                if (own, writer == BASE) in ((decoding, False), (MATCHED, True)):
+                    named = {"writer": writer, "decoding": own, "base_decoding": decoding, "scorer": self.label}
+                    yield named, (BASE, decoding), (writer, own)
 
     def _closeness(self, texts: Sequence[ScoredText]) -> list[float]:
         """How near each text is to people's; NaN where there is no human profile of whole texts."""

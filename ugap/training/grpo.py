@@ -159,9 +159,7 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
             raise InputError(
                 "the entropy term has its targets from an UncertaintyReward: add one, or set its coef to 0"
             )
-        if args.functional_beta and not (
-            is_peft_model(self.accelerator.unwrap_model(self.model)) or self.ref_model is not None
-        ):
+        if args.functional_beta and not self._has_base:
             raise InputError(
                 "functional_beta needs the frozen base, and a policy that is trained whole has none: set it to 0, or "
                 "beta above 0, which loads one"
@@ -171,6 +169,10 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
         self._logps: torch.Tensor | None = None
         self._entropies: torch.Tensor | None = None
         self._scorer_nll: list[float | None] = []
+
+    @property
+    def _has_base(self) -> bool:
+        return self.ref_model is not None or is_peft_model(self.accelerator.unwrap_model(self.model))
 
     def _constrained_reward(self, rewards: Sequence[Any]) -> int:
         """The place of the reward whose cost is constrained."""
@@ -290,8 +292,7 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
         """
         shape, device = output["completion_ids"].shape, self.accelerator.device
         logps, entropy = torch.full(shape, math.nan, device=device), torch.full(shape[:1], math.nan, device=device)
-        policy = self.accelerator.unwrap_model(self.model)
-        if not (is_peft_model(policy) or self.ref_model is not None):
+        if not self._has_base:
             return logps, entropy
         functional = (~output["creative"]).nonzero().flatten()
         # Every process runs the base, whatever its rows are: sharded models wait for each other.
@@ -299,7 +300,11 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
         ids, mask = (
             torch.cat([output[f"prompt_{name}"], output[f"completion_{name}"]], 1)[rows] for name in ("ids", "mask")
         )
-        base, context = (self.ref_model, nullcontext()) if self.ref_model is not None else (self.model, as_base(policy))
+        base, context = (
+            (self.ref_model, nullcontext())
+            if self.ref_model is not None
+            else (self.model, as_base(self.accelerator.unwrap_model(self.model)))
+        )
         with context:
             own_logps, entropies, _ = super()._get_per_token_logps_and_entropies(
                 base, ids, mask, shape[1], compute_entropy=True

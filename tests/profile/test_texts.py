@@ -151,7 +151,7 @@ def test_a_reference_that_does_not_fit_together_is_refused(domain):
         TextReference(domain.texts.lengths, domain.texts.n_texts, domain.texts.mean[:, :3], domain.texts.covariance)
 
 
-@pytest.mark.parametrize("name", ["smollm2-135m-instruct"])
+@pytest.mark.parametrize("name", ["gemma-3-270m", "smollm2-135m-instruct"])
 def test_shipped_profiles_have_a_reference(name):
     profile = HumanProfile.load(name)
     for domain in profile.domains:

@@ -6,8 +6,7 @@ import torch
 from torch.autograd import gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ugap.scoring import gradient as gradient_module
-from ugap.scoring import head as head_module
+from ugap.scoring import projection
 from ugap.scoring.gradient import gem, kl_divergence, surprisal_entropy
 from ugap.scoring.output_head import OutputHead
 
@@ -20,13 +19,14 @@ OPTIONS = {
     "all": {"bias": True, "softcap": 6.0, "logit_scale": 1.7},
 }
 options = pytest.mark.parametrize("recipe", OPTIONS.values(), ids=OPTIONS.keys())
+PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_)
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(gradient_module, "TOKEN_TILE", 8)
-    monkeypatch.setattr(head_module, "VOCAB_TILE", 32)
+    monkeypatch.setattr(projection, "TOKEN_TILE", 8)
+    monkeypatch.setattr(projection, "VOCAB_TILE", 32)
 
 
 def random(*shape, seed, dtype=torch.float32, scale=1.0):
@@ -106,8 +106,8 @@ def assert_same(got, expected, inputs, *, rtol=1e-4, atol=1e-5, seed=9):
 
 @options
 def test_gradcheck(recipe, monkeypatch):
-    monkeypatch.setattr(gradient_module, "TOKEN_TILE", 2)
-    monkeypatch.setattr(head_module, "VOCAB_TILE", 3)
+    monkeypatch.setattr(projection, "TOKEN_TILE", 2)
+    monkeypatch.setattr(projection, "VOCAB_TILE", 3)
     head = make_head(recipe, torch.float64, vocabulary=7, width=3)
     hidden, base = (random(5, 3, seed=i, dtype=torch.float64) for i in (5, 6))
     base_head = frozen(make_head(recipe, torch.float64, seed=7, vocabulary=7, width=3))
@@ -226,7 +226,7 @@ def test_a_frozen_head_costs_no_work(name):
         n = 0
 
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            self.n += func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm)
+            self.n += func.overloadpacket in PRODUCTS
             return func(*args, **(kwargs or {}))
 
     hidden, head, targets = random(TOKENS, HIDDEN, seed=0), make_head({"bias": True}), make_targets()
@@ -369,7 +369,7 @@ class LargestTensor(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        self.products += func.overloadpacket is torch.ops.aten.mm
+        self.products += func.overloadpacket in PRODUCTS
         for made in out if isinstance(out, (tuple, list)) else [out]:
             if isinstance(made, torch.Tensor):
                 self.elements = max(self.elements, made.numel())
@@ -378,8 +378,8 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_logits_are_never_built(dtype, monkeypatch):
-    monkeypatch.setattr(gradient_module, "TOKEN_TILE", 64)
-    monkeypatch.setattr(head_module, "VOCAB_TILE", 256)
+    monkeypatch.setattr(projection, "TOKEN_TILE", 64)
+    monkeypatch.setattr(projection, "VOCAB_TILE", 256)
     vocabulary, width, n = 2000, 4, 512
     head = make_head({"bias": True, "softcap": 5.0}, dtype, vocabulary=vocabulary, width=width)
     hidden, base = (random(n, width, seed=i, dtype=dtype) for i in (0, 5))

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ugap.errors import InputError
 from ugap.scoring import head as head_module
+from ugap.scoring import implementation, projection
 from ugap.scoring.bfloat16 import split_bfloat16
 from ugap.scoring.head import HeadStatistics, _compiled_fold, head_statistics
 
@@ -20,16 +22,16 @@ VOCABULARY, HIDDEN = 101, 16  # 101 is no multiple of a tile
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(head_module, "TOKEN_TILE", 8)
-    monkeypatch.setattr(head_module, "VOCAB_TILE", 32)
+    monkeypatch.setattr(projection, "TOKEN_TILE", 8)
+    monkeypatch.setattr(projection, "VOCAB_TILE", 32)
     monkeypatch.setattr(head_module, "RECOUNT_ROWS", 4)
 
 
 @pytest.fixture(name="fresh_fold")
 def _fresh_fold():
-    _compiled_fold.cache_clear()
+    implementation.compiled.cache_clear()
     yield
-    _compiled_fold.cache_clear()
+    implementation.compiled.cache_clear()
 
 
 def inputs(n=37, vocabulary=VOCABULARY, scale=1.0, dtype=torch.float32, seed=0):
@@ -103,7 +105,7 @@ def test_every_target_of_one_row_sums_to_one():
 
 @pytest.mark.parametrize("vocabulary", [101, 129, 160])
 def test_ties_go_to_the_lower_id(vocabulary, monkeypatch):
-    monkeypatch.setattr(head_module, "VOCAB_TILE", 64)
+    monkeypatch.setattr(projection, "VOCAB_TILE", 64)
     hidden, weight, _ = inputs(48, vocabulary)
     # Copies of one row, in one tile and across tiles, up to the very last row.
     copies = [3, 9, 50, 51, 70, vocabulary - 1]
@@ -223,7 +225,7 @@ def test_bounds(seed, scale, spread, softcap, dtype):
     weight = torch.ones(50, 4) + spread * torch.randn(50, 4, generator=generator)
     targets = torch.randint(50, (12,), generator=generator)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(head_module, "VOCAB_TILE", 16)
+        patch.setattr(projection, "VOCAB_TILE", 16)
         got = head_statistics(hidden.to(dtype), weight.to(dtype), targets, softcap=softcap)
     assert all(column.isfinite().all() for column in got)
     assert (got.surprisal >= 0).all()
@@ -255,8 +257,8 @@ def _bad(**changes):
         (_bad(softcap=0.0), "softcap"),
         (_bad(softcap=-30.0), "softcap"),
         (_bad(logit_scale=math.nan), "logit_scale"),
-        (_bad(impl="triton"), "impl"),
-        (_bad(impl="triton", targets=torch.full((3,), -100)), "impl"),
+        (_bad(impl="cuda"), "impl"),
+        (_bad(impl="cuda", targets=torch.full((3,), -100)), "impl"),
         (_bad(precision="half"), "precision"),
     ],
 )
@@ -282,8 +284,8 @@ class LargestTensor(TorchDispatchMode):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_logits_are_never_built(dtype, monkeypatch):
     monkeypatch.setattr(head_module, "RECOUNT_ROWS", 1)
-    monkeypatch.setattr(head_module, "TOKEN_TILE", 64)
-    monkeypatch.setattr(head_module, "VOCAB_TILE", 256)
+    monkeypatch.setattr(projection, "TOKEN_TILE", 64)
+    monkeypatch.setattr(projection, "VOCAB_TILE", 256)
     vocabulary, hidden_size, tile = 2000, 2, 64 * 256
     largest = []
     for n in (256, 1024):
@@ -296,7 +298,7 @@ def test_logits_are_never_built(dtype, monkeypatch):
 
 def test_split_precision_is_within_a_ten_thousandth(monkeypatch, statistics_of):
     """The arithmetic of the split, on whatever unit multiplies here."""
-    monkeypatch.setattr(head_module, "has_bfloat16_units", lambda: True)
+    monkeypatch.setattr(projection, "has_bfloat16_units", lambda: True)
     hidden, weight, targets = inputs(100)
     weight = weight.bfloat16().float()
     parts = []
@@ -306,7 +308,7 @@ def test_split_precision_is_within_a_ten_thousandth(monkeypatch, statistics_of):
         parts.extend(real(values))
         return real(values)
 
-    monkeypatch.setattr(head_module, "split_bfloat16", watched)
+    monkeypatch.setattr(projection, "split_bfloat16", watched)
     got = head_statistics(hidden, weight, targets, bias_of(), precision="split")
     assert len(parts) >= 2 * math.ceil(100 / 8)
     expected = statistics_of(logits64(hidden, weight, bias_of()), targets)
@@ -319,14 +321,14 @@ def test_split_precision_is_within_a_ten_thousandth(monkeypatch, statistics_of):
 
 
 def test_split_precision_refuses_weights_that_bfloat16_cannot_hold(monkeypatch):
-    monkeypatch.setattr(head_module, "has_bfloat16_units", lambda: True)
+    monkeypatch.setattr(projection, "has_bfloat16_units", lambda: True)
     hidden, weight, targets = inputs()
     with pytest.raises(ValueError, match="precision 'split' needs a weight"):
         head_statistics(hidden, weight, targets, precision="split")
 
 
 def test_split_precision_is_exact_without_units(monkeypatch):
-    monkeypatch.setattr(head_module, "has_bfloat16_units", lambda: False)
+    monkeypatch.setattr(projection, "has_bfloat16_units", lambda: False)
     hidden, weight, targets = inputs()
     exact = head_statistics(hidden, weight, targets)
     split = head_statistics(hidden, weight, targets, precision="split")
@@ -342,9 +344,11 @@ def test_runs_eagerly_where_it_cannot_compile(where, monkeypatch, fresh_fold, ca
     hidden, weight, targets = inputs()
     with caplog.at_level(logging.WARNING):
         got = head_statistics(hidden, weight, targets, impl="compiled")
+        head_statistics(hidden, weight, targets, impl="compiled")
     eager = head_statistics(hidden, weight, targets, impl="torch")
     assert all(torch.equal(a, b) for a, b in zip(got, eager, strict=True))
-    assert not caplog.records
+    assert len(caplog.records) == 1
+    assert caplog.records[0].getMessage().endswith("it runs eagerly and slower: no compiler")
 
 
 def test_auto_compiles_only_what_is_worth_it(monkeypatch):
@@ -358,9 +362,50 @@ def test_auto_compiles_only_what_is_worth_it(monkeypatch):
     hidden, weight, targets = inputs()
     head_statistics(hidden, weight, targets)
     assert not asked
-    monkeypatch.setattr(head_module, "COMPILE_FROM", len(hidden) * VOCABULARY)
+    monkeypatch.setattr(implementation, "COMPILE_FROM", len(hidden) * VOCABULARY)
     head_statistics(hidden, weight, targets)
     assert asked == [1]
+
+
+def test_the_environment_decides_where_the_argument_does_not(monkeypatch):
+    asked = []
+
+    def compiled_fold():
+        asked.append(1)
+        return head_module._fold
+
+    monkeypatch.setattr(head_module, "_compiled_fold", compiled_fold)
+    monkeypatch.setenv("UGAP_HEAD", "compiled")
+    hidden, weight, targets = inputs()
+    head_statistics(hidden, weight, targets)
+    assert asked == [1]
+    head_statistics(hidden, weight, targets, impl="torch")
+    assert asked == [1]
+
+
+@pytest.mark.parametrize("impl", ["cuda", "Triton", ""])
+def test_a_wrong_environment_is_bad_input(impl, monkeypatch):
+    monkeypatch.setenv("UGAP_HEAD", impl)
+    with pytest.raises(InputError, match=f"UGAP_HEAD is {impl!r}, not one of auto, torch, compiled, triton"):
+        head_statistics(*inputs())
+
+
+def test_autocast_changes_nothing():
+    hidden, weight, targets = inputs()
+    whole = head_statistics(hidden, weight, targets)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = head_statistics(hidden, weight, targets)
+    assert all(torch.equal(a, b) for a, b in zip(got, whole, strict=True))
+
+
+@pytest.mark.parametrize("shift", [1e-3, -1e-3])
+def test_a_rank_is_exact_however_badly_the_target_was_known_before(shift, monkeypatch, statistics_of):
+    """The estimate only says whom to count again."""
+    real = projection.Projection.own
+    monkeypatch.setattr(projection.Projection, "own", lambda *arguments: real(*arguments) + shift)
+    hidden, weight, targets = inputs(200)
+    weight[1::2] = weight[::2][: len(weight[1::2])] * 1.0001  # neighbours between the target and its estimate
+    assert_close(head_statistics(hidden, weight, targets), statistics_of(logits64(hidden, weight), targets))
 
 
 @pytest.mark.slow
@@ -379,15 +424,16 @@ def test_compiled_fold_equals_eager(dtype, fresh_fold):
 
 
 @pytest.mark.slow
-def test_is_silent_without_a_compiler(tmp_path):
+def test_says_one_line_without_a_compiler(tmp_path):
     code = (
         "import torch; from ugap.scoring import head_statistics as f; a = torch.ones(3, 4), torch.ones(9, 4), "
-        "torch.arange(3); print(f(*a, impl='compiled').rank.tolist())"
+        "torch.arange(3); f(*a, impl='compiled'); print(f(*a, impl='compiled').rank.tolist())"
     )
     environment = {**os.environ, "CXX": str(tmp_path / "none"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[1.0, 2.0, 3.0]"
-    assert done.stderr == ""
+    assert done.stderr.count("\n") == 1
+    assert "cannot be compiled here" in done.stderr
 
 
 @pytest.mark.gpu

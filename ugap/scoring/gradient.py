@@ -12,11 +12,13 @@ Design choices:
   backward pass the gradient of the logits is rounded to bfloat16 where the weight is bfloat16, as autograd would round
   it, and multiplied with a float32 accumulator.
 - A head whose weight and bias are frozen costs one product a tile in the backward pass, a trained one two.
-- Plain torch, on CPU and CUDA. A second derivative is refused.
+- Surprisal and entropy run on the kernels of `ugap.scoring.triton_head` on CUDA, the rest in torch. A second derivative
+  is refused.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -24,12 +26,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ugap.scoring.bfloat16 import bfloat16_units
-from ugap.scoring.head import FLOOR, TOKEN_TILE, _check, _check_options, _Projection, _tiles
+from ugap.scoring.gathering import gathered
+from ugap.scoring.implementation import Impl, choose, with_kernels
 from ugap.scoring.output_head import OutputHead
+from ugap.scoring.projection import FLOOR, Projection, Tile, check_arguments
 
 
 def surprisal_entropy(
-    hidden: Tensor, targets: Tensor, head: OutputHead, *, temperature: float = 1.0
+    hidden: Tensor, targets: Tensor, head: OutputHead, *, temperature: float = 1.0, impl: Impl = "auto"
 ) -> tuple[Tensor, Tensor]:
     """Surprisal of the targets and entropy of their distributions, differentiable.
 
@@ -42,6 +46,7 @@ def surprisal_entropy(
             so are their gradients.
         head (`OutputHead`): The head, holding the live parameters of the model that is trained.
         temperature (`float`, *optional*, defaults to `1.0`): Divides the logits.
+        impl (`str`, *optional*, defaults to `"auto"`): As in [`head_statistics`]; `"compiled"` is `"torch"` here.
 
     Returns:
         `tuple[Tensor, Tensor]`: Surprisal `(N,)` and entropy `(N,)` in nats; float32 (float64 for a float64 weight).
@@ -59,11 +64,16 @@ def surprisal_entropy(
         >>> [round(g, 3) for g in hidden.grad[0].tolist()]
         [-0.426, 0.213, 0.213]
     """
-    recipe = _Recipe.of(head, temperature)
     hidden, targets = hidden.to(head.weight.device, head.weight.dtype), targets.to(head.weight.device)
-    _check(hidden, head.weight, targets, head.bias, "exact")
-    keep = (targets != -100).nonzero().squeeze(1)
-    values = _SurprisalEntropy.apply(hidden[keep], head.weight, head.bias, targets[keep], recipe)
+    with gathered(head.weight, head.bias):
+        recipe = _Recipe.of(head, temperature)
+        check_arguments(hidden, head.weight, targets, head.bias, head.softcap, head.logit_scale)
+        keep = (targets != -100).nonzero().squeeze(1)
+        chosen = choose(impl, head.weight, len(keep) * len(head.weight))
+        if len(keep) == len(targets):  # nothing is copied where nothing is skipped
+            surprisal, entropy = _SurprisalEntropy.apply(hidden, head.weight, head.bias, targets, recipe, chosen)
+            return surprisal, entropy
+        values = _SurprisalEntropy.apply(hidden[keep], head.weight, head.bias, targets[keep], recipe, chosen)
     surprisal, entropy = (value.new_zeros(len(targets)).index_copy(0, keep, value) for value in values)
     return surprisal, entropy
 
@@ -101,18 +111,20 @@ def kl_divergence(
         [0.1109, 0.0]
     """
     base_head = base_head or head
-    recipe, base_recipe = _Recipe.of(head, temperature), _Recipe.of(base_head, temperature)
     hidden = hidden.to(head.weight.device, head.weight.dtype)
     base_hidden = base_hidden.detach().to(base_head.weight.device, base_head.weight.dtype)
-    _check(hidden, head.weight, torch.full(hidden.shape[:1], -100, device=hidden.device), head.bias, "exact")
-    if base_hidden.shape != (len(hidden), base_head.weight.shape[1]):
-        expected = (len(hidden), base_head.weight.shape[1])
-        raise ValueError(f"base_hidden is {tuple(base_hidden.shape)}, not {expected}")
-    if len(head.weight) != len(base_head.weight):
-        raise ValueError(f"base_head has a vocabulary of {len(base_head.weight)}, head one of {len(head.weight)}")
-    return _Divergence.apply(
-        hidden, head.weight, head.bias, base_hidden, base_head.weight, base_head.bias, recipe, base_recipe
-    )
+    with gathered(head.weight, head.bias, base_head.weight, base_head.bias):
+        recipe, base_recipe = _Recipe.of(head, temperature), _Recipe.of(base_head, temperature)
+        nothing = torch.full(hidden.shape[:1], -100, device=hidden.device)
+        check_arguments(hidden, head.weight, nothing, head.bias, head.softcap, head.logit_scale)
+        if base_hidden.shape != (len(hidden), base_head.weight.shape[1]):
+            expected = (len(hidden), base_head.weight.shape[1])
+            raise ValueError(f"base_hidden is {tuple(base_hidden.shape)}, not {expected}")
+        if len(head.weight) != len(base_head.weight):
+            raise ValueError(f"base_head has a vocabulary of {len(base_head.weight)}, head one of {len(head.weight)}")
+        return _Divergence.apply(
+            hidden, head.weight, head.bias, base_hidden, base_head.weight, base_head.bias, recipe, base_recipe
+        )
 
 
 def gem(hidden: Tensor, targets: Tensor, head: OutputHead, *, beta: float = 0.7) -> Tensor:
@@ -153,33 +165,12 @@ class _Recipe(NamedTuple):
 
     @classmethod
     def of(cls, head: OutputHead, temperature: float) -> "_Recipe":
-        _check_options(head.softcap, head.logit_scale, "torch")
         if not 0 < temperature < math.inf:
             raise ValueError(f"temperature is {temperature}, not a positive number")
         return cls(None if head.softcap is None else head.softcap / temperature, head.logit_scale / temperature)
 
-    def projection(self, weight: Tensor, bias: Tensor | None) -> _Projection:
-        accumulate = torch.promote_types(weight.dtype, torch.float32)
-        return _Projection(weight, weight, bias, self.softcap, self.scale, "exact", accumulate)
-
-
-class _Tile(NamedTuple):
-    """Logits `(n, t)` of some tokens and words, and the weight `(H, t)` of the words."""
-
-    tokens: slice
-    words: slice
-    weight: Tensor
-    logits: Tensor
-
-
-def _tiled(project: _Projection, hidden: Tensor) -> Iterator[_Tile]:
-    """Tiles of logits; the vocabulary is the outer loop, so that a tile of half-precision weights is upcast once."""
-    blocks = [slice(i, min(i + TOKEN_TILE, len(hidden))) for i in range(0, len(hidden), TOKEN_TILE)]
-    rows = [project.rows(hidden[block]) for block in blocks]
-    for begin, end in _tiles(len(project.weight)):
-        tile = project.tile(begin, end)
-        for block, part in zip(blocks, rows, strict=True):
-            yield _Tile(block, slice(begin, end), tile[0], project.logits(part, tile))
+    def projection(self, weight: Tensor, bias: Tensor | None) -> Projection:
+        return Projection(weight, bias, self.softcap, self.scale)
 
 
 def _below(logits: Tensor, maximum: Tensor) -> Tensor:
@@ -193,7 +184,7 @@ def _risen(logits: Tensor, maximum: Tensor) -> tuple[Tensor, Tensor]:
     return new, (maximum - new).clamp(min=FLOOR).nan_to_num(nan=FLOOR)
 
 
-def _own(tile: _Tile, targets: Tensor) -> tuple[Tensor, Tensor]:
+def _own(tile: Tile, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Which targets `(n,)` are among the words of the tile, and their columns `(n, 1)` there (0 for the others)."""
     column = targets[tile.tokens] - tile.words.start
     here = (column >= 0) & (column < tile.words.stop - tile.words.start)
@@ -203,27 +194,26 @@ def _own(tile: _Tile, targets: Tensor) -> tuple[Tensor, Tensor]:
 class _Gradients:
     """Gradients of hidden states, weight and bias, summed tile by tile; those that nobody wants are left out."""
 
-    def __init__(self, project: _Projection, hidden: Tensor, wanted: Sequence[bool]):
+    def __init__(self, project: Projection, hidden: Tensor, wanted: Sequence[bool]):
         self.project, self.states = project, hidden
         self.hidden = torch.zeros_like(hidden, dtype=project.accumulate) if wanted[0] else None
         self.weight = torch.zeros_like(project.weight) if wanted[1] else None
         self.bias = None if project.bias is None or not wanted[2] else torch.zeros_like(project.bias)
         self.part: tuple[Tensor | None, Tensor | None] = (None, None)
 
-    def add(self, tile: _Tile, grad: Tensor) -> None:
-        """Take the gradient `(n, t)` of the logits of a tile; it is overwritten."""
-        if self.project.softcap is not None:
-            grad *= 1 - (tile.logits / self.project.softcap).square_()
-        if self.project.scale != 1.0:
-            grad *= self.project.scale
+    def add(self, tile: Tile, grad: Tensor) -> None:
+        """Take the gradient `(n, t)` of the product of a tile."""
         if self.hidden is not None:
-            self.hidden[tile.tokens] += self._product(grad, tile.weight.T)
-        weight = None if self.weight is None else self._product(grad.T, self.states[tile.tokens])
-        bias = None if self.bias is None else grad.sum(0)
-        if tile.tokens.start > 0:
-            for new, old in zip((weight, bias), self.part, strict=True):
-                if new is not None and old is not None:
-                    new += old
+            self._add_product(self.hidden[tile.tokens], grad, tile.weight.T)
+        (weight, bias), dtype = self.part, self.project.accumulate
+        if tile.tokens.start == 0:
+            size = tile.words.stop - tile.words.start
+            weight = None if self.weight is None else self.states.new_zeros(size, self.states.shape[1], dtype=dtype)
+            bias = None if self.bias is None else self.states.new_zeros(size, dtype=dtype)
+        if weight is not None:
+            self._add_product(weight, grad.T, self.states[tile.tokens])
+        if bias is not None:
+            bias += grad.sum(0, dtype=dtype)
         self.part = weight, bias
         # Half-precision gradients are rounded once, after the last tokens.
         if tile.tokens.stop == len(self.states):
@@ -231,12 +221,12 @@ class _Gradients:
                 if whole is not None and new is not None:
                     whole[tile.words] = new
 
-    def _product(self, grad: Tensor, other: Tensor) -> Tensor:
-        # float16 has too small a range for the gradients of improbable words: those products are float32.
-        if self.project.native and other.dtype == torch.bfloat16:
-            return torch.mm(grad.to(other.dtype), other, out_dtype=self.project.accumulate)
-        with bfloat16_units(self.project.units):
-            return torch.mm(grad, other.to(self.project.accumulate))
+    def _add_product(self, out: Tensor, grad: Tensor, other: Tensor) -> None:
+        if self.project.gradient_dtype != self.project.accumulate:
+            torch.addmm(out, grad.to(other.dtype), other, out_dtype=self.project.accumulate, out=out)
+        else:
+            with bfloat16_units(self.project.units):
+                out.addmm_(grad, other.to(self.project.accumulate))
 
     def result(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         hidden = None if self.hidden is None else self.hidden.to(self.states.dtype)
@@ -246,25 +236,19 @@ class _Gradients:
 class _SurprisalEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, recipe: _Recipe
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, recipe: _Recipe, impl: Impl
     ) -> tuple[Tensor, Tensor]:
         with torch.autocast(hidden.device.type, enabled=False):
             project = recipe.projection(weight, bias)
-            s0, s1, own = torch.zeros(3, len(hidden), dtype=project.accumulate, device=hidden.device)
-            maximum = torch.full_like(s0, -math.inf)
-            for tile in _tiled(project, hidden):
-                tokens = tile.tokens
-                here, column = _own(tile, targets)
-                own[tokens] = torch.where(here, tile.logits.gather(1, column).squeeze(1), own[tokens])
-                maximum[tokens], shift = _risen(tile.logits, maximum[tokens])
-                z = _below(tile.logits, maximum[tokens])
-                e, decay = z.exp(), shift.exp()
-                s1[tokens] = decay * (s1[tokens] + shift * s0[tokens]) + z.mul_(e).sum(-1)
-                s0[tokens] = decay * s0[tokens] + e.sum(-1)
+            maximum, s0, s1, own = _either(
+                impl,
+                lambda kernels: _kernel_sums(kernels, project, hidden, targets),
+                lambda: _sums(project, hidden, targets),
+            )
         log_s0, mean = s0.log(), s1 / s0
         surprisal = (maximum - own + log_s0).clamp_(min=0)
         entropy = (log_s0 - mean).clamp_(min=0, max=math.log(len(weight)))
-        ctx.recipe = recipe
+        ctx.recipe, ctx.impl = recipe, impl
         ctx.save_for_backward(hidden, weight, bias, targets, maximum, s0, mean)
         ctx.set_materialize_grads(False)
         return surprisal, entropy
@@ -275,30 +259,81 @@ class _SurprisalEntropy(torch.autograd.Function):
         by_surprisal, by_entropy = grads
         hidden, weight, bias, targets, maximum, s0, mean = ctx.saved_tensors
         if by_surprisal is None and by_entropy is None:
-            return (None,) * 5
+            return (None,) * 6
         # With z the logit below the maximum, p = e^z / s0 and log p + h = z - mean, so that the gradient of a logit is
         # e^z (constant + per_z * z), and less by_surprisal for the target.
-        constant = torch.zeros_like(s0) if by_surprisal is None else by_surprisal / s0
-        per_z = None
-        if by_entropy is not None:
-            per_z = (-by_entropy / s0).unsqueeze(1)
-            constant = constant + by_entropy * mean / s0
-        constant = constant.unsqueeze(1)
-        with torch.autocast(hidden.device.type, enabled=False):
+        zeros = torch.zeros_like(s0)
+        by_surprisal = zeros if by_surprisal is None else by_surprisal
+        per_z = zeros if by_entropy is None else -by_entropy / s0
+        factors = (by_surprisal / s0 - per_z * mean, per_z, by_surprisal)
+        with torch.autocast(hidden.device.type, enabled=False), gathered(weight, bias):
             project = ctx.recipe.projection(weight, bias)
-            out = _Gradients(project, hidden, ctx.needs_input_grad)
-            for tile in _tiled(project, hidden):
-                tokens = tile.tokens
-                z = _below(tile.logits, maximum[tokens])
-                if per_z is None:
-                    grad = z.exp_().mul_(constant[tokens])
-                else:
-                    grad = z.exp().mul_(torch.addcmul(constant[tokens], z, per_z[tokens]))
-                if by_surprisal is not None:
-                    here, column = _own(tile, targets)
-                    grad.scatter_add_(1, column, torch.where(here, -by_surprisal[tokens], 0).unsqueeze(1))
-                out.add(tile, grad)
-        return (*out.result(), None, None)
+            wanted = ctx.needs_input_grad
+            out = _either(
+                ctx.impl,
+                lambda kernels: _kernel_gradients(kernels, project, hidden, targets, maximum, factors, wanted),
+                lambda: _gradients(project, hidden, targets, maximum, factors, wanted),
+            )
+        return (*out, None, None, None)
+
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+Factors = tuple[Tensor, Tensor, Tensor]
+
+
+def _either(impl: Impl, on_kernels: Callable[[ModuleType], Any], in_torch: Callable[[], Any]) -> Any:
+    return with_kernels(on_kernels, in_torch) if impl == "triton" else in_torch()
+
+
+def _kernel_sums(kernels: ModuleType, project: Projection, hidden: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+    sums = kernels.fold(project, hidden.contiguous(), targets)
+    return sums.maximum, sums.s0, sums.s1, sums.own
+
+
+def _sums(project: Projection, hidden: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+    """Maximum, sums of `e^z` and `z e^z`, and the target's logit, each `(n,)`."""
+    s0, s1, own = torch.zeros(3, len(hidden), dtype=project.accumulate, device=hidden.device)
+    maximum = torch.full_like(s0, -math.inf)
+    for tile in project.tiles(hidden):
+        tokens, logits = tile.tokens, project.logits(tile)
+        here, column = _own(tile, targets)
+        own[tokens] = torch.where(here, logits.gather(1, column).squeeze(1), own[tokens])
+        maximum[tokens], shift = _risen(logits, maximum[tokens])
+        z = _below(logits, maximum[tokens])
+        e, decay = z.exp(), shift.exp()
+        s1[tokens] = decay * (s1[tokens] + shift * s0[tokens]) + z.mul_(e).sum(-1)
+        s0[tokens] = decay * s0[tokens] + e.sum(-1)
+    return maximum, s0, s1, own
+
+
+def _gradients(
+    project: Projection, hidden: Tensor, targets: Tensor, maximum: Tensor, factors: Factors, wanted: Sequence[bool]
+) -> Gradients:
+    out = _Gradients(project, hidden, wanted)
+    constant, per_z, by_surprisal = factors
+    for tile in project.tiles(hidden):
+        tokens, logits = tile.tokens, project.logits(tile)
+        z = _below(logits, maximum[tokens])
+        grad = z.exp().mul_(torch.addcmul(constant[tokens].unsqueeze(1), z, per_z[tokens].unsqueeze(1)))
+        here, column = _own(tile, targets)
+        grad.scatter_add_(1, column, torch.where(here, -by_surprisal[tokens], 0).unsqueeze(1))
+        out.add(tile, project.gradient(logits, grad))
+    return out.result()
+
+
+def _kernel_gradients(
+    kernels: ModuleType,
+    project: Projection,
+    hidden: Tensor,
+    targets: Tensor,
+    maximum: Tensor,
+    factors: Factors,
+    wanted: Sequence[bool],
+) -> Gradients:
+    out = _Gradients(project, hidden, wanted)
+    for tile in project.tiles(hidden, kernels.GRADIENT_TOKENS, kernels.TILE_WORDS):
+        out.add(tile, kernels.product_gradient(project, tile, targets, maximum, factors))
+    return out.result()
 
 
 class _Divergence(torch.autograd.Function):
@@ -319,14 +354,14 @@ class _Divergence(torch.autograd.Function):
             # Sums of e for the policy and for the base, and of the base's e times the difference of their logits.
             s0, base_s0, difference = torch.zeros(3, len(hidden), dtype=project.accumulate, device=hidden.device)
             maximum, base_maximum = torch.full_like(s0, -math.inf), torch.full_like(s0, -math.inf)
-            for tile, base_tile in zip(_tiled(project, hidden), _tiled(base, base_hidden), strict=True):
-                tokens = tile.tokens
-                maximum[tokens], shift = _risen(tile.logits, maximum[tokens])
-                s0[tokens] = shift.exp() * s0[tokens] + _below(tile.logits, maximum[tokens]).exp_().sum(-1)
-                base_maximum[tokens], shift = _risen(base_tile.logits, base_maximum[tokens])
-                z = _below(base_tile.logits, base_maximum[tokens])
+            for tile, base_tile in zip(project.tiles(hidden), base.tiles(base_hidden), strict=True):
+                tokens, logits, base_logits = tile.tokens, project.logits(tile), base.logits(base_tile)
+                maximum[tokens], shift = _risen(logits, maximum[tokens])
+                s0[tokens] = shift.exp() * s0[tokens] + _below(logits, maximum[tokens]).exp_().sum(-1)
+                base_maximum[tokens], shift = _risen(base_logits, base_maximum[tokens])
+                z = _below(base_logits, base_maximum[tokens])
                 # What the base rules out counts nothing, also where the policy rules it out.
-                between = (base_tile.logits - tile.logits).masked_fill_(z <= FLOOR, 0.0)
+                between = (base_logits - logits).masked_fill_(z <= FLOOR, 0.0)
                 e, decay = z.exp_(), shift.exp()
                 base_s0[tokens] = decay * base_s0[tokens] + e.sum(-1)
                 difference[tokens] = decay * difference[tokens] + between.mul_(e).sum(-1)
@@ -341,12 +376,13 @@ class _Divergence(torch.autograd.Function):
         hidden, weight, bias, base_hidden, base_weight, base_bias, *scalars = ctx.saved_tensors
         maximum, s0, base_maximum, base_s0 = scalars
         per_p, per_base = ((grads[0] / s).unsqueeze(1) for s in (s0, base_s0))
-        with torch.autocast(hidden.device.type, enabled=False):
+        everything = gathered(weight, bias, base_weight, base_bias)
+        with torch.autocast(hidden.device.type, enabled=False), everything:
             project, base = ctx.recipes[0].projection(weight, bias), ctx.recipes[1].projection(base_weight, base_bias)
             out = _Gradients(project, hidden, ctx.needs_input_grad)
-            for tile, base_tile in zip(_tiled(project, hidden), _tiled(base, base_hidden), strict=True):
-                tokens = tile.tokens
-                grad = _below(tile.logits, maximum[tokens]).exp_().mul_(per_p[tokens])
-                grad -= _below(base_tile.logits, base_maximum[tokens]).exp_().mul_(per_base[tokens])
-                out.add(tile, grad)
+            for tile, base_tile in zip(project.tiles(hidden), base.tiles(base_hidden), strict=True):
+                tokens, logits, base_logits = tile.tokens, project.logits(tile), base.logits(base_tile)
+                grad = _below(logits, maximum[tokens]).exp_().mul_(per_p[tokens])
+                grad -= _below(base_logits, base_maximum[tokens]).exp_().mul_(per_base[tokens])
+                out.add(tile, project.gradient(logits, grad))
         return (*out.result(), *(None,) * 5)

@@ -1,12 +1,10 @@
 """The fused head: surprisal, entropy, varentropy and rank of target tokens from hidden states, without logits.
 
-The vocabulary projection is folded tile by tile with an online logsumexp, so `[tokens, vocabulary]` is never built: one
-tile of logits (512 tokens x 8,192 words at most) lives at a time and is still in cache when it is folded.
+The vocabulary projection is folded tile by tile with an online logsumexp, so `[tokens, vocabulary]` is never built. On
+CUDA the kernels of `ugap.scoring.triton_head` fold; elsewhere torch does, eagerly or compiled, one tile of
+`ugap.scoring.projection` at a time.
 
 Design choices:
-- Products and sums are float32 whatever the dtype of the weights (float64 for float64 inputs). Half-precision inputs
-  are multiplied exactly: bfloat16 units where the CPU has them (with a float32 accumulator and a float32 result), plain
-  float32 products of the upcast tile where it has none, `out_dtype=float32` on CUDA.
 - Entropy and varentropy come from three sums, `e`, `e z` and `e z²`, with `z` the logit below the running maximum; when
   the maximum moves, the sums are shifted along. `z` is clamped at -80, where `exp` is zero to float32: `-inf` logits
   then give no NaN and no denormals.
@@ -16,29 +14,20 @@ Design choices:
 - On CPU the fold of a tile is compiled when there is enough work and a C++ compiler; otherwise it runs eagerly.
 """
 
-import functools
-import logging
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from types import ModuleType
+from typing import NamedTuple
 
 import torch
 
-from ugap.scoring.bfloat16 import bfloat16_units, has_bfloat16_units, is_bfloat16_exact, split_bfloat16
+from ugap.scoring import projection
+from ugap.scoring.implementation import Impl, choose, compiled, with_kernels
+from ugap.scoring.projection import FLOOR, Precision, Projection, check_arguments, check_precision
 
-logger = logging.getLogger(__name__)
-
-Impl = Literal["auto", "torch", "compiled"]
-Precision = Literal["exact", "split"]
 Fold = Callable[..., tuple[torch.Tensor, ...]]
 
-TOKEN_TILE = 512
-VOCAB_TILE = 8192
 RECOUNT_ROWS = 64
-# Below this many logits a compiled fold does not earn back its compilation.
-COMPILE_FROM = 2**26
-# Logits this far below the maximum have probability zero in float32.
-FLOOR = -80.0
 # Two float32 evaluations of one logit differ by less than this, relative to the logits' scale.
 TIE_TOLERANCE = 1e-6
 
@@ -57,6 +46,28 @@ class HeadStatistics(NamedTuple):
     entropy: torch.Tensor
     varentropy: torch.Tensor
     rank: torch.Tensor
+
+
+class Sums(NamedTuple):
+    """Sums over the vocabulary for `n` tokens, each `(n,)` float32.
+
+    Args:
+        maximum (`torch.Tensor`): Largest logit.
+        s0 (`torch.Tensor`): Sum of `exp(z)`, with `z` the logit less the maximum.
+        s1 (`torch.Tensor`): Sum of `z exp(z)`.
+        s2 (`torch.Tensor`): Sum of `z² exp(z)`.
+        above (`torch.Tensor`): Number of logits above the window.
+        within (`torch.Tensor`): Number of logits in the window.
+        own (`torch.Tensor`): Logit of the target.
+    """
+
+    maximum: torch.Tensor
+    s0: torch.Tensor
+    s1: torch.Tensor
+    s2: torch.Tensor
+    above: torch.Tensor
+    within: torch.Tensor
+    own: torch.Tensor
 
 
 @torch.no_grad()
@@ -80,8 +91,10 @@ def head_statistics(
         bias (`torch.Tensor` of shape `(V,)`, *optional*): Bias of the output projection.
         softcap (`float`, *optional*): Final-logit soft-capping `c * tanh(z / c)`, as in Gemma 2.
         logit_scale (`float`, *optional*, defaults to `1.0`): Factor on the logits, before the cap.
-        impl (`str`, *optional*, defaults to `"auto"`): `"torch"` folds eagerly, `"compiled"` compiles the fold (eager
-            where there is no compiler), `"auto"` chooses by the amount of work.
+        impl (`str`, *optional*, defaults to `"auto"`): `"torch"` folds eagerly, `"compiled"` compiles the fold,
+            `"triton"` runs the kernels for CUDA (bfloat16, float16 and float32); where these cannot be compiled, the
+            fold runs eagerly after one warning. `"auto"` is what the environment variable `UGAP_HEAD` says, and without
+            it the kernels on CUDA, and on CPU a compiled fold where there is enough work.
         precision (`str`, *optional*, defaults to `"exact"`): `"split"` runs float32 hidden states as a sum of two
             bfloat16 parts through the CPU's bfloat16 units, within 1e-4 nats of `"exact"`. It needs weights whose
             values are bfloat16 numbers, and is `"exact"` on a CPU without such units.
@@ -90,8 +103,8 @@ def head_statistics(
         [`HeadStatistics`]
 
     Raises:
-        ValueError: If shapes, dtypes or devices do not fit together, a target is out of range, or `"split"` is asked
-            for with weights that bfloat16 cannot hold.
+        ValueError: If shapes, dtypes or devices do not fit together, a target is out of range, `"triton"` is asked for
+            where the kernels cannot be tried, or `"split"` with weights that bfloat16 cannot hold.
 
     Example:
         >>> hidden, weight = torch.eye(3), torch.zeros(5, 3)
@@ -101,131 +114,86 @@ def head_statistics(
         >>> stats.rank.tolist()
         [1.0, 5.0, nan]
     """
-    _check(hidden, weight, targets, bias, precision)
-    _check_options(softcap, logit_scale, impl)
-    accumulate = torch.promote_types(hidden.dtype, torch.float32)
-    project = _Projection(hidden, weight, bias, softcap, logit_scale, precision, accumulate)
+    check_arguments(hidden, weight, targets, bias, softcap, logit_scale)
+    check_precision(precision, weight)
     keep = (targets != -100).nonzero().squeeze(1)
-    out = HeadStatistics(*(torch.full_like(targets, math.nan, dtype=accumulate) for _ in range(4)))
-    if keep.numel():
-        folded = _fold_all(
-            project, hidden[keep], targets[keep], _choose_fold(impl, hidden, keep.numel() * weight.shape[0])
-        )
-        for whole, part in zip(out, folded, strict=True):
-            whole[keep] = part
+    chosen = choose(impl, weight, len(keep) * len(weight))
+    project = Projection(weight, bias, softcap, logit_scale, precision)
+    out = HeadStatistics(*(torch.full_like(targets, math.nan, dtype=project.accumulate) for _ in range(4)))
+    if not len(keep):
+        return out
+    if len(keep) < len(targets):  # nothing is copied where nothing is skipped
+        hidden, targets = hidden[keep], targets[keep]
+    with torch.autocast(weight.device.type, enabled=False):
+        if chosen == "triton":
+            found = with_kernels(
+                lambda kernels: _by_kernels(kernels, project, hidden, targets),
+                lambda: _by_torch(_fold, project, hidden, targets),
+            )
+        else:
+            fold = _compiled_fold() if chosen == "compiled" else _fold
+            found = _by_torch(fold, project, hidden, targets)
+    for whole, part in zip(out, found, strict=True):
+        whole[keep] = part
     return out
 
 
-class _Projection:
-    """`hidden -> logits` for a tile of the vocabulary, in the accumulation dtype."""
-
-    def __init__(
-        self,
-        hidden: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        softcap: float | None,
-        scale: float,
-        precision: Precision,
-        accumulate: torch.dtype,
-    ):
-        self.weight, self.bias, self.softcap, self.scale, self.accumulate = weight, bias, softcap, scale, accumulate
-        half = weight.dtype in (torch.bfloat16, torch.float16)
-        self.native = half and weight.device.type == "cuda"
-        on_units = weight.device.type == "cpu" and has_bfloat16_units()
-        self.split = precision == "split" and on_units and weight.dtype == torch.float32
-        self.units = self.split or (on_units and weight.dtype == torch.bfloat16)
-
-    def tile(self, begin: int, end: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Weight `(H, end - begin)` and bias `(end - begin,)` of one tile, ready to multiply."""
-        return self.prepare(self.weight[begin:end], None if self.bias is None else self.bias[begin:end])
-
-    def prepare(self, weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        weight = weight if self.native else weight.to(self.accumulate)
-        return weight.T, None if bias is None else bias.to(self.accumulate)
-
-    def rows(self, hidden: torch.Tensor) -> list[torch.Tensor]:
-        """The summands of the hidden states: one, or two bfloat16 parts where the product is split."""
-        if self.native:
-            return [hidden]
-        hidden = hidden.to(self.accumulate)
-        return split_bfloat16(hidden) if self.split else [hidden]
-
-    def logits(self, rows: list[torch.Tensor], tile: tuple[torch.Tensor, torch.Tensor | None]) -> torch.Tensor:
-        weight, bias = tile
-        if self.native:
-            out = torch.mm(rows[0], weight, out_dtype=self.accumulate)
-        else:
-            with bfloat16_units(self.units):
-                out = torch.mm(rows[0], weight)
-                for row in rows[1:]:
-                    out.addmm_(row, weight)
-        if bias is not None:
-            out += bias
-        if self.scale != 1.0:
-            out *= self.scale
-        if self.softcap is not None:
-            out.div_(self.softcap).tanh_().mul_(self.softcap)
-        return out
-
-    def own(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Logit `(N,)` of each row's own target, up to the rounding of a float32 product."""
-        weight = self.weight[targets].to(self.accumulate)
-        out = (hidden.to(self.accumulate) * weight).sum(-1)
-        if self.bias is not None:
-            out = out + self.bias[targets].to(self.accumulate)
-        out = out * self.scale
-        return out if self.softcap is None else self.softcap * torch.tanh(out / self.softcap)
-
-    def size(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Scale `(N,)` of the rounding errors of a row's logits."""
-        norms = hidden.to(self.accumulate).norm(dim=-1)
-        return norms * (self.weight_norm * abs(self.scale))
-
-    @functools.cached_property
-    def weight_norm(self) -> torch.Tensor:
-        step = max(1, self.weight.shape[0] // 4096)
-        return self.weight[::step].to(self.accumulate).norm(dim=-1).amax()
+def _by_kernels(
+    kernels: ModuleType, project: Projection, hidden: torch.Tensor, targets: torch.Tensor
+) -> HeadStatistics:
+    hidden = hidden if hidden.stride(1) == 1 else hidden.contiguous()
+    window = _window(project, hidden, kernels.own_logits(project, hidden, targets))
+    sums = kernels.fold(project, hidden, targets, window)
+    return _finished(project, hidden, targets, window, kernels.exact_rank, sums)
 
 
-def _fold_all(project: _Projection, hidden: torch.Tensor, targets: torch.Tensor, fold: Fold) -> HeadStatistics:
-    n, vocabulary = hidden.shape[0], project.weight.shape[0]
-    blocks = [slice(i, min(i + TOKEN_TILE, n)) for i in range(0, n, TOKEN_TILE)]
-    rows = [project.rows(hidden[block]) for block in blocks]
+def _by_torch(fold: Fold, project: Projection, hidden: torch.Tensor, targets: torch.Tensor) -> HeadStatistics:
     own = project.own(hidden, targets)
+    high, low = _window(project, hidden, own)
+    # By their first token, for each block: running maximum, sums of e, e z and e z², counts above and in the window.
+    states: dict[int, tuple[torch.Tensor, ...]] = {}
+    for tile in project.tiles(hidden):
+        tokens = tile.tokens
+        logits = project.logits(tile)
+        local = targets[tokens] - tile.words.start
+        here = ((local >= 0) & (local < logits.shape[1])).nonzero().squeeze(1)
+        own[tokens][here] = logits[here, local[here]]
+        if tokens.start not in states:
+            zeros = torch.zeros_like(own[tokens])
+            states[tokens.start] = (torch.full_like(zeros, -math.inf), *(zeros.clone() for _ in range(5)))
+        states[tokens.start] = fold(logits, *states[tokens.start], high[tokens], low[tokens])
+    maximum, s0, s1, s2, above, within = (torch.cat(column) for column in zip(*states.values(), strict=True))
+    sums = Sums(maximum, s0, s1, s2, above, within, own)
+    return _finished(project, hidden, targets, (high, low), _exact_rank, sums)
+
+
+def _window(project: Projection, hidden: torch.Tensor, own: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Upper and lower end `(N,)` of where a target's logit can lie, known as it is up to rounding."""
     slack = TIE_TOLERANCE * (project.size(hidden) + own.abs())
-    high, low = own + slack, own - slack
-    zeros = torch.zeros_like(own)
-    # Per block: running maximum, sums of e, e z and e z², counts of logits above and within the rounding of the target.
-    states = [(torch.full_like(own[block], -math.inf), *(zeros[block].clone() for _ in range(5))) for block in blocks]
-    exact = own.clone()
-    # The vocabulary is the outer loop, so that a tile of half-precision weights is upcast once for all tokens.
-    for begin, end in _tiles(vocabulary):
-        tile = project.tile(begin, end)
-        for i, block in enumerate(blocks):
-            logits = project.logits(rows[i], tile)
-            local = targets[block] - begin
-            here = ((local >= 0) & (local < end - begin)).nonzero().squeeze(1)
-            exact[block][here] = logits[here, local[here]]
-            states[i] = fold(logits, *states[i], high[block], low[block])
-    maximum, s0, s1, s2, above, within = (torch.cat(column) for column in zip(*states, strict=True))
+    return own + slack, own - slack
+
+
+def _finished(
+    project: Projection,
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    window: tuple[torch.Tensor, torch.Tensor],
+    exact_rank: Callable[..., torch.Tensor],
+    sums: Sums,
+) -> HeadStatistics:
+    maximum, s0, s1, s2, above, within, own = sums
     rank = 1 + above
-    unsure = (within - above != 1).nonzero().squeeze(1)
-    for chunk in unsure.split(RECOUNT_ROWS):
-        rank[chunk] = _exact_rank(project, hidden[chunk], targets[chunk])
+    alone = (within == 1) & (own <= window[0]) & (own >= window[1])
+    unsure = (~alone).nonzero().squeeze(1)
+    if len(unsure):
+        rank[unsure] = exact_rank(project, hidden, targets, unsure)
     log_s0, mean = s0.log(), s1 / s0
     return HeadStatistics(
-        surprisal=(maximum + log_s0 - exact).clamp(min=0),
-        entropy=(log_s0 - mean).clamp(min=0, max=math.log(vocabulary)),
+        surprisal=(maximum + log_s0 - own).clamp(min=0),
+        entropy=(log_s0 - mean).clamp(min=0, max=math.log(len(project.weight))),
         varentropy=(s2 / s0 - mean * mean).clamp(min=0),
         rank=rank,
     )
-
-
-def _tiles(vocabulary: int) -> list[tuple[int, int]]:
-    """Tiles of one width, but for rounding: a sliver at the end would be multiplied in another order, breaking ties."""
-    width = math.ceil(vocabulary / math.ceil(vocabulary / VOCAB_TILE))
-    return [(begin, min(begin + width, vocabulary)) for begin in range(0, vocabulary, width)]
 
 
 def _fold(
@@ -247,79 +215,32 @@ def _fold(
     # The old sums in terms of the new maximum: z moves by `shift`.
     shift = (maximum - new).clamp(min=FLOOR).nan_to_num(nan=FLOOR)
     decay = shift.exp()
+    over = logits > high.unsqueeze(1)
     return (
         new,
         decay * s0 + e.sum(-1),
         decay * (s1 + shift * s0) + ez.sum(-1),
         decay * (s2 + 2 * shift * s1 + shift * shift * s0) + (ez * z).sum(-1),
-        above + (logits > high.unsqueeze(1)).to(s0.dtype).sum(-1),
-        within + (logits >= low.unsqueeze(1)).to(s0.dtype).sum(-1),
+        above + over.to(s0.dtype).sum(-1),
+        within + ((logits >= low.unsqueeze(1)) & ~over).to(s0.dtype).sum(-1),
     )
 
 
-def _exact_rank(project: _Projection, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Ranks `(n,)` from whole rows of logits, for the few tokens whose rank hangs on rounding or on a tie."""
-    vocabulary = project.weight.shape[0]
-    rows = project.rows(hidden)
-    logits = torch.empty(len(targets), vocabulary, dtype=project.accumulate, device=targets.device)
-    for begin, end in _tiles(vocabulary):
-        logits[:, begin:end] = project.logits(rows, project.tile(begin, end))
-    own = logits.gather(1, targets.unsqueeze(1))
-    earlier = torch.arange(vocabulary, device=targets.device) < targets.unsqueeze(1)
-    return 1 + ((logits > own) | ((logits == own) & earlier)).sum(-1).to(project.accumulate)
+def _exact_rank(project: Projection, hidden: torch.Tensor, targets: torch.Tensor, unsure: torch.Tensor) -> torch.Tensor:
+    """Ranks of the targets at `unsure` `(n,)`, which hang on rounding or on a tie, from whole rows of logits."""
+    vocabulary = len(project.weight)
+    words = torch.arange(vocabulary, device=targets.device)
+    ranks = []
+    for chunk in unsure.split(RECOUNT_ROWS):
+        logits = torch.empty(len(chunk), vocabulary, dtype=project.accumulate, device=targets.device)
+        for tile in project.tiles(hidden[chunk]):
+            logits[tile.tokens, tile.words] = project.logits(tile)
+        target = targets[chunk].unsqueeze(1)
+        own = logits.gather(1, target)
+        ranks.append(1 + ((logits > own) | ((logits == own) & (words < target))).sum(-1))
+    return torch.cat(ranks).to(project.accumulate)
 
 
-def _choose_fold(impl: Impl, hidden: torch.Tensor, n_logits: int) -> Fold:
-    wanted = impl == "compiled" or (impl == "auto" and hidden.device.type == "cpu" and n_logits >= COMPILE_FROM)
-    return _compiled_fold() if wanted else _fold
-
-
-@functools.cache
 def _compiled_fold() -> Fold:
-    """The fold through inductor, or the eager one where it cannot be compiled."""
-    try:
-        compiled = torch.compile(_fold, dynamic=True)
-        probe = [torch.zeros(8) for _ in range(8)]
-        compiled(torch.zeros(8, VOCAB_TILE), *probe)  # inductor makes other code for narrow tiles
-    except (RuntimeError, OSError) as error:
-        logger.info("the fold of the scoring head cannot be compiled, running it eagerly: %s", error)
-        return _fold
-    return compiled
-
-
-def _check(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, bias: torch.Tensor | None, precision: Precision
-) -> None:
-    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
-        raise ValueError(f"hidden {tuple(hidden.shape)} and weight {tuple(weight.shape)} are not (N, H) and (V, H)")
-    if not hidden.is_floating_point() or hidden.dtype != weight.dtype:
-        raise ValueError(f"hidden is {hidden.dtype} and weight is {weight.dtype}: both must be of one floating dtype")
-    if targets.shape != hidden.shape[:1] or targets.dtype != torch.int64:
-        raise ValueError(f"targets are {tuple(targets.shape)} of {targets.dtype}, not ({hidden.shape[0]},) of int64")
-    if bias is not None and (bias.shape != weight.shape[:1] or not bias.is_floating_point()):
-        raise ValueError(f"bias is {tuple(bias.shape)} of {bias.dtype}, not ({weight.shape[0]},) of a floating dtype")
-    if bias is not None and bias.device != weight.device:
-        raise ValueError(f"bias is on {bias.device}, weight on {weight.device}")
-    if hidden.device != weight.device or targets.device != weight.device:
-        raise ValueError(f"hidden is on {hidden.device}, weight on {weight.device}, targets on {targets.device}")
-    wrong = (targets != -100) & ((targets < 0) | (targets >= weight.shape[0]))
-    if wrong.any():
-        raise ValueError(f"targets holds {int(targets[wrong][0])}, outside the vocabulary of {weight.shape[0]}")
-    if precision not in ("exact", "split"):
-        raise ValueError(f"precision is {precision!r}, not 'exact' or 'split'")
-    if (
-        precision == "split"
-        and weight.dtype == torch.float32
-        and has_bfloat16_units()
-        and not is_bfloat16_exact(weight)
-    ):
-        raise ValueError("precision 'split' needs a weight whose values are bfloat16 numbers")
-
-
-def _check_options(softcap: float | None, logit_scale: float, impl: Impl) -> None:
-    if softcap is not None and not 0 < softcap < math.inf:
-        raise ValueError(f"softcap is {softcap}, not a positive number")
-    if not math.isfinite(logit_scale):
-        raise ValueError(f"logit_scale is {logit_scale}, not a finite number")
-    if impl not in ("auto", "torch", "compiled"):
-        raise ValueError(f"impl is {impl!r}, not 'auto', 'torch' or 'compiled'")
+    # Inductor makes other code for narrow tiles than for wide ones.
+    return compiled(_fold, (8, projection.VOCAB_TILE), *[(8,)] * 8)

@@ -3,16 +3,26 @@
 The recipe (projection, bias, scale, soft cap) is read off the model and its config, then checked on a probe against the
 model's own logits, so an architecture with another ending is refused and never scored wrongly. The probe also changes
 its last token: a model whose earlier states move is not causal.
+
+The weight may be trained, sharded (FSDP2, ZeRO-3), offloaded, or carry a LoRA: `OutputHead.live` gives it as it is at
+the moment, whole, and gathered once however often it is read.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from ugap.errors import InputError
-from ugap.scoring.head import HeadStatistics, Precision, head_statistics
+from ugap.scoring.gathering import gathered
+from ugap.scoring.head import HeadStatistics, head_statistics
+from ugap.scoring.implementation import Impl
+from ugap.scoring.projection import Precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,18 +56,36 @@ class OutputHead:
         scale /= getattr(config, "logits_scaling", None) or 1.0
         softcap = getattr(config, "final_logit_softcapping", None)
         head = cls(projection.weight, getattr(projection, "bias", None), softcap, float(scale))
-        head._probe(model, name)
-        return head
+        with head.live(model) as live:
+            live._probe(model, name)
+        return live if _has_adapter(projection) else head
+
+    @contextmanager
+    def live(self, model: PreTrainedModel) -> Iterator["OutputHead"]:
+        """This head with the weights that `model` has now, ready to be read for as long as the context lasts.
+
+        A sharded weight is gathered (a collective operation: every process has to come here), an offloaded one is
+        fetched, and the product of a LoRA is added. Gradients flow to the parameters.
+
+        Raises:
+            InputError: If the head has an adapter of another kind than LoRA, or a LoRA with dropout in training.
+        """
+        projection: Any = model.get_output_embeddings()
+        with align_module_device(projection), gathered(*projection.parameters()):
+            weight, bias = _whole(projection.weight), _whole(getattr(projection, "bias", None))
+            if _has_adapter(projection):
+                weight = _with_lora(projection, weight)
+            yield replace(self, weight=weight, bias=bias)
 
     def statistics(
         self,
         hidden: torch.Tensor,
         targets: torch.Tensor,
         *,
-        impl: Literal["auto", "torch", "compiled"] = "auto",
+        impl: Impl = "auto",
         precision: Precision = "exact",
     ) -> HeadStatistics:
-        """[`head_statistics`] of hidden states `(N, H)` and targets `(N,)` under this head."""
+        """[`head_statistics`] of hidden states `(N, H)` and targets `(N,)` under this head, on the head's device."""
         hidden, targets = hidden.to(self.weight.device, self.weight.dtype), targets.to(self.weight.device)
         return head_statistics(
             hidden, self.weight, targets, self.bias, self.softcap, self.logit_scale, impl=impl, precision=precision
@@ -84,3 +112,30 @@ class OutputHead:
 def backbone(model: PreTrainedModel) -> torch.nn.Module:
     """The model without its head: token ids to the last hidden states, final norm included."""
     return model.base_model
+
+
+def _whole(parameter: Any) -> Any:
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+
+def _has_adapter(projection: torch.nn.Module) -> bool:
+    return hasattr(projection, "base_layer")
+
+
+def _with_lora(projection: Any, weight: torch.Tensor) -> torch.Tensor:
+    """The weight with its active LoRAs, in their dtype where that is wider: bfloat16 would swallow small updates."""
+    from peft.tuners.lora import Linear
+
+    if not isinstance(projection, Linear):
+        raise InputError(f"the output head has an adapter of a kind that cannot be fused: {type(projection).__name__}")
+    if projection.disable_adapters or projection.merged:
+        return weight
+    for name in projection.active_adapters:
+        if name not in projection.lora_A:
+            continue
+        if name in projection.lora_variant or projection.lora_bias.get(name):
+            raise InputError("the output head has a variant of LoRA (DoRA, bias, ...) that cannot be fused")
+        if projection.training and getattr(projection.lora_dropout[name], "p", 0.0) > 0:
+            raise InputError("lora_dropout cannot be fused into the output head: set it to 0, or leave the head alone")
+        weight = weight + projection.get_delta_weight(name)
+    return weight

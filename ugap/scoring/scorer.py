@@ -22,9 +22,10 @@ from ugap.scoring.batches import Batch, Request, plan, windows
 from ugap.scoring.bfloat16 import FloatProducts, has_bfloat16_units
 from ugap.scoring.dataset import AnyDataset, score_dataset
 from ugap.scoring.encoding import Encoded, encode
-from ugap.scoring.head import Impl, Precision
 from ugap.scoring.identity import weight_hash
+from ugap.scoring.implementation import Impl
 from ugap.scoring.output_head import OutputHead, backbone
+from ugap.scoring.projection import Precision
 from ugap.scoring.token_scores import ScorerId, TokenScores
 
 logger = logging.getLogger(__name__)
@@ -343,12 +344,9 @@ class Scorer:
             lengths.append(len(request.token_ids) - skip)
         scored = hidden.flatten(0, 1)[torch.cat(select)]  # (N, H)
         del hidden
-        statistics = self.head.statistics(
-            scored,
-            torch.tensor(targets, dtype=torch.int64, device=device),
-            impl=self.impl,
-            precision=self.precision,
-        )
+        wanted = torch.tensor(targets, dtype=torch.int64, device=device)
+        with self.head.live(self.model) as head:
+            statistics = head.statistics(scored, wanted, impl=self.impl, precision=self.precision)
         table = torch.stack(statistics).float().cpu().numpy()  # (4, N)
         parts = np.split(table, np.cumsum(lengths)[:-1], axis=1)
         return [

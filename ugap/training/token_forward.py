@@ -6,11 +6,10 @@ around a call of the wrapped model and around nothing else.
 
 import functools
 import types
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from ugap.scoring.gradient import gem, kl_divergence, surprisal_entropy
@@ -68,25 +67,15 @@ def add_token_forward(model: PreTrainedModel, name: str) -> OutputHead:
         hidden, targets = hidden[keep], labels[keep]
         if tokens.hidden:
             return {"hidden": hidden}
-        head = live_head(recipe, self)
-        surprisal, entropy = surprisal_entropy(hidden, targets, head)
-        out = {"surprisal": surprisal, "entropy": entropy}
-        if base_hidden is not None and compared is not None:
-            rows = compared.unsqueeze(1).expand_as(keep)[keep]
-            out["kl"] = kl_divergence(hidden[rows], base_hidden, head, base_head)
-        if tokens.gem_beta is not None:
-            out["gem"] = gem(hidden, targets, head, beta=tokens.gem_beta)
+        with recipe.live(self) as head:
+            surprisal, entropy = surprisal_entropy(hidden, targets, head)
+            out = {"surprisal": surprisal, "entropy": entropy}
+            if base_hidden is not None and compared is not None:
+                rows = compared.unsqueeze(1).expand_as(keep)[keep]
+                out["kl"] = kl_divergence(hidden[rows], base_hidden, head, base_head)
+            if tokens.gem_beta is not None:
+                out["gem"] = gem(hidden, targets, head, beta=tokens.gem_beta)
         return out
 
     model.forward = types.MethodType(forward, model)
     return recipe
-
-
-def live_head(recipe: OutputHead, model: PreTrainedModel) -> OutputHead:
-    """The head with the weights as they are now: trained, or replaced by a wrapper."""
-    projection: Any = model.get_output_embeddings()
-    return replace(recipe, weight=_whole(projection.weight), bias=_whole(getattr(projection, "bias", None)))
-
-
-def _whole(parameter: Any) -> Any:
-    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter

@@ -1,0 +1,170 @@
+"""From hidden states to logits, a tile of tokens and words at a time: what every way to fold the head starts from.
+
+Design choices:
+- Products and sums are float32 whatever the dtype of the weights (float64 for float64 inputs). Half-precision inputs
+  are multiplied exactly: bfloat16 units where the CPU has them (with a float32 accumulator and a float32 result), plain
+  float32 products of the upcast tile where it has none, `out_dtype=float32` on CUDA.
+- A tile of 512 tokens x 8,192 words is still in a CPU's cache when it is folded. The vocabulary is the outer loop, so
+  that a tile of half-precision weights is upcast once for all tokens.
+"""
+
+import functools
+import math
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ugap.scoring.bfloat16 import bfloat16_units, has_bfloat16_units, is_bfloat16_exact, split_bfloat16
+
+Precision = Literal["exact", "split"]
+
+TOKEN_TILE = 512
+VOCAB_TILE = 8192
+# Logits this far below the maximum have probability zero in float32.
+FLOOR = -80.0
+
+
+class Tile(NamedTuple):
+    """The product `(n, t)` of some tokens with some words; weight `(H, t)` and bias `(t,)` are ready to multiply."""
+
+    tokens: slice
+    words: slice
+    weight: Tensor
+    bias: Tensor | None
+    product: Tensor
+
+
+class Projection:
+    """`softcap(scale * (hidden @ weight.T + bias))` in the accumulation dtype.
+
+    Args:
+        weight (`Tensor` of shape `(V, H)`): Weight.
+        bias (`Tensor` of shape `(V,)`, *optional*): Bias.
+        softcap (`float`, *optional*): Soft cap of the logits.
+        scale (`float`, *optional*, defaults to `1.0`): Factor on the logits, before the cap.
+        precision (`str`, *optional*, defaults to `"exact"`): See [`~ugap.scoring.head_statistics`].
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        softcap: float | None,
+        scale: float,
+        precision: Precision = "exact",
+    ):
+        self.weight, self.bias, self.softcap, self.scale = weight, bias, softcap, scale
+        self.accumulate = torch.promote_types(weight.dtype, torch.float32)
+        half = weight.dtype in (torch.bfloat16, torch.float16)
+        self.native = half and weight.device.type == "cuda"
+        on_units = weight.device.type == "cpu" and has_bfloat16_units()
+        self.split = precision == "split" and on_units and weight.dtype == torch.float32
+        self.units = self.split or (on_units and weight.dtype == torch.bfloat16)
+        # float16 has too small a range for the gradients of improbable words.
+        rounded = self.native and weight.dtype == torch.bfloat16
+        self.gradient_dtype = weight.dtype if rounded else self.accumulate
+
+    def logits(self, tile: Tile) -> Tensor:
+        """Logits of a tile; they overwrite its product."""
+        out = tile.product
+        if tile.bias is not None:
+            out += tile.bias
+        if self.scale != 1.0:
+            out *= self.scale
+        if self.softcap is not None:
+            out.div_(self.softcap).tanh_().mul_(self.softcap)
+        return out
+
+    def gradient(self, logits: Tensor, grad: Tensor) -> Tensor:
+        """Gradient of the product where that of the logits is `grad`, which is overwritten."""
+        if self.softcap is not None:
+            grad *= 1 - (logits / self.softcap).square_()
+        if self.scale != 1.0:
+            grad *= self.scale
+        return grad
+
+    def own(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Logit `(N,)` of each row's own target, up to the rounding of a float32 product."""
+        weight = self.weight[targets].to(self.accumulate)
+        out = (hidden.to(self.accumulate) * weight).sum(-1)
+        if self.bias is not None:
+            out = out + self.bias[targets].to(self.accumulate)
+        out = out * self.scale
+        return out if self.softcap is None else self.softcap * torch.tanh(out / self.softcap)
+
+    def size(self, hidden: Tensor) -> Tensor:
+        """Scale `(N,)` of the rounding errors of a row's logits."""
+        norms = torch.linalg.vector_norm(hidden, dim=-1, dtype=self.accumulate)
+        return norms * (self.weight_norm * abs(self.scale))
+
+    @functools.cached_property
+    def weight_norm(self) -> Tensor:
+        step = max(1, self.weight.shape[0] // 4096)
+        return torch.linalg.vector_norm(self.weight[::step], dim=-1, dtype=self.accumulate).amax()
+
+    def _rows(self, hidden: Tensor) -> list[Tensor]:
+        """The summands of the hidden states: one, or two bfloat16 parts where the product is split."""
+        if self.native:
+            return [hidden]
+        hidden = hidden.to(self.accumulate)
+        return split_bfloat16(hidden) if self.split else [hidden]
+
+    def _product(self, rows: list[Tensor], weight: Tensor) -> Tensor:
+        if self.native:
+            return torch.mm(rows[0], weight, out_dtype=self.accumulate)
+        with bfloat16_units(self.units):
+            out = torch.mm(rows[0], weight)
+            for row in rows[1:]:
+                out.addmm_(row, weight)
+        return out
+
+    def tiles(self, hidden: Tensor, n_tokens: int | None = None, n_words: int | None = None) -> Iterator[Tile]:
+        """Tiles of some size at most that cover all tokens `(N, H)` and all words, each made when it is asked for."""
+        n_tokens, n_words = n_tokens or TOKEN_TILE, n_words or VOCAB_TILE
+        blocks = [slice(i, min(i + n_tokens, len(hidden))) for i in range(0, len(hidden), n_tokens)]
+        rows = [self._rows(hidden[block]) for block in blocks]
+        vocabulary = len(self.weight)
+        # Of one width, but for rounding: a sliver at the end would be multiplied in another order, breaking ties.
+        width = math.ceil(vocabulary / math.ceil(vocabulary / n_words))
+        for begin in range(0, vocabulary, width):
+            words = slice(begin, min(begin + width, vocabulary))
+            weight = (self.weight[words] if self.native else self.weight[words].to(self.accumulate)).T
+            bias = None if self.bias is None else self.bias[words].to(self.accumulate)
+            for block, part in zip(blocks, rows, strict=True):
+                yield Tile(block, words, weight, bias, self._product(part, weight))
+
+
+def check_arguments(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, softcap: float | None, logit_scale: float
+) -> None:
+    """Refuse arguments of a head that do not fit together with a `ValueError` that names one."""
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(f"hidden {tuple(hidden.shape)} and weight {tuple(weight.shape)} are not (N, H) and (V, H)")
+    if not hidden.is_floating_point() or hidden.dtype != weight.dtype:
+        raise ValueError(f"hidden is {hidden.dtype} and weight is {weight.dtype}: both must be of one floating dtype")
+    if targets.shape != hidden.shape[:1] or targets.dtype != torch.int64:
+        raise ValueError(f"targets are {tuple(targets.shape)} of {targets.dtype}, not ({hidden.shape[0]},) of int64")
+    if bias is not None and (bias.shape != weight.shape[:1] or not bias.is_floating_point()):
+        raise ValueError(f"bias is {tuple(bias.shape)} of {bias.dtype}, not ({weight.shape[0]},) of a floating dtype")
+    if bias is not None and bias.device != weight.device:
+        raise ValueError(f"bias is on {bias.device}, weight on {weight.device}")
+    if hidden.device != weight.device or targets.device != weight.device:
+        raise ValueError(f"hidden is on {hidden.device}, weight on {weight.device}, targets on {targets.device}")
+    wrong = (targets != -100) & ((targets < 0) | (targets >= weight.shape[0]))
+    if wrong.any():
+        raise ValueError(f"targets holds {int(targets[wrong][0])}, outside the vocabulary of {weight.shape[0]}")
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise ValueError(f"softcap is {softcap}, not a positive number")
+    if not math.isfinite(logit_scale):
+        raise ValueError(f"logit_scale is {logit_scale}, not a finite number")
+
+
+def check_precision(precision: Precision, weight: Tensor) -> None:
+    """Refuse an unknown precision, and `"split"` for weights that bfloat16 cannot hold."""
+    if precision not in ("exact", "split"):
+        raise ValueError(f"precision is {precision!r}, not 'exact' or 'split'")
+    splits = precision == "split" and weight.dtype == torch.float32 and has_bfloat16_units()
+    if splits and not is_bfloat16_exact(weight):
+        raise ValueError("precision 'split' needs a weight whose values are bfloat16 numbers")

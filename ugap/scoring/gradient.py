@@ -265,7 +265,7 @@ class _SurprisalEntropy(torch.autograd.Function):
         zeros = torch.zeros_like(s0)
         by_surprisal = zeros if by_surprisal is None else by_surprisal
         per_z = zeros if by_entropy is None else -by_entropy / s0
-        factors = (by_surprisal / s0 - per_z * mean, per_z, by_surprisal)
+        factors = (by_surprisal / s0 - per_z * mean, per_z, by_surprisal.contiguous())  # that of a sum is expanded
         with torch.autocast(hidden.device.type, enabled=False), gathered(weight, bias):
             project = ctx.recipe.projection(weight, bias)
             wanted = ctx.needs_input_grad
@@ -286,7 +286,7 @@ def _either(impl: Impl, on_kernels: Callable[[ModuleType], Any], in_torch: Calla
 
 
 def _kernel_sums(kernels: ModuleType, project: Projection, hidden: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-    sums = kernels.fold(project, hidden.contiguous(), targets)
+    sums = kernels.fold(project, hidden.contiguous(), targets.contiguous())
     return sums.maximum, sums.s0, sums.s1, sums.own
 
 

@@ -9,8 +9,8 @@ Design choices:
   the maximum moves, the sums are shifted along. `z` is clamped at -80, where `exp` is zero to float32: `-inf` logits
   then give no NaN and no denormals.
 - The rank counts logits above the target's. The target's logit is known before its tile is reached only up to rounding,
-  so tokens with any other logit inside that rounding are counted again, exactly, from one full row of logits (a
-  few percent of human text, 64 rows at a time).
+  so tokens with any other logit inside that rounding are counted again, exactly, from one full row of logits (less than
+  one in a hundred of human text, 64 rows at a time).
 - On CPU the fold of a tile is compiled when there is enough work and a C++ compiler; otherwise it runs eagerly.
 """
 
@@ -28,8 +28,9 @@ from ugap.scoring.projection import FLOOR, Precision, Projection, check_argument
 Fold = Callable[..., tuple[torch.Tensor, ...]]
 
 RECOUNT_ROWS = 64
-# Two float32 evaluations of one logit differ by less than this, relative to the logits' scale.
-TIE_TOLERANCE = 1e-6
+# Two float32 evaluations of one logit differ by less than this, relative to the logits' scale; where they do not, the
+# target is counted again as well.
+TIE_TOLERANCE = 3e-7
 
 
 class HeadStatistics(NamedTuple):
@@ -141,7 +142,7 @@ def head_statistics(
 def _by_kernels(
     kernels: ModuleType, project: Projection, hidden: torch.Tensor, targets: torch.Tensor
 ) -> HeadStatistics:
-    hidden = hidden if hidden.stride(1) == 1 else hidden.contiguous()
+    hidden, targets = hidden.contiguous(), targets.contiguous()
     window = _window(project, hidden, kernels.own_logits(project, hidden, targets))
     sums = kernels.fold(project, hidden, targets, window)
     return _finished(project, hidden, targets, window, kernels.exact_rank, sums)

@@ -55,7 +55,9 @@ class Projection:
         scale: float,
         precision: Precision = "exact",
     ):
-        self.weight, self.bias, self.softcap, self.scale = weight, bias, softcap, scale
+        # The kernels read along a row.
+        self.weight = weight if weight.stride(-1) == 1 else weight.contiguous()
+        self.bias, self.softcap, self.scale = None if bias is None else bias.contiguous(), softcap, scale
         self.accumulate = torch.promote_types(weight.dtype, torch.float32)
         half = weight.dtype in (torch.bfloat16, torch.float16)
         self.native = half and weight.device.type == "cuda"

@@ -342,7 +342,7 @@ def fold(
 
     Args:
         project (`Projection`): The head.
-        hidden (`Tensor` of shape `(n, H)`): Hidden states of the dtype of the head's weight, contiguous in each row.
+        hidden (`Tensor` of shape `(n, H)`): Hidden states of the dtype of the head's weight, contiguous.
         targets (`Tensor` of shape `(n,)`, int64): Their targets.
         window (`tuple[Tensor, Tensor]`, *optional*): For the rank, the upper and the lower end `(n,)` of a window
             around each target's logit; without it nothing is counted.

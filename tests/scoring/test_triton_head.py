@@ -50,8 +50,8 @@ def way(request, monkeypatch):
 def set_way(monkeypatch, way, words=32):
     monkeypatch.setattr(kernels, "FUSED_UP_TO", 1 << 30 if way == "fused" else 0)
     monkeypatch.setattr(kernels, "WAVES", 8)
-    for name, size in {"BLOCK_TOKENS": 16, "BLOCK_WORDS": words, "BLOCK_HIDDEN": 16}.items():
-        monkeypatch.setattr(kernels, name, size)
+    for name in ("WIDE", "NARROW"):
+        monkeypatch.setattr(kernels, name, kernels.Blocks(16, words, 16, 2))
     for name, size in {"TILE_TOKENS": 16, "GRADIENT_TOKENS": 16, "TILE_WORDS": 60, "COLUMNS": 32, "ROWS": 8}.items():
         monkeypatch.setattr(kernels, name, size)
 

@@ -22,6 +22,8 @@ Precision = Literal["exact", "split"]
 
 TOKEN_TILE = 512
 VOCAB_TILE = 8192
+# Wide tiles are multiples of this, so that every row of a product begins where vector loads can.
+ALIGNED = 64
 # Logits this far below the maximum have probability zero in float32.
 FLOOR = -80.0
 
@@ -128,8 +130,10 @@ class Projection:
         blocks = [slice(i, min(i + n_tokens, len(hidden))) for i in range(0, len(hidden), n_tokens)]
         rows = [self._rows(hidden[block]) for block in blocks]
         vocabulary = len(self.weight)
-        # Of one width, but for rounding: a sliver at the end would be multiplied in another order, breaking ties.
+        # Of about one width: a sliver at the end would be multiplied in another order, breaking ties.
         width = math.ceil(vocabulary / math.ceil(vocabulary / n_words))
+        if width > 8 * ALIGNED:
+            width = math.ceil(width / ALIGNED) * ALIGNED
         for begin in range(0, vocabulary, width):
             words = slice(begin, min(begin + width, vocabulary))
             weight = (self.weight[words] if self.native else self.weight[words].to(self.accumulate)).T

@@ -24,7 +24,7 @@ Design choices:
 
 import functools
 import math
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import triton
@@ -40,10 +40,31 @@ FUSED_UP_TO = 1024
 TILE_TOKENS, GRADIENT_TOKENS, TILE_WORDS = 2048, 4096, 4096
 # Programs of the fused kernel for each multiprocessor: enough that the last wave of them being short costs little.
 WAVES = 16
-# Blocks of the fused kernel, of tokens, words and hidden units.
-BLOCK_TOKENS, BLOCK_WORDS, BLOCK_HIDDEN = 128, 128, 64
-# Block of the kernels that read a tile of logits.
-ROWS, COLUMNS = 4, 1024
+# Block of the kernels that read a tile of logits, of tokens and words: a whole row, so that it is reduced once.
+ROWS, COLUMNS = 1, 4096
+
+
+class Blocks(NamedTuple):
+    """How the fused kernel cuts its work: tokens, words and hidden units of a block, and stages of its pipeline."""
+
+    tokens: int
+    words: int
+    hidden: int
+    stages: int
+
+
+# Wide blocks need the least traffic between the L2 cache and the multiprocessors.
+WIDE, NARROW = Blocks(128, 256, 64, 3), Blocks(128, 128, 64, 3)
+
+
+def blocks_for(major: int, plain: bool) -> Blocks:
+    """Blocks for a compute capability, and a recipe without bias and soft cap, or with them.
+
+    The wide ones fit into the registers of capability 9 (all but about a hundred bytes a thread) in a plain recipe;
+    elsewhere they spill one to two kilobytes, and the narrow ones little or nothing.
+    """
+    return WIDE if major == 9 and plain else NARROW
+
 
 INTERPRETED = triton.knobs.runtime.interpret
 _FLOOR = tl.constexpr(FLOOR)
@@ -357,8 +378,10 @@ def _fused(
     project: Projection, hidden: Tensor, targets: Tensor, window: tuple[Tensor, Tensor] | None, count: str
 ) -> Sums:
     n, vocabulary = len(hidden), len(project.weight)
-    blocks, steps = triton.cdiv(n, BLOCK_TOKENS), triton.cdiv(vocabulary, BLOCK_WORDS)
-    per_split = triton.cdiv(steps, min(steps, triton.cdiv(WAVES * _multiprocessors(hidden.device), blocks)))
+    multiprocessors, major = _device(hidden.device)
+    shape = blocks_for(major, plain=project.bias is None and project.softcap is None)
+    blocks, steps = triton.cdiv(n, shape.tokens), triton.cdiv(vocabulary, shape.words)
+    per_split = triton.cdiv(steps, min(steps, triton.cdiv(WAVES * multiprocessors, blocks)))
     splits = triton.cdiv(steps, per_split)
     out = torch.empty(splits, 7, n, dtype=torch.float32, device=hidden.device)
     high, low = window or (out, out)
@@ -380,11 +403,11 @@ def _fused(
         **options,
         COUNT="nothing" if window is None else count,
         UPCAST=INTERPRETED,
-        BLOCK_T=BLOCK_TOKENS,
-        BLOCK_V=BLOCK_WORDS,
-        BLOCK_H=BLOCK_HIDDEN,
+        BLOCK_T=shape.tokens,
+        BLOCK_V=shape.words,
+        BLOCK_H=shape.hidden,
         num_warps=8,
-        num_stages=3,
+        num_stages=shape.stages,
     )
     maxima, s0, s1, s2, above, within, own = out.unbind(1)
     maximum = maxima.amax(0)
@@ -475,5 +498,9 @@ def _transform(project: Projection) -> tuple[Tensor, dict[str, Any]]:
 
 
 @functools.cache
-def _multiprocessors(device: torch.device) -> int:
-    return 1 if INTERPRETED else int(torch.cuda.get_device_properties(device).multi_processor_count)
+def _device(device: torch.device) -> tuple[int, int]:
+    """Number of multiprocessors, and the major part of the compute capability."""
+    if INTERPRETED:
+        return 1, 0
+    properties = torch.cuda.get_device_properties(device)
+    return properties.multi_processor_count, properties.major

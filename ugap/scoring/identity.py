@@ -2,8 +2,10 @@
 
 import hashlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 
 SAMPLES = 4096
 # Where PEFT puts the layer that an adapter stands beside: `q_proj.base_layer.weight`, and `q_proj.lora_A...` beside it.
@@ -16,23 +18,32 @@ def weight_hash(model: torch.nn.Module) -> str:
 
     Values are rounded to bfloat16 first, so a float32 and a bfloat16 load of one checkpoint have one hash. A sample of
     each tensor tells checkpoints apart at no cost; it is no proof against tampering. A base model inside a PEFT model
-    has the hash of the base model alone.
+    has the hash of the base model alone, an offloaded model the one that it has in memory.
     """
     digest = hashlib.sha256()
-    for name, parameter in sorted(_own_parameters(model)):
-        flat = parameter.detach().reshape(-1)
-        index = torch.linspace(0, flat.numel() - 1, min(SAMPLES, flat.numel()), dtype=torch.float64, device=flat.device)
-        values = flat[index.long()].to(torch.bfloat16).cpu().view(torch.int16).numpy()
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+    for name, place in sorted(_own_parameters(model)):
+        owner, _, leaf = place.rpartition(".")
+        module = model.get_submodule(owner)
+        with align_module_device(module):  # fetches what is offloaded
+            flat = getattr(module, leaf).detach()
+            shape, flat = tuple(flat.shape), flat.reshape(-1)
+            steps = min(SAMPLES, flat.numel())
+            index = torch.linspace(0, flat.numel() - 1, steps, dtype=torch.float64, device=flat.device)
+            values = flat[index.long()].to(torch.bfloat16).cpu().view(torch.int16).numpy()
+        digest.update(f"{name}{shape}".encode())
         digest.update(values.tobytes())
     return digest.hexdigest()[:16]
 
 
-def _own_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """The parameters of the model without those of adapters, by the names that they have without adapters."""
-    adapted = {name.partition(_BASE)[0] for name, _ in model.named_parameters() if _BASE in name}
-    for name, parameter in model.named_parameters():
+def _own_parameters(model: Any) -> Iterator[tuple[str, str]]:
+    """Names of the model's parameters without those of adapters: as they are without adapters, and as they are."""
+    parameters = dict(model.named_parameters())
+    adapted = {name.partition(_BASE)[0] for name in parameters if _BASE in name}
+    tied = getattr(model, "all_tied_weights_keys", ())
+    for name, parameter in parameters.items():
+        if parameter.is_meta and name in tied:
+            continue  # offloaded, it is no longer the same parameter as the one that it is tied to
         if _BASE in name:
-            yield name.replace(_BASE, "."), parameter
+            yield name.replace(_BASE, "."), name
         elif not any(name.startswith(f"{layer}.") for layer in adapted):
-            yield name, parameter
+            yield name, name

@@ -94,7 +94,9 @@ class OutputHead:
     @torch.no_grad()
     def _probe(self, model: PreTrainedModel, name: str) -> None:
         tokens = [(7 * i + 3) % self.weight.shape[0] for i in range(5)]
-        ids = torch.tensor([tokens, [*tokens[:-1], (tokens[-1] + 1) % self.weight.shape[0]]], device=model.device)
+        ids = torch.tensor(
+            [tokens, [*tokens[:-1], (tokens[-1] + 1) % self.weight.shape[0]]], device=input_device(model)
+        )
         hidden = backbone(model)(input_ids=ids, use_cache=False).last_hidden_state
         half = hidden.dtype in (torch.bfloat16, torch.float16)
         if not torch.allclose(hidden[0, :-1], hidden[1, :-1], rtol=0.05 if half else 1e-3, atol=0.1 if half else 1e-3):
@@ -107,6 +109,11 @@ class OutputHead:
         tolerance = (0.03 if half else 1e-3) * max(1.0, float(theirs.abs().amax()))
         if theirs.isfinite().all() and (theirs.shape != ours.shape or float((theirs - ours).abs().amax()) > tolerance):
             raise InputError(f"{name}: the head of {type(model).__name__} is of a kind that the scorer does not know")
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where token ids go: to the model, or anywhere where hooks fetch its weights and take the ids along."""
+    return torch.device("cpu") if model.device.type == "meta" else model.device
 
 
 def backbone(model: PreTrainedModel) -> torch.nn.Module:

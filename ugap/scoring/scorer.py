@@ -24,7 +24,7 @@ from ugap.scoring.dataset import AnyDataset, score_dataset
 from ugap.scoring.encoding import Encoded, encode
 from ugap.scoring.identity import weight_hash
 from ugap.scoring.implementation import Impl
-from ugap.scoring.output_head import OutputHead, backbone
+from ugap.scoring.output_head import OutputHead, backbone, input_device
 from ugap.scoring.projection import Precision
 from ugap.scoring.token_scores import ScorerId, TokenScores
 
@@ -86,7 +86,7 @@ class Scorer:
         self.tokenizer = tokenizer
         with_bos = tokenizer.bos_token_id is not None if bos is None else bos
         self.bos: list[int] = [tokenizer.bos_token_id] if with_bos else []
-        self.token_budget = token_budget or (2048 if model.device.type == "cpu" else 32768)
+        self.token_budget = token_budget or (2048 if input_device(model).type == "cpu" else 32768)
         self.impl, self.precision = impl, precision
         self.head = OutputHead.of(model, self.name)
         emulated = model.dtype == torch.bfloat16 and model.device.type == "cpu" and not has_bfloat16_units()
@@ -327,7 +327,7 @@ class Scorer:
     @torch.no_grad()
     def _run(self, batch: Batch) -> list[np.ndarray]:
         """Statistics `(4, T_i)` of each request of one batch."""
-        device, shared = self.model.device, batch.n_shared
+        device, shared = input_device(self.model), batch.n_shared
         # The last token of a row predicts nothing that is scored.
         rows = [(request.context + request.token_ids)[shared:-1] for request in batch.requests]
         # A single token without context has nothing to predict it and gives an empty row.

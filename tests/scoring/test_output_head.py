@@ -107,8 +107,8 @@ def log_p(model, ids):
 
 def mixture(model, head, ids):
     """A loss of surprisal and entropy, through the fused head and through the model's logits."""
-    hidden = backbone(model)(input_ids=ids, use_cache=False).last_hidden_state[0, :-1]
-    surprisal, entropy = surprisal_entropy(hidden, ids[0, 1:], head)
+    states = backbone(model)(input_ids=ids, use_cache=False).last_hidden_state[0, :-1]
+    surprisal, entropy = head.within(model, lambda live, hidden: surprisal_entropy(hidden, ids[0, 1:], live), states)
     whole = log_p(model, ids)
     expected = -whole.gather(1, ids[0, 1:, None]).squeeze(1)
     return (surprisal - 0.3 * entropy).sum(), (expected + 0.3 * (whole.exp() * whole).sum(-1)).sum()
@@ -118,8 +118,7 @@ def assert_same_gradients(model, head, ids):
     """Value and gradients of the loss agree both ways, for every parameter that is trained."""
     trained = [p for p in model.parameters() if p.requires_grad]
     assert trained
-    with head.live(model) as live:
-        ours, theirs = mixture(model, live, ids)
+    ours, theirs = mixture(model, head, ids)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     for mine, expected in zip(*(torch.autograd.grad(loss, trained) for loss in (ours, theirs)), strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().amax()))
@@ -153,12 +152,13 @@ def test_lora_on_the_head(tied, with_adapter, recwarn):
     head = OutputHead.of(model, "m")  # read off before the adapter says anything
     shaken(peft)
     assert_same_gradients(model, head, IDS)
-    with torch.no_grad(), peft.disable_adapter(), head.live(model) as live:
-        torch.testing.assert_close(*mixture(model, live, IDS), rtol=1e-4, atol=1e-4)
-        assert live.weight is model.get_output_embeddings().base_layer.weight
+    with torch.no_grad(), peft.disable_adapter():
+        torch.testing.assert_close(*mixture(model, head, IDS), rtol=1e-4, atol=1e-4)
+        weight = head.within(model, lambda live, hidden: live.weight, None)
+        assert weight is model.get_output_embeddings().base_layer.weight
     peft.merge_adapter()
-    with torch.no_grad(), head.live(model) as live:
-        torch.testing.assert_close(*mixture(model, live, IDS), rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(*mixture(model, head, IDS), rtol=1e-4, atol=1e-4)
 
 
 def test_a_scorer_follows_a_lora_on_its_head(with_adapter, tokenizer):
@@ -178,8 +178,8 @@ def test_small_updates_of_a_bfloat16_head_are_not_rounded_away(with_adapter):
     projection = model.get_output_embeddings()
     for name in ("lora_A", "lora_B"):
         torch.nn.init.constant_(getattr(projection, name)["default"].weight, 0.001)
-    with torch.no_grad(), head.live(model) as live:
-        moved = live.weight - projection.base_layer.weight
+    with torch.no_grad():
+        moved = head.within(model, lambda live, hidden: live.weight, None) - projection.base_layer.weight
     torch.testing.assert_close(moved, torch.full_like(moved, projection.scaling["default"] * 4e-6), rtol=0.1, atol=0)
 
 

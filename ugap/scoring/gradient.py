@@ -26,7 +26,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ugap.scoring.bfloat16 import bfloat16_units
-from ugap.scoring.gathering import gathered
 from ugap.scoring.implementation import Impl, choose, with_kernels
 from ugap.scoring.output_head import OutputHead
 from ugap.scoring.projection import FLOOR, Projection, Tile, check_arguments
@@ -65,15 +64,14 @@ def surprisal_entropy(
         [-0.426, 0.213, 0.213]
     """
     hidden, targets = hidden.to(head.weight.device, head.weight.dtype), targets.to(head.weight.device)
-    with gathered(head.weight, head.bias):
-        recipe = _Recipe.of(head, temperature)
-        check_arguments(hidden, head.weight, targets, head.bias, head.softcap, head.logit_scale)
-        keep = (targets != -100).nonzero().squeeze(1)
-        chosen = choose(impl, head.weight, len(keep) * len(head.weight))
-        if len(keep) == len(targets):  # nothing is copied where nothing is skipped
-            surprisal, entropy = _SurprisalEntropy.apply(hidden, head.weight, head.bias, targets, recipe, chosen)
-            return surprisal, entropy
-        values = _SurprisalEntropy.apply(hidden[keep], head.weight, head.bias, targets[keep], recipe, chosen)
+    recipe = _Recipe.of(head, temperature)
+    check_arguments(hidden, head.weight, targets, head.bias, head.softcap, head.logit_scale)
+    keep = (targets != -100).nonzero().squeeze(1)
+    chosen = choose(impl, head.weight, len(keep) * len(head.weight))
+    if len(keep) == len(targets):  # nothing is copied where nothing is skipped
+        surprisal, entropy = _SurprisalEntropy.apply(hidden, head.weight, head.bias, targets, recipe, chosen)
+        return surprisal, entropy
+    values = _SurprisalEntropy.apply(hidden[keep], head.weight, head.bias, targets[keep], recipe, chosen)
     surprisal, entropy = (value.new_zeros(len(targets)).index_copy(0, keep, value) for value in values)
     return surprisal, entropy
 
@@ -113,18 +111,16 @@ def kl_divergence(
     base_head = base_head or head
     hidden = hidden.to(head.weight.device, head.weight.dtype)
     base_hidden = base_hidden.detach().to(base_head.weight.device, base_head.weight.dtype)
-    with gathered(head.weight, head.bias, base_head.weight, base_head.bias):
-        recipe, base_recipe = _Recipe.of(head, temperature), _Recipe.of(base_head, temperature)
-        nothing = torch.full(hidden.shape[:1], -100, device=hidden.device)
-        check_arguments(hidden, head.weight, nothing, head.bias, head.softcap, head.logit_scale)
-        if base_hidden.shape != (len(hidden), base_head.weight.shape[1]):
-            expected = (len(hidden), base_head.weight.shape[1])
-            raise ValueError(f"base_hidden is {tuple(base_hidden.shape)}, not {expected}")
-        if len(head.weight) != len(base_head.weight):
-            raise ValueError(f"base_head has a vocabulary of {len(base_head.weight)}, head one of {len(head.weight)}")
-        return _Divergence.apply(
-            hidden, head.weight, head.bias, base_hidden, base_head.weight, base_head.bias, recipe, base_recipe
-        )
+    recipe, base_recipe = _Recipe.of(head, temperature), _Recipe.of(base_head, temperature)
+    nothing = torch.full(hidden.shape[:1], -100, device=hidden.device)
+    check_arguments(hidden, head.weight, nothing, head.bias, head.softcap, head.logit_scale)
+    if base_hidden.shape != (len(hidden), base_head.weight.shape[1]):
+        expected = (len(hidden), base_head.weight.shape[1])
+        raise ValueError(f"base_hidden is {tuple(base_hidden.shape)}, not {expected}")
+    if len(head.weight) != len(base_head.weight):
+        raise ValueError(f"base_head has a vocabulary of {len(base_head.weight)}, head one of {len(head.weight)}")
+    base_weight, base_bias = base_head.weight.detach(), None if base_head.bias is None else base_head.bias.detach()
+    return _Divergence.apply(hidden, head.weight, head.bias, base_hidden, base_weight, base_bias, recipe, base_recipe)
 
 
 def gem(hidden: Tensor, targets: Tensor, head: OutputHead, *, beta: float = 0.7) -> Tensor:
@@ -266,7 +262,7 @@ class _SurprisalEntropy(torch.autograd.Function):
         by_surprisal = zeros if by_surprisal is None else by_surprisal
         per_z = zeros if by_entropy is None else -by_entropy / s0
         factors = (by_surprisal / s0 - per_z * mean, per_z, by_surprisal.contiguous())  # that of a sum is expanded
-        with torch.autocast(hidden.device.type, enabled=False), gathered(weight, bias):
+        with torch.autocast(hidden.device.type, enabled=False):
             project = ctx.recipe.projection(weight, bias)
             wanted = ctx.needs_input_grad
             out = _either(
@@ -376,8 +372,7 @@ class _Divergence(torch.autograd.Function):
         hidden, weight, bias, base_hidden, base_weight, base_bias, *scalars = ctx.saved_tensors
         maximum, s0, base_maximum, base_s0 = scalars
         per_p, per_base = ((grads[0] / s).unsqueeze(1) for s in (s0, base_s0))
-        everything = gathered(weight, bias, base_weight, base_bias)
-        with torch.autocast(hidden.device.type, enabled=False), everything:
+        with torch.autocast(hidden.device.type, enabled=False):
             project, base = ctx.recipes[0].projection(weight, bias), ctx.recipes[1].projection(base_weight, base_bias)
             out = _Gradients(project, hidden, ctx.needs_input_grad)
             for tile, base_tile in zip(project.tiles(hidden), base.tiles(base_hidden), strict=True):

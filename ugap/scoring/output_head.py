@@ -4,22 +4,21 @@ The recipe (projection, bias, scale, soft cap) is read off the model and its con
 model's own logits, so an architecture with another ending is refused and never scored wrongly. The probe also changes
 its last token: a model whose earlier states move is not causal.
 
-The weight may be trained, sharded (FSDP2, ZeRO-3), offloaded, or carry a LoRA: `OutputHead.live` gives it as it is at
+The weight may be trained, sharded (FSDP2, ZeRO-3), offloaded, or carry a LoRA: `OutputHead.within` gives it as it is at
 the moment, whole, and gathered once however often it is read.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from accelerate.utils import align_module_device
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Partial
 from transformers import PreTrainedModel
 
 from ugap.errors import InputError
-from ugap.scoring.gathering import gathered
 from ugap.scoring.head import HeadStatistics, head_statistics
 from ugap.scoring.implementation import Impl
 from ugap.scoring.projection import Precision
@@ -56,22 +55,44 @@ class OutputHead:
         scale /= getattr(config, "logits_scaling", None) or 1.0
         softcap = getattr(config, "final_logit_softcapping", None)
         head = cls(projection.weight, getattr(projection, "bias", None), softcap, float(scale))
-        with head.live(model) as live:
-            live._probe(model, name)
-        return live if _has_adapter(projection) else head
+        hidden, logits = _probe(model, name)
+        if not head.within(model, lambda live, states: live._makes(logits, states), hidden):
+            raise InputError(f"{name}: the head of {type(model).__name__} is of a kind that the scorer does not know")
+        return head.within(model, lambda live, states: live, hidden) if _has_adapter(projection) else head
 
-    @contextmanager
-    def live(self, model: PreTrainedModel) -> Iterator["OutputHead"]:
-        """This head with the weights that `model` has now, ready to be read for as long as the context lasts.
+    def within(self, model: PreTrainedModel, compute: Callable[["OutputHead", torch.Tensor], Any], hidden: Any) -> Any:
+        """`compute(head, hidden)` with the head as `model` has it now, its weight whole and read from memory once.
 
         A sharded weight is gathered (a collective operation: every process has to come here), an offloaded one is
         fetched, and the product of a LoRA is added. Gradients flow to the parameters.
+
+        Args:
+            model (`PreTrainedModel`): The model that the head was read off.
+            compute (`Callable`): What to do with a head and hidden states; returns a tensor, or a container of some.
+            hidden (`torch.Tensor` of shape `(N, H)`): Hidden states of the model.
 
         Raises:
             InputError: If the head has an adapter of another kind than LoRA, or a LoRA with dropout in training.
         """
         projection: Any = model.get_output_embeddings()
-        with align_module_device(projection), gathered(*projection.parameters()):
+        if not hasattr(projection.weight, "ds_status"):
+            with self._live(projection) as head:
+                return compute(head, hidden)
+
+        def forward(inputs: torch.Tensor) -> Any:
+            with self._live(projection) as head:
+                return compute(head, inputs)
+
+        # ZeRO-3 gathers a weight, and in the backward pass its gradient, around calls of the module that owns it.
+        projection.forward = forward
+        try:
+            return projection(hidden)
+        finally:
+            del projection.forward
+
+    @contextmanager
+    def _live(self, projection: Any) -> Iterator["OutputHead"]:
+        with align_module_device(projection):
             weight, bias = _whole(projection.weight), _whole(getattr(projection, "bias", None))
             if _has_adapter(projection):
                 weight = _with_lora(projection, weight)
@@ -92,23 +113,34 @@ class OutputHead:
         )
 
     @torch.no_grad()
-    def _probe(self, model: PreTrainedModel, name: str) -> None:
-        tokens = [(7 * i + 3) % self.weight.shape[0] for i in range(5)]
-        ids = torch.tensor(
-            [tokens, [*tokens[:-1], (tokens[-1] + 1) % self.weight.shape[0]]], device=input_device(model)
-        )
-        hidden = backbone(model)(input_ids=ids, use_cache=False).last_hidden_state
-        half = hidden.dtype in (torch.bfloat16, torch.float16)
-        if not torch.allclose(hidden[0, :-1], hidden[1, :-1], rtol=0.05 if half else 1e-3, atol=0.1 if half else 1e-3):
-            raise InputError(f"{name}: {type(model).__name__} is not causal, a later token changes an earlier state")
-        theirs = model(input_ids=ids[:1], use_cache=False).logits[0].float()
-        ours = torch.nn.functional.linear(hidden[0].to(self.weight.dtype), self.weight, self.bias).float()
-        ours = ours.to(theirs.device) * self.logit_scale
+    def _makes(self, logits: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """Whether the head makes these logits, the model's own, of the hidden states: unknown if not finite."""
+        ours = torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias).float()
+        ours = ours.to(logits.device) * self.logit_scale
         if self.softcap is not None:
             ours = self.softcap * torch.tanh(ours / self.softcap)
-        tolerance = (0.03 if half else 1e-3) * max(1.0, float(theirs.abs().amax()))
-        if theirs.isfinite().all() and (theirs.shape != ours.shape or float((theirs - ours).abs().amax()) > tolerance):
-            raise InputError(f"{name}: the head of {type(model).__name__} is of a kind that the scorer does not know")
+        tolerance = (0.03 if _is_half(hidden) else 1e-3) * max(1.0, float(logits.abs().amax()))
+        if logits.shape != ours.shape:
+            return torch.tensor(False)
+        return ((logits - ours).abs().amax() <= tolerance) | ~logits.isfinite().all()
+
+
+@torch.no_grad()
+def _probe(model: PreTrainedModel, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states `(5, H)` and logits `(5, V)` of five tokens, of which the first four must not see the last."""
+    vocabulary = model.config.get_text_config().vocab_size
+    tokens = [(7 * i + 3) % vocabulary for i in range(5)]
+    rows = [tokens, [*tokens[:-1], (tokens[-1] + 1) % vocabulary]]
+    ids = torch.tensor(rows, device=input_device(model))
+    hidden = backbone(model)(input_ids=ids, use_cache=False).last_hidden_state
+    half = _is_half(hidden)
+    if not torch.allclose(hidden[0, :-1], hidden[1, :-1], rtol=0.05 if half else 1e-3, atol=0.1 if half else 1e-3):
+        raise InputError(f"{name}: {type(model).__name__} is not causal, a later token changes an earlier state")
+    return hidden[0], model(input_ids=ids[:1], use_cache=False).logits[0].float()
+
+
+def _is_half(hidden: torch.Tensor) -> bool:
+    return hidden.dtype in (torch.bfloat16, torch.float16)
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
@@ -122,7 +154,10 @@ def backbone(model: PreTrainedModel) -> torch.nn.Module:
 
 
 def _whole(parameter: Any) -> Any:
-    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+    if not isinstance(parameter, DTensor):
+        return parameter
+    # Every process brings the gradient of its own tokens. Left to itself, it would keep its shard of just that one.
+    return parameter.full_tensor(grad_placements=[Partial("avg")] * parameter.device_mesh.ndim)
 
 
 def _has_adapter(projection: torch.nn.Module) -> bool:

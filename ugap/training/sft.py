@@ -9,6 +9,7 @@ multiplier of `ugap.training.constraint` is the weight of that KL beside the los
 """
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +21,6 @@ from trl import SFTConfig, SFTTrainer
 
 from ugap.errors import InputError
 from ugap.sampling import weight_of
-from ugap.scoring.output_head import OutputHead
 from ugap.training.constrained import ConstrainedConfig, ConstrainedTrainer
 from ugap.training.domains import CREATIVE, FUNCTIONAL, check_domains
 from ugap.training.losses import creativity_loss, creativity_reality_loss, gem_loss, reality_loss
@@ -139,12 +139,12 @@ class UncertaintySFTTrainer(ConstrainedTrainer, SFTTrainer):
         base = policy.get_base_model() if adapted else policy
         name = base.config.name_or_path or type(base).__name__
         self.reference: torch.nn.Module | None = None
-        self.reference_head: OutputHead | None = None
+        self._within_reference: Callable[..., Any] | None = None
         with evaluating(base):
             if self._needs_base and not adapted:
                 # The model as it is before training: there is no adapter to switch off.
                 frozen = copy.deepcopy(base).requires_grad_(False)
-                self.reference_head = add_token_forward(frozen, name)
+                self._within_reference = functools.partial(add_token_forward(frozen, name).within, frozen)
                 self.reference = self.accelerator.prepare_model(frozen, evaluation_mode=True)
             add_token_forward(base, name)
 
@@ -181,7 +181,7 @@ class UncertaintySFTTrainer(ConstrainedTrainer, SFTTrainer):
             compared = ~creative if not creative.all() else torch.arange(len(creative), device=creative.device) == 0
             extra = {
                 "base_hidden": self._base_hidden(model, rows, compared),
-                "base_head": self.reference_head,
+                "within_base": self._within_reference,
                 "compared": compared,
             }
         out = model(**rows, **extra, tokens=TokenRequest(gem_beta=args.gem_beta if args.objective == "gem" else None))

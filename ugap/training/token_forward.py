@@ -6,6 +6,7 @@ around a call of the wrapped model and around nothing else.
 
 import functools
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +34,9 @@ def add_token_forward(model: PreTrainedModel, name: str) -> OutputHead:
     """Let `model(..., labels=labels, tokens=TokenRequest())` return tensors of `N` tokens instead of logits.
 
     They are `surprisal`, `entropy` (nats, differentiable), with a reference also `kl`, with `gem_beta` also `gem`. The
-    reference is `base_hidden` `(M, H)`, for the tokens of the rows that the mask `compared` `(B,)` names, and
-    `base_head` where it is not the model's own. Without `tokens` the forward pass is what it was.
+    reference is `base_hidden` `(M, H)`, for the tokens of the rows that the mask `compared` `(B,)` names; where its
+    head is not the model's own, `within_base` is [`OutputHead.within`] of its model. Without `tokens` the forward pass
+    is what it was.
 
     Args:
         model (`PreTrainedModel`): A causal language model; under PEFT the base model. It is changed in place.
@@ -55,7 +57,7 @@ def add_token_forward(model: PreTrainedModel, name: str) -> OutputHead:
         *args: Any,
         tokens: TokenRequest | None = None,
         base_hidden: torch.Tensor | None = None,
-        base_head: OutputHead | None = None,
+        within_base: Callable[..., Any] | None = None,
         compared: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -67,15 +69,22 @@ def add_token_forward(model: PreTrainedModel, name: str) -> OutputHead:
         hidden, targets = hidden[keep], labels[keep]
         if tokens.hidden:
             return {"hidden": hidden}
-        with recipe.live(self) as head:
+
+        def compute(head: OutputHead, hidden: torch.Tensor) -> dict[str, torch.Tensor]:
             surprisal, entropy = surprisal_entropy(hidden, targets, head)
             out = {"surprisal": surprisal, "entropy": entropy}
             if base_hidden is not None and compared is not None:
                 rows = compared.unsqueeze(1).expand_as(keep)[keep]
-                out["kl"] = kl_divergence(hidden[rows], base_hidden, head, base_head)
+                policy = hidden[rows]
+                if within_base is None:
+                    out["kl"] = kl_divergence(policy, base_hidden, head)
+                else:
+                    out["kl"] = within_base(lambda base, states: kl_divergence(policy, states, head, base), base_hidden)
             if tokens.gem_beta is not None:
                 out["gem"] = gem(hidden, targets, head, beta=tokens.gem_beta)
-        return out
+            return out
+
+        return recipe.within(self, compute, hidden)
 
     model.forward = types.MethodType(forward, model)
     return recipe

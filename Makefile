@@ -34,7 +34,8 @@ format: install  ## mend style
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-bench: $(VENV)/.installed-bench  ## time the scoring module against its baselines
+bench: $(VENV)/.installed-bench  ## time the scoring of texts, then the scoring head alone, against their baselines
+	@$(BIN)/python eval/bench_texts.py
 	@$(BIN)/python eval/bench_scoring.py
 
 clean:  ## remove the environment, builds and caches

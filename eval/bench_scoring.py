@@ -1,450 +1,618 @@
-"""Time and memory of the scoring module against its baselines: the benchmark behind `make bench`.
+"""The scoring head alone, on given shapes: time and memory beside the bare product and the heads of others.
 
 Design choices:
-- Timings share one process and are interleaved (A B C A B C ...); the median counts. A busy machine slows all alike.
-- Peak memory is that of a fresh process per variant (this program with `--only`), beyond the loaded model.
-- What cannot be measured here is named with its reason; no figure is made up.
-- Surprisals are compared with our eager ones, so that no wrong result is timed unseen.
+- The heads of one case (shape, tokens, pass) share a process and take turns (A B C A B C ...), after a call each to
+  warm up and compile; the median counts. On CUDA the device's own events tell the time.
+- The yardstick is the bare product in the dtype of the weight. Going backward it is the products that no method can do
+  without: logits, gradient of the hidden states and, for a trained head, of the weight. What is computed again counts.
+- Peak memory is what a call adds to its inputs, and gradients that it returns are part of it. On a CPU a fresh process
+  measures it after a call on few tokens, so that neither imports nor compilers count.
+- A head that cannot run has its reason in place of figures. Figures stand beside the head's difference from float64.
+- The CSV is written after every case. A case is measured as a whole: its ratios are of one time and one machine.
 """
 
-import ctypes
-import datetime
+import csv
+import functools
 import gc
-import importlib.metadata
 import json
-import platform
+import math
+import re
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from ugap.cli.arguments import option, parse
+from ugap.cli.arguments import option
+from ugap.cli.main import main
+from ugap.cli.programs import load_program
 from ugap.cli.suggest import did_you_mean
-from ugap.data import DEMO, load_texts
 from ugap.errors import InputError
 from ugap.files import replacing
-from ugap.models import load_model
-from ugap.scoring import Scorer, batches, bfloat16
-from ugap.scoring import head as fused_head
-from ugap.scoring.encoding import encode
-from ugap.scoring.head import Impl, Precision
-from ugap.scoring.output_head import backbone
 
-DESCRIPTION = """Time the scoring module and its baselines on texts of one length, and measure their memory.
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-example: python eval/bench_scoring.py --model smollm2-135m-instruct --dtype float32 --tokens 512 --output bench.json"""
+    from eval import heads, measuring
+else:
+    measuring = load_program(Path(__file__).with_name("measuring.py"))
 
-GEMM_ROWS = 512
-N_CONTINUATIONS = 16
-MORE_TEXTS = 4  # times as many texts must not need more memory
-EMULATED = "This CPU emulates bfloat16, slowly (no AVX512-BF16, no AMX): no ratio here holds for one that has them."
+DESCRIPTION = """\
+Time the scoring head alone, on given shapes, beside the bare product and other heads; measure its memory.
 
-progress = partial(print, file=sys.stderr, flush=True)
-# Works on the first so many texts; returns the surprisals of all tokens that these predict, if it has any.
-Run = Callable[[int], np.ndarray | None]
-Seconds = dict[str, list[float]]
-Found = dict[str, np.ndarray]
+examples:
+  ugap eval bench_scoring --output runs/head
+  ugap eval bench_scoring --device cpu --shapes smollm2-135m --dtype float32 bfloat16 --tokens 1024 4096
+  ugap eval bench_scoring --shapes llama-3-8b 2048x50000 --tokens 8192 --passes backward --trained_head
 
+Shapes: gemma-3-270m (hidden 640, vocabulary 262144), smollm2-135m (576, 49152), llama-3-8b (4096, 128256),
+qwen3-8b (4096, 151936), or HIDDENxVOCABULARY. No model is loaded: states and weights are drawn, with logits like those
+of a language model. forward is without gradients; backward is forward and backward of surprisal and entropy, with
+upstream gradients for both (for surprisal alone in heads that have no entropy).
 
-class NotMeasuredError(Exception):
-    """Why a variant cannot be measured here."""
+Variants: gemm, the bare product and the yardstick; naive, logits and a float32 log-softmax; trl, liger and cce, the
+fused heads of TRL, Liger Kernel and cut-cross-entropy; ours-torch, ours-compiled (on a CPU), ours-triton-fused and
+ours-triton-tiles (on a GPU). What is not installed or cannot run is named with the reason.
+
+--output runs/head writes runs/head.csv, one row for each shape, number of tokens, pass and variant, and the plots
+runs/head-DTYPE-forward.png and -backward.png; a folder gets bench_scoring.csv and so on. --resume goes on with the CSV
+of an earlier run: what it has of this machine, these versions and these options is not measured again."""
+
+SHAPES = {
+    "gemma-3-270m": (640, 262_144),
+    "smollm2-135m": (576, 49_152),
+    "llama-3-8b": (4096, 128_256),
+    "qwen3-8b": (4096, 151_936),
+}
+PASSES = ("forward", "backward")
+DTYPES = ("float32", "bfloat16", "float16")
+DEVICES = ("cpu", "cuda")
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "cpu": {"shapes": list(SHAPES)[:2], "dtype": ["float32"], "tokens": [1024], "repeats": 3},
+    "cuda": {"shapes": list(SHAPES), "dtype": ["bfloat16"], "tokens": [2**n for n in range(10, 16)], "repeats": 10},
+}
+PACKAGES = ("torch", "triton", "trl", "liger_kernel", "cut_cross_entropy")
+WARM_UP_TOKENS = 16
+
+# What tells one case from another in the CSV, and what was found.
+CASE = ("shape", "hidden", "vocabulary", "tokens", "pass", "dtype", "trained_head", "softcap", "seed", "device")
+MACHINE = ("device_name", "cpu", "instructions", "bfloat16_units", "threads", "python", "cuda", *PACKAGES)
+FOUND = ("seconds", "tokens_per_second", "ratio_to_gemm", "peak_extra_bytes", "share_of_logits", "difference")
+COLUMNS = (*CASE, "variant", "computes", *FOUND, "gradient_difference", "rounds", "why_not", *MACHINE, "date")
+
+# Okabe and Ito's colours, told apart with every common colour blindness, and by marker as well.
+MARKS = {
+    "naive": ("#777777", "o"),
+    "trl": ("#d55e00", "s"),
+    "liger": ("#cc79a7", "^"),
+    "cce": ("#e69f00", "v"),
+    "ours-torch": ("#56b4e9", "D"),
+    "ours-compiled": ("#0072b2", "P"),
+    "ours-triton-fused": ("#009e73", "P"),
+    "ours-triton-tiles": ("#0072b2", "X"),
+}
+LABELS = {"ratio_to_gemm": "time / bare product", "share_of_logits": "extra memory / logits"}
+
+Row = dict[str, str]
 
 
 @dataclass(kw_only=True)
 class Arguments:
-    """Arguments of the benchmark."""
-
-    model: str = option("model to score with", default="gemma-3-270m", metavar="NAME")
-    dtype: list[str] = option("dtypes of its weights", default=["float32", "bfloat16"])
-    round_weights: bool = option("round the weights to bfloat16 numbers: variant ours-split needs them", default=False)
-    variants: list[str] = option("variants to run; all by default", default=[], metavar="NAME")
-    texts: str = option("file of texts, or the embedded set", default=DEMO, metavar="FILE")
-    tokens: int = option("tokens in all", default=2048)
-    length: int = option("tokens of one text", default=512)
-    threads: int | None = option("threads of torch; by default what torch chooses", default=None)
-    repeats: int = option("timings of each variant, of which the median counts", default=3)
-    memory: bool = option("also measure peak memory, in a process per variant", default=True)
-    output: str | None = option("write the figures to this JSON file", default=None, metavar="FILE")
-    only: str | None = option("print the peak memory of this variant alone", default=None, metavar="NAME")
-
-    def check(self) -> None:
-        """Refuse numbers and names that fit nothing."""
-        if self.length < 2 * N_CONTINUATIONS or self.tokens < self.length:
-            raise InputError(f"--length must be {2 * N_CONTINUATIONS} tokens or more, and --tokens as much as one text")
-        if min(self.repeats, 1 if self.threads is None else self.threads) < 1:
-            raise InputError("--repeats and --threads must be at least 1")
-        for name in {*self.variants, self.only or "ours"} - set(VARIANTS):
-            raise InputError(f"unknown variant {name!r}{did_you_mean(name, VARIANTS)}")
-
-
-@dataclass(frozen=True, eq=False)
-class Case:
-    """A loaded model and the texts that every variant works on."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    texts: list[str]
-
-    @cached_property
-    def scorer(self) -> Scorer:
-        return Scorer(self.model, self.tokenizer, impl="torch")
-
-    @cached_property
-    def rows(self) -> list[torch.Tensor]:
-        """Token ids `(T,)` of each text, after BOS where the tokenizer has one: what the scorer sees."""
-        found = [encode(self.tokenizer, text, bos=self.scorer.bos) for text in self.texts]
-        return [torch.tensor(one.context + one.token_ids) for one in found]
-
-    @cached_property
-    def hidden(self) -> list[torch.Tensor]:
-        """Hidden states `(T - 1, H)` of each text, at the positions that predict a token."""
-        states = [backbone(self.model)(input_ids=row[None, :-1], use_cache=False) for row in self.rows]
-        return [state.last_hidden_state[0].to(self.scorer.head.weight.dtype) for state in states]
-
-
-def run_backbone(case: Case) -> Run:
-    def run(n_texts: int) -> None:
-        for row in case.rows[:n_texts]:
-            backbone(case.model)(input_ids=row[None, :-1], use_cache=False)
-
-    return run
-
-
-def run_gemm(case: Case) -> Run:
-    states, weight = case.hidden, case.scorer.head.weight
-
-    def run(n_texts: int) -> None:
-        hidden = torch.cat(states[:n_texts])
-        buffer = torch.empty(min(GEMM_ROWS, len(hidden)), weight.shape[0], dtype=weight.dtype)
-        for block in hidden.split(GEMM_ROWS):
-            torch.mm(block, weight.T, out=buffer[: len(block)])
-
-    return run
-
-
-def run_ours(case: Case, impl: Impl, precision: Precision = "exact") -> Run:
-    require(case, impl, precision)
-    scorer = Scorer(case.model, case.tokenizer, impl=impl, precision=precision)
-    skip = 0 if scorer.bos else 1
-    return lambda n: np.concatenate([scores.surprisal[skip:] for scores in scorer.score(case.texts[:n])])
-
-
-def run_our_head(case: Case, impl: Impl) -> Run:
-    require(case, impl)
-    states, targets, head = case.hidden, [row[1:] for row in case.rows], case.scorer.head
-    return lambda n: head.statistics(torch.cat(states[:n]), torch.cat(targets[:n]), impl=impl).surprisal.numpy()
-
-
-def run_naive(case: Case) -> Run:
-    def run(n_texts: int) -> np.ndarray:
-        found = []
-        for row in case.rows[:n_texts]:
-            logits = case.model(input_ids=row[None, :-1], use_cache=False).logits[0]
-            log_p = logits.float().log_softmax(-1)
-            own = log_p.gather(1, row[1:, None])
-            p = log_p.exp()
-            entropy = -(p * log_p).sum(-1)
-            varentropy = (p * (log_p + entropy[:, None]) ** 2).sum(-1)
-            rank = 1 + (log_p > own).sum(-1)
-            found.append(torch.stack([-own.squeeze(1), entropy, varentropy, rank]))
-        return torch.cat(found, dim=1)[0].numpy()
-
-    return run
-
-
-def run_trl(case: Case) -> Run:
-    try:
-        from trl.trainer.utils import add_fused_lm_head
-    except ImportError as error:
-        raise NotMeasuredError(f"this TRL has no fused head ({error})") from error
-    add_fused_lm_head(case.model, outputs=("log_probs", "entropy"))
-
-    def run(n_texts: int) -> np.ndarray:
-        outputs = [case.model(input_ids=r[None], labels=r[None], fused_lm_head=True) for r in case.rows[:n_texts]]
-        return -torch.cat([output.log_probs[0] for output in outputs]).float().numpy()
-
-    return run
-
-
-def run_minicons(case: Case) -> Run:
-    try:
-        from minicons.scorer import IncrementalLMScorer
-    except ImportError as error:
-        raise NotMeasuredError(f"pip install 'ugap[bench]' brings it ({error})") from error
-    theirs = IncrementalLMScorer(case.model, "cpu", tokenizer=case.tokenizer)
-    # Some tokenizers put BOS in front by themselves; asked for once more it would stand there twice.
-    bos = bool(case.scorer.bos) and case.tokenizer("a")["input_ids"][:1] != case.scorer.bos
-
-    def run(n_texts: int) -> np.ndarray:
-        texts = case.texts[:n_texts]
-        tables = [theirs.token_score([text], surprisal=True, rank=True, bos_token=bos)[0] for text in texts]
-        return np.array([surprisal for table in tables for _, surprisal, _ in table[1:]], np.float32)
-
-    return run
-
-
-def require(case: Case, impl: Impl, precision: Precision = "exact") -> None:
-    """Refuse what would be measured as something else, since the head falls back in silence."""
-    weight = case.scorer.head.weight
-    if impl == "compiled" and fused_head._compiled_fold() is fused_head._fold:
-        raise NotMeasuredError("torch finds no C++ compiler here")
-    if precision == "split" and weight.dtype != torch.float32:
-        raise NotMeasuredError("it is a way to multiply float32")
-    if precision == "split" and not bfloat16.has_bfloat16_units():
-        raise NotMeasuredError("this CPU has no bfloat16 units (AVX512-BF16 or AMX)")
-    if precision == "split" and not bfloat16.is_bfloat16_exact(weight):
-        raise NotMeasuredError("the weights are no bfloat16 numbers, --round_weights makes them so")
-
-
-@dataclass(frozen=True)
-class Variant:
-    """`prepare` does what is not to be timed and returns what is; a `whole` variant goes from texts to statistics."""
-
-    computes: str
-    prepare: Callable[[Case], Run]
-    whole: bool = True
-
-
-FOUR = "surprisal, entropy, varentropy, rank"
-SPLIT = partial(run_ours, impl="compiled", precision="split")
-VARIANTS = {
-    "backbone": Variant("last hidden states, text by text", run_backbone, whole=False),
-    "gemm": Variant(f"logits of given hidden states, {GEMM_ROWS} rows at a time", run_gemm, whole=False),
-    "head-eager": Variant(f"our head alone, eager fold: {FOUR}", partial(run_our_head, impl="torch"), whole=False),
-    "head": Variant(f"our head alone, compiled fold: {FOUR}", partial(run_our_head, impl="compiled"), whole=False),
-    "ours-eager": Variant(f"Scorer.score, eager fold: {FOUR}", partial(run_ours, impl="torch")),
-    "ours": Variant(f"Scorer.score, compiled fold: {FOUR}", partial(run_ours, impl="compiled")),
-    "ours-split": Variant(f"Scorer.score, compiled fold, precision 'split': {FOUR}", SPLIT),
-    "trl": Variant("TRL's fused head, text by text: surprisal, entropy (it has no varentropy or rank)", run_trl),
-    "naive": Variant(f"logits, float32 log-softmax, text by text: {FOUR}", run_naive),
-    "minicons": Variant("minicons, text by text: surprisal, rank (it has no entropy or varentropy)", run_minicons),
-}
-
-
-def prepare_sharing(case: Case, continuations: Sequence[str]) -> dict[str, Run]:
-    """Score continuations of one prefix with its keys and values shared, and with the whole row run for each."""
-    prefix = case.rows[0][: len(case.rows[0]) * 3 // 4].tolist()
-
-    def shared(n: int) -> np.ndarray:
-        return np.concatenate([scores.surprisal for scores in case.scorer.score(continuations[:n], [prefix] * n)])
-
-    def apart(n: int) -> np.ndarray:
-        with patch.object(batches, "MIN_SHARED", sys.maxsize):
-            return shared(n)
-
-    return {"shared": shared, "apart": apart}
-
-
-@torch.no_grad()
-def time_interleaved(runs: Mapping[str, Run], n_texts: int, repeats: int) -> tuple[Seconds, Found]:
-    """Seconds of each run in each round of all runs, and the surprisals that each found."""
-    seconds: Seconds = {name: [] for name in runs}
-    found: Found = {}
-    for run in runs.values():
-        run(min(2, n_texts))
-    for turn in range(repeats):
-        for name, run in runs.items():
-            begin = time.perf_counter()
-            surprisals = run(n_texts)
-            seconds[name].append(time.perf_counter() - begin)
-            progress(f"  round {turn + 1} of {repeats}: {name} {seconds[name][-1]:.2f} s")
-            if surprisals is not None:
-                found[name] = surprisals
-    return seconds, found
-
-
-@torch.no_grad()
-def measure_alone(arguments: Arguments, name: str) -> dict[str, Any]:
-    """Bytes that a variant adds at its peak to what is resident with a loaded model; compiler and imports count."""
-    case, _ = load_case(arguments, arguments.dtype[0])
-    # A new scorer probes the model: after it, weights that are mapped from the file are resident.
-    _ = case.scorer if VARIANTS[name].whole else case.hidden
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # memory that is free but kept would hide as much of the peak
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-        before = resident("VmRSS")
-        VARIANTS[name].prepare(case)(len(case.texts))
-        return {"peak_extra_bytes": resident("VmHWM") - before, "resident_bytes": before}
-    except NotMeasuredError as error:
-        return {"why_not": str(error)}
-    except OSError as error:
-        return {"why_not": f"that needs Linux with glibc ({error})"}
-
-
-def resident(field: str) -> int:
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(fields[field].split()[0]) * 1024
-
-
-def memory_in_child(arguments: Arguments, dtype: str, name: str, tokens: int) -> dict[str, Any]:
-    """What this program prints with `--only`."""
-    words = [sys.executable, __file__, "--only", name, "--dtype", dtype, "--tokens", str(tokens)]
-    words += ["--length", str(arguments.length), "--model", arguments.model, "--texts", arguments.texts]
-    words += ["--threads", str(torch.get_num_threads()), *(["--round_weights"] if arguments.round_weights else [])]
-    done = subprocess.run(words, check=False, stdout=subprocess.PIPE, encoding="utf-8")
-    why_not = {"why_not": f"its process ended with status {done.returncode}"}
-    found = why_not if done.returncode else json.loads(done.stdout.splitlines()[-1])
-    progress(f"  memory of {name}: {found}")
-    return found
-
-
-def load_case(arguments: Arguments, dtype: str) -> tuple[Case, list[str]]:
-    """The model, the texts, and the continuations that will share a prefix."""
-    model, tokenizer = load_model(arguments.model, dtype=dtype, device="cpu")
-    if arguments.round_weights:
-        for parameter in model.parameters():
-            parameter.copy_(parameter.to(torch.bfloat16))
-    rows = load_texts(arguments.texts, domain=None if arguments.texts == DEMO else "creative")
-    sources = [row.text for row in rows if row.domain == "creative"]
-    texts = cut(sources, tokenizer, arguments.length, arguments.tokens // arguments.length)
-    return Case(model, tokenizer, texts), cut(sources, tokenizer, arguments.length // 16, N_CONTINUATIONS)
-
-
-def cut(sources: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int, count: int) -> list[str]:
-    """The first `count` pieces of the sources that are tokenised to exactly `length` tokens."""
-    pieces: list[str] = []
-    for source in sources:
-        offsets = encode(tokenizer, source, bos=[]).offsets
-        for begin in range(0, len(offsets) - length + 1, length):
-            piece = source[offsets[begin, 0] : offsets[begin + length - 1, 1]]
-            if len(encode(tokenizer, piece, bos=[]).token_ids) == length:
-                pieces.append(piece)
-            if len(pieces) == count:
-                return pieces
-    raise InputError(f"the texts hold {len(pieces)} pieces of {length} tokens, and {count} are needed")
-
-
-def measure(arguments: Arguments, dtype: str) -> dict[str, Any]:
-    """All figures of one dtype."""
-    progress(f"{arguments.model}, {dtype}")
-    case, continuations = load_case(arguments, dtype)
-    shapes = {
-        "texts": len(case.texts),
-        "tokens_per_text": arguments.length,
-        "predicted_tokens": sum(len(row) - 1 for row in case.rows),
-        "vocabulary": case.scorer.head.weight.shape[0],
-        "hidden": case.scorer.head.weight.shape[1],
-        "parameters": sum(parameter.numel() for parameter in case.model.parameters()),
-    }
-    notes = [EMULATED] if dtype == "bfloat16" and not bfloat16.has_bfloat16_units() else []
-    runs: dict[str, Run] = {}
-    for name in arguments.variants or VARIANTS:
-        try:
-            runs[name] = torch.no_grad()(VARIANTS[name].prepare)(case)
-        except NotMeasuredError as error:
-            notes.append(f"`{name}` was not measured: {error}.")
-    seconds, found = time_interleaved(runs, len(case.texts), arguments.repeats)
-    times, _ = time_interleaved(prepare_sharing(case, continuations), len(continuations), arguments.repeats)
-    sharing = {name: statistics.median(values) for name, values in times.items()}
-    about = f"{len(continuations)} continuations of {arguments.length // 16} tokens"
-    about += f" after a prefix of {len(case.rows[0]) * 3 // 4}: {sharing['shared']:.3f} s with its cache shared"
-    gain = sharing["apart"] / sharing["shared"]
-    notes.append(f"{about}, {sharing['apart']:.3f} s without, {gain:.2f} times as long.")
-    del case, runs
-    gc.collect()
-    memory = {n: memory_in_child(arguments, dtype, n, arguments.tokens) for n in seconds if arguments.memory}
-    if "ours" in memory:
-        more = MORE_TEXTS * arguments.tokens
-        memory[f"ours, {more} tokens"] = memory_in_child(arguments, dtype, "ours", more)
-    for name, one in memory.items():
-        if "why_not" in one or name not in VARIANTS:
-            size = f"not measured: {one['why_not']}" if "why_not" in one else f"{one['peak_extra_bytes'] / 1e9:.2f} GB"
-            notes.append(f"Peak extra memory of `{name}`: {size}.")
-    rows = table_rows(seconds, found, memory)
-    return {"dtype": dtype, "shapes": shapes, "rows": rows, "sharing": sharing, "memory": memory, "notes": notes}
-
-
-def table_rows(seconds: Seconds, found: Found, memory: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Medians and their ratios. The yardstick is the backbone and the bare product with the head."""
-    median = {name: statistics.median(values) for name, values in seconds.items()}
-    yardstick = median["backbone"] + median["gemm"] if {"backbone", "gemm"} <= set(median) else None
-    compared = set(found) if "ours-eager" in found else set()
-    return [
-        {
-            "variant": name,
-            "computes": VARIANTS[name].computes,
-            "seconds": value,
-            "rounds": seconds[name],
-            "ratio": value / yardstick if yardstick else None,
-            "speedup": median["naive"] / value if "naive" in median and VARIANTS[name].whole else None,
-            "peak_extra_bytes": memory.get(name, {}).get("peak_extra_bytes"),
-            "difference": float(np.abs(found[name] - found["ours-eager"]).max()) if name in compared else None,
-        }
-        for name, value in median.items()
-    ]
-
-
-def to_markdown(run: Mapping[str, Any]) -> str:
-    """The table of one dtype, and what is to be said about it."""
-
-    def show(value: float | None, form: str = ".2f", unit: float = 1) -> str:
-        return "" if value is None else format(value / unit, form)
-
-    shapes = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in run["shapes"].items())
-    lines = [
-        f"## {run['dtype']}\n\n{shapes}\n",
-        "| variant | what it computes | seconds | ratio to backbone + gemm | speed-up over naive | peak extra GB "
-        "| largest difference of surprisal |\n|---|---|---:|---:|---:|---:|---:|",
-    ]
-    for row in run["rows"]:
-        cells = [f"`{row['variant']}`", row["computes"], show(row["seconds"], ".3f"), show(row["ratio"])]
-        cells += [show(row["speedup"]), show(row["peak_extra_bytes"], unit=1e9), show(row["difference"], ".0e")]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *(f"- {note}" for note in run["notes"])]) + "\n"
-
-
-def environment() -> dict[str, Any]:
-    """What the figures depend on."""
-    lines = cpuinfo.read_text().splitlines() if (cpuinfo := Path("/proc/cpuinfo")).exists() else []
-    installed = {distribution.name: distribution.version for distribution in importlib.metadata.distributions()}
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "cpu": next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor()),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "bfloat16_units": bfloat16.has_bfloat16_units(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        **{name: installed.get(name) for name in ("torch", "transformers", "trl", "minicons")},
-    }
+    """Arguments of `ugap eval bench_scoring`; what is left empty follows from the device."""
+
+    shapes: list[str] = option(
+        "heads by name, or as HIDDENxVOCABULARY (default: all four on CUDA, the two small ones on a CPU)",
+        default=[],
+        group="cases",
+        metavar="NAME",
+    )
+    tokens: list[int] = option(
+        "tokens in a call (default: 1024 to 32768 on CUDA, 1024 on a CPU)", default=[], group="cases"
+    )
+    passes: list[str] = option("forward, backward or both", default=list(PASSES), group="cases", metavar="PASS")
+    dtype: list[str] = option(
+        "dtypes of states and weight (default: bfloat16 on CUDA, float32 on a CPU)",
+        default=[],
+        group="cases",
+        metavar="DTYPE",
+    )
+    device: str | None = option("cpu or cuda (default: cuda where there is one)", default=None, group="cases")
+    trained_head: bool = option(
+        "going backward, ask for the gradient of the weight as well (else it is frozen, as under LoRA)",
+        default=False,
+        group="cases",
+    )
+    softcap: float | None = option("soft-capping of the logits, as in Gemma 2", default=None, group="cases")
+    seed: int = option("seed of states, weights and targets", default=0, group="cases")
+    variants: list[str] = option(
+        "heads to compare (default: all, and what cannot run is named)", default=[], group="bench", metavar="NAME"
+    )
+    repeats: int | None = option(
+        "timings of each head, of which the median counts (default: 10 on CUDA, 3 on a CPU)",
+        default=None,
+        group="bench",
+    )
+    memory: bool = option("also measure peak memory; on a CPU in a process for each head", default=True, group="bench")
+    threads: int | None = option("threads of torch (default: its own choice)", default=None, group="bench")
+    output: str | None = option("write CSV and plots under this name", default=None, group="output", metavar="NAME")
+    resume: bool = option("keep what the CSV has already, measure the rest", default=False, group="output")
+    only: str | None = option(
+        "print the peak memory of this head in the first case, and nothing else", default=None, group="bench"
+    )
+
+    def settle(self) -> None:
+        """Refuse what fits nothing, and fill in what follows from the device."""
+        import torch
+
+        _known("device", DEVICES, [] if self.device is None else [self.device])
+        cuda = torch.cuda.is_available()
+        if self.device == "cuda" and not cuda:
+            raise InputError("--device: torch finds no CUDA device here")
+        self.device = self.device or ("cuda" if cuda else "cpu")
+        for name, value in DEFAULTS[self.device].items():
+            if getattr(self, name) in (None, []):
+                setattr(self, name, value)
+        self.variants = self.variants or list(_heads().HEADS)
+        for name in ("shapes", "dtype", "passes"):
+            setattr(self, name, list(dict.fromkeys(getattr(self, name))))
+        _known("pass", PASSES, self.passes)
+        _known("dtype", DTYPES, self.dtype)
+        _known("variant", tuple(_heads().HEADS), [*self.variants, *([] if self.only is None else [self.only])])
+        for shape in self.shapes:
+            _size(shape)
+        for name, least in (("tokens", min(self.tokens)), ("repeats", self.repeats), ("threads", self.threads)):
+            if least is not None and least < 1:
+                raise InputError(f"--{name}: expected a positive number, got {least}")
+        if self.softcap is not None and not 0 < self.softcap < math.inf:
+            raise InputError(f"--softcap: expected a positive number, got {self.softcap}")
+        if self.resume and self.output is None:
+            raise InputError("--resume needs the --output of the run that it goes on with")
+
+    def cases(self) -> Iterator[Row]:
+        """The columns of `CASE` of every case, those of a dtype and a shape together."""
+        for dtype in self.dtype:
+            for shape in self.shapes:
+                hidden, vocabulary = _size(shape)
+                for tokens in sorted(set(self.tokens)):
+                    for which in self.passes:
+                        settings = (tokens, which, dtype, self.trained_head, self.softcap, self.seed, self.device)
+                        values = (shape, hidden, vocabulary, *settings)
+                        yield {name: _text(value) for name, value in zip(CASE, values, strict=True)}
+
+
+def _known(kind: str, names: Sequence[str], asked: Sequence[str]) -> None:
+    for name in asked:
+        if name not in names:
+            guess = did_you_mean(name, names) or f" (there are {', '.join(names)})"
+            raise InputError(f"unknown {kind} {name!r}{guess}")
+
+
+def _size(shape: str) -> tuple[int, int]:
+    """Hidden size and vocabulary of a shape."""
+    if shape in SHAPES:
+        return SHAPES[shape]
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", shape)
+    if found is None:
+        known = ", ".join(SHAPES)
+        raise InputError(f"unknown shape {shape!r}{did_you_mean(shape, SHAPES) or f' (there are {known}, and HxV)'}")
+    return int(found[1]), int(found[2])
+
+
+@functools.cache
+def _heads() -> ModuleType:
+    """The heads; not at the top, for the help to need no torch."""
+    return load_program(Path(__file__).with_name("heads.py"))
 
 
 def run(arguments: Arguments) -> None:
-    """Measure, print the tables, and write the report after each dtype."""
-    arguments.check()
+    """Measure, print a table for each shape and pass, and write the CSV after every case.
+
+    Raises:
+        InputError: A name or a number that fits nothing, no such device, or a CSV that cannot be gone on with.
+    """
+    import torch
+
+    arguments.settle()
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
+    cases = list(arguments.cases())
     if arguments.only is not None:
-        print(json.dumps(measure_alone(arguments, arguments.only)))
+        print(json.dumps(_peak_alone(cases[0], arguments.only)))
         return
-    report: dict[str, Any] = {"version": 1, "environment": environment(), "settings": asdict(arguments), "runs": []}
-    print("\n".join(f"- {name}: {value}" for name, value in report["environment"].items()) + "\n")
+    machine = _machine(cases[0]["device"])
+    results = Results(arguments.output, machine, resume=arguments.resume)
+    print("\n".join(f"- {name}: {value}" for name, value in machine.items() if value) + "\n")
+    if cases[0]["device"] == "cpu" and "bfloat16" in arguments.dtype and machine["bfloat16_units"] == "False":
+        print(f"{measuring.EMULATED}\n")
     for dtype in arguments.dtype:
-        report["runs"].append(measure(arguments, dtype))
-        print(to_markdown(report["runs"][-1]), flush=True)
-        if arguments.output is not None:
-            with replacing(arguments.output) as temporary:
-                temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        for shape in arguments.shapes:
+            for case in cases:
+                if (case["dtype"], case["shape"]) == (dtype, shape):
+                    _fill(results, case, arguments)
+            for which in arguments.passes:
+                drawn = [
+                    row for case in cases for row in results.of(case) if (row["dtype"], row["pass"]) == (dtype, which)
+                ]
+                print(to_markdown([row for row in drawn if row["shape"] == shape]), flush=True)
+                if results.path is not None:
+                    plot(drawn, results.path.with_name(f"{results.path.stem}-{dtype}-{which}.png"))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run as a program; bad input is one line and status 2."""
+def _fill(results: "Results", case: Row, arguments: Arguments) -> None:
+    """Measure a case unless all of it is there; other variants that it has are measured again beside the new ones."""
+    there = [row["variant"] for row in results.of(case)]
+    if set(arguments.variants) <= set(there):
+        measuring.progress(f"{_title(case)}, {case['tokens']} tokens: is there already")
+        return
+    measuring.progress(f"{_title(case)}, {case['tokens']} tokens")
+    names = [name for name in _heads().HEADS if name in {*arguments.variants, *there}]
+    results.put(case, measure(case, names, arguments))
+
+
+class Results:
+    """The rows of all cases, and the CSV that holds them.
+
+    Args:
+        output (`str`, *optional*): What the user called it.
+        machine (`dict[str, str]`): The columns of `MACHINE` and the date; other machines' rows are kept as they are.
+        resume (`bool`): Whether to go on with a CSV that is there.
+    """
+
+    def __init__(self, output: str | None, machine: Row, *, resume: bool):
+        self.machine, self.rows = machine, list[Row]()
+        self.path = None if output is None else _csv_path(output)
+        if self.path is None or not self.path.exists():
+            return
+        if not resume:
+            raise InputError(f"{self.path} is there already: --resume goes on with it, or name another --output")
+        with self.path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            if reader.fieldnames is None or set(reader.fieldnames) != set(COLUMNS):
+                raise InputError(f"{self.path} is not a CSV of this benchmark: its columns are others")
+            self.rows = list(reader)
+
+    def of(self, case: Row) -> list[Row]:
+        """The rows of a case on this machine."""
+        key = {**case, **{name: self.machine[name] for name in MACHINE}}
+        return [row for row in self.rows if all(row[name] == value for name, value in key.items())]
+
+    def put(self, case: Row, found: Sequence[Mapping[str, Any]]) -> None:
+        """Replace the rows of a case, and write them all."""
+        old = self.of(case)
+        self.rows = [row for row in self.rows if row not in old]
+        self.rows += [{name: _text({**case, **self.machine, **row}.get(name)) for name in COLUMNS} for row in found]
+        if self.path is not None:
+            with replacing(self.path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(self.rows)
+
+
+def _csv_path(output: str) -> Path:
+    path = Path(output).expanduser()
+    if path.is_dir() or output.endswith("/"):
+        return path / "bench_scoring.csv"
+    return path if path.suffix == ".csv" else path.with_name(f"{path.name}.csv")
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def _number(row: Row, name: str) -> float | None:
+    return float(row[name]) if row[name] else None
+
+
+def _machine(device: str) -> Row:
+    """The columns of `MACHINE`, and the date."""
+    import torch
+
+    found = measuring.environment(PACKAGES)
+    found["device_name"] = torch.cuda.get_device_name() if device == "cuda" else found["cpu"]
+    found["cuda"] = torch.version.cuda
+    return {name: _text(found[name]) for name in (*MACHINE, "date")}
+
+
+def _draw(case: Row) -> "heads.Case":
+    import torch
+
+    shape = _heads().Shape(case["shape"], int(case["hidden"]), int(case["vocabulary"]))
+    return _heads().Case.draw(
+        shape,
+        int(case["tokens"]),
+        getattr(torch, case["dtype"]),
+        case["device"],
+        softcap=_number(case, "softcap"),
+        trained_head=case["trained_head"] == "True",
+        seed=int(case["seed"]),
+    )
+
+
+def measure(row: Row, names: Sequence[str], arguments: Arguments) -> list[dict[str, Any]]:
+    """What is found of each head in one case: the columns from `variant` to `why_not`."""
+    which, device = row["pass"], row["device"]
+    heads_of = {name: _heads().HEADS[name] for name in names}
+    found: dict[str, dict[str, Any]] = {
+        name: {"variant": name, "computes": head.computes if which == "forward" else head.differentiates}
+        for name, head in heads_of.items()
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    with _attempt(device, *found.values()):
+        case = _draw(row)
+        right = _heads().reference(case, gradients=which == "backward")
+        for name in names:
+            with _attempt(device, found[name]):
+                found[name] |= _first_calls(row, name, case, right, memory=arguments.memory)
+        for _ in range(arguments.repeats or 1):
+            for name, head in heads_of.items():
+                if "why_not" not in found[name]:
+                    with _attempt(device, found[name]):
+                        seconds[name].append(_timed(functools.partial(head.run, case, which), device))
+    logits = int(row["vocabulary"]) * int(row["tokens"]) * _bytes(row["dtype"])
+    median = {name: statistics.median(seconds[name]) for name, one in found.items() if "why_not" not in one}
+    for name, one in found.items():
+        if "why_not" in one:
+            measuring.progress(f"  {name} was not measured: {one['why_not']}")
+            continue
+        peak = one.get("peak_extra_bytes")
+        one |= {
+            "seconds": median[name],
+            "rounds": " ".join(map(repr, seconds[name])),
+            "tokens_per_second": int(row["tokens"]) / median[name],
+            "ratio_to_gemm": median[name] / median["gemm"] if "gemm" in median else None,
+            "share_of_logits": None if peak is None else peak / logits,
+        }
+        measuring.progress(f"  {name}: {1e3 * median[name]:.3f} ms")
+    return list(found.values())
+
+
+@contextmanager
+def _attempt(device: str, *found: dict[str, Any]) -> Iterator[None]:
+    """Write down why, where something fails; the others go on."""
     try:
-        run(parse(Arguments, "eval bench_scoring", DESCRIPTION, sys.argv[1:] if argv is None else argv))
-    except InputError as error:
-        print(f"ugap: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        yield
+    except Exception as error:  # of any kind: libraries of others fail in their own ways
+        reason = _reason(error)
+        traceback.clear_frames(error.__traceback__)  # they hold the tensors of what failed
+        for one in found:
+            kept = {name: one[name] for name in ("variant", "computes")}
+            one.clear()
+            one.update(kept, why_not=reason)
+    else:
+        return
+    _free(device)
+
+
+def _first_calls(row: Row, name: str, case: "heads.Case", right: "heads.Reference", *, memory: bool) -> dict[str, Any]:
+    """What is found of a head but its time, in calls that also warm it up."""
+    head, which, device = _heads().HEADS[name], row["pass"], row["device"]
+    why_not = head.needs(case, which)
+    if why_not is not None:
+        return {"why_not": why_not}
+    found: dict[str, Any] = {}
+    if memory and device == "cpu":
+        child = _memory_in_child(row, name)
+        if child.get("status", 0) < 0:  # it was killed: here it would take all the others along
+            return {"why_not": child["why_not"]}
+        found["peak_extra_bytes"] = child.get("peak_extra_bytes")
+    found["difference"], found["gradient_difference"] = head.differences(case, head.run(case, which), right)
+    _free(device)
+    if memory and device == "cuda":
+        found["peak_extra_bytes"] = _peak_on_gpu(lambda: head.run(case, which))
+    return found
+
+
+def _bytes(dtype: str) -> int:
+    import torch
+
+    return int(getattr(torch, dtype).itemsize)
+
+
+def _reason(error: Exception) -> str:
+    import torch
+
+    text = " ".join(str(error).split()) or "no message"
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
+        return f"out of memory ({text.partition(' GPU ')[0][:120]})"
+    return f"{type(error).__name__}: {text[:200]}"
+
+
+def _free(device: str) -> None:
+    gc.collect()
+    if device == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()
+
+
+def _timed(work: Callable[[], object], device: str) -> float:
+    """Seconds of one call."""
+    if device == "cpu":
+        begin = time.perf_counter()
+        work()
+        return time.perf_counter() - begin
+    import torch
+
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    # A call for which memory had to be fetched from the device would be timed with that: it is repeated, once.
+    for _ in range(2):
+        fetched = torch.cuda.memory_stats().get("num_device_alloc", 0)
+        torch.cuda.synchronize()
+        start.record()
+        work()
+        end.record()
+        end.synchronize()
+        if torch.cuda.memory_stats().get("num_device_alloc", 0) == fetched:
+            break
+    return start.elapsed_time(end) / 1e3
+
+
+def _peak_on_gpu(work: Callable[[], object]) -> int:
+    import torch
+
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    work()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _memory_in_child(row: Row, name: str) -> dict[str, Any]:
+    """What this program prints with `--only`."""
+    import torch
+
+    words = ["--only", name, "--shapes", row["shape"], "--passes", row["pass"], "--threads", torch.get_num_threads()]
+    for column in ("tokens", "dtype", "device", "trained_head", "softcap", "seed"):
+        words += [f"--{column}", row[column]] if row[column] else []
+    found = measuring.in_child(__file__, words)
+    if "why_not" in found:
+        measuring.progress(f"  memory of {name} was not measured: {found['why_not']}")
+    return found
+
+
+def _peak_alone(row: Row, name: str) -> dict[str, Any]:
+    """Peak memory of a head in a process that has nothing else to do."""
+    import torch
+
+    case, head, which = _draw(row), _heads().HEADS[name], row["pass"]
+    try:
+        why_not = head.needs(case, which)
+        if why_not is not None:
+            return {"why_not": why_not}
+        head.run(case.part(torch.arange(min(WARM_UP_TOKENS, len(case.targets)), device=row["device"])), which)
+        if row["device"] == "cuda":
+            return {"peak_extra_bytes": _peak_on_gpu(lambda: head.run(case, which))}
+        return measuring.peak_extra(lambda: head.run(case, which))
+    except Exception as error:  # as in `measure`
+        return {"why_not": _reason(error)}
+
+
+def _title(row: Row) -> str:
+    """A case without its tokens."""
+    options = ["trained head"] if row["trained_head"] == "True" else []
+    options += [f"soft cap {row['softcap']}"] if row["softcap"] else []
+    size = f"({row['hidden']} x {int(row['vocabulary']):,})"
+    return ", ".join([f"{row['shape']} {size}", row["dtype"], row["pass"], *options])
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """The table of one shape and pass, and what could not be measured."""
+
+    def show(row: Row, name: str, form: str, unit: float = 1) -> str:
+        value = _number(row, name)
+        return "" if value is None else format(value / unit, form)
+
+    lines = [
+        f"## {_title(rows[0])}\n",
+        "| tokens | variant | what it computes | ms | tokens/s | ratio to gemm | peak extra MB | share of the logits "
+        "| largest difference of surprisal | relative difference of the gradient |",
+        "|---:|---|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row["why_not"]:
+            reasons.setdefault((row["variant"], row["why_not"]), []).append(f"{int(row['tokens']):,}")
+            continue
+        cells = [f"{int(row['tokens']):,}", f"`{row['variant']}`", row["computes"], show(row, "seconds", ".3f", 1e-3)]
+        cells += [show(row, "tokens_per_second", ",.0f"), show(row, "ratio_to_gemm", ".2f")]
+        cells += [show(row, "peak_extra_bytes", ",.1f", 1e6), show(row, "share_of_logits", ".1%")]
+        cells += [show(row, "difference", ".0e"), show(row, "gradient_difference", ".0e")]
+        lines.append(f"| {' | '.join(cells)} |")
+    everywhere = len({row["tokens"] for row in rows})
+    notes = [
+        f"- `{variant}` was not measured{'' if len(at) == everywhere else f' at {chr(32).join(at)} tokens'}: {reason}."
+        for (variant, reason), at in reasons.items()
+    ]
+    return "\n".join([*lines, "", *notes]) + "\n"
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Plot time and memory over tokens, a column for each shape; nothing where nothing was measured."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.lines import Line2D
+
+    from ugap.report.figure import DPI, MARGIN, SOFT, STYLE, wrapped
+
+    drawn = [row for row in rows if row["variant"] in MARKS and not row["why_not"]]
+    columns = [name for name in LABELS if any(float(row[name] or 0) > 0 for row in drawn)]
+    shapes = list(dict.fromkeys(row["shape"] for row in drawn))
+    if not columns:
+        return
+    first, names = drawn[0], [name for name in MARKS if any(row["variant"] == name for row in drawn)]
+    with matplotlib.rc_context(STYLE):
+        handles = [
+            Line2D([], [], label=name, color=MARKS[name][0], marker=MARKS[name][1], linewidth=_width(name))
+            for name in names
+        ]
+        handles.append(Line2D([], [], label="bare product; the logits", color=SOFT, linestyle="--", linewidth=1))
+        width = max(7.0, 1.0 + 2.7 * len(shapes))
+        per_line = min(len(handles), int(width / 1.75))
+        head, foot = 0.55 + 0.19 * -(-len(handles) // per_line), 0.35  # inches
+        height = head + 2.4 * len(columns) + foot
+        figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+        FigureCanvasAgg(figure)
+        figure.set_layout_engine(
+            ConstrainedLayoutEngine(rect=(0.01, foot / height, 0.98, 1 - (head + foot) / height), h_pad=0.06)
+        )
+        grid = figure.subplots(len(columns), len(shapes), sharex=True, sharey="row", squeeze=False)
+        for column, line in zip(columns, grid, strict=True):
+            line[0].set_ylabel(LABELS[column])
+            for shape, axes in zip(shapes, line, strict=True):
+                _panel(axes, [row for row in drawn if row["shape"] == shape], column)
+        for place, shape in enumerate(shapes):
+            row = next(row for row in drawn if row["shape"] == shape)
+            size = f"{row['hidden']} x {int(row['vocabulary']):,}"
+            grid[0][place].set_title(f"{shape}\n{size}" if shape in SHAPES else size, size=9)
+            grid[-1][place].set_xlabel("tokens")
+        left = MARGIN / width
+        title = f"The head alone: {_title(first).partition('), ')[2]}"
+        figure.text(left, 1 - MARGIN / height, title, size=11, weight="bold", va="top")
+        figure.legend(
+            handles=handles, loc="upper left", bbox_to_anchor=(left, 1 - 0.45 / height), ncols=per_line, borderaxespad=0
+        )
+        versions = ", ".join(f"{name} {first[name]}" for name in PACKAGES if first[name])
+        device = first["device_name"] + (f", {first['threads']} thread(s)" if first["device"] == "cpu" else "")
+        note = wrapped(f"{device}; {versions}", width - 2 * MARGIN, 7.5)
+        figure.text(left, 0.1 / height, note, size=7.5, color=SOFT, va="bottom")
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def _panel(axes: "Axes", rows: Sequence[Row], column: str) -> None:
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+
+    from ugap.report.figure import FAINT, SOFT
+
+    for name, (colour, marker) in MARKS.items():
+        points = sorted((int(row["tokens"]), float(row[column] or 0)) for row in rows if row["variant"] == name)
+        points = [point for point in points if point[1] > 0]
+        if points:
+            axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=5, linewidth=_width(name))
+    axes.axhline(1.0, color=SOFT, linestyle="--", linewidth=1, zorder=1)
+    axes.grid(color=FAINT)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(sorted({int(row["tokens"]) for row in rows})))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n / 1024:g}k" if n % 1024 == 0 else f"{n:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    share = column == "share_of_logits"
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 3) if share else (1, 1.5, 2, 3, 5, 7)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:g}%" if share else f"{y:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _width(name: str) -> float:
+    return 2.2 if name.startswith("ours") else 1.2
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["eval", "bench_scoring", *sys.argv[1:]]))

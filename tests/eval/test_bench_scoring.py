@@ -1,233 +1,453 @@
-"""The benchmark on a tiny model: that it measures what it says, in the order it says, and reports what it cannot."""
+"""The benchmark of the head alone, on a tiny shape: its figures, its files, and what it says it could not measure."""
 
+import csv
 import json
+import os
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from eval import bench_scoring as bench
 from ugap.cli.arguments import parse
 from ugap.errors import InputError
-from ugap.scoring import Scorer, batches, bfloat16
 from ugap.scoring import head as fused_head
-from ugap.scoring.batches import Batch
 
-EAGER = ["backbone", "gemm", "head-eager", "ours-eager", "trl", "naive"]
-SENTENCES = (
-    "Once upon a time there was a tailor who had three sons, and the youngest was called Simpleton. ",
-    "The youngest went into the forest, and the old man said: give me a piece of your cake. ",
-    "A function returns a value; the value of the expression is the value of the function. ",
-)
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    rng = np.random.default_rng(0)
-    path = tmp_path_factory.mktemp("texts") / "texts.jsonl"
-    rows = [{"text": "".join(rng.choice(SENTENCES, 100)).strip()} for _ in range(4)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-@pytest.fixture(scope="module")
-def save(
-    tmp_path_factory: pytest.TempPathFactory,
-    make_model: Callable[..., PreTrainedModel],
-    tokenizer: PreTrainedTokenizerFast,
-    tokenizer_without_bos: PreTrainedTokenizerFast,
-) -> Callable[..., Path]:
-    """`save(bos=..., **config)`: the folder of a tiny model."""
-
-    def make(bos: bool = True, **changes: int) -> Path:
-        folder = tmp_path_factory.mktemp("model")
-        make_model("llama", **changes).save_pretrained(folder)
-        (tokenizer if bos else tokenizer_without_bos).save_pretrained(folder)
-        return folder
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def folder(save: Callable[..., Path]) -> Path:
-    return save()
+heads = bench._heads()
+HIDDEN, VOCABULARY, TOKENS = 24, 700, 40
+ON_CPU = ["gemm", "naive", "trl", "ours-torch"]
+ON_GPU = ["liger", "cce", "ours-triton-fused", "ours-triton-tiles"]
 
 
 @pytest.fixture
-def words(folder: Path, texts: Path) -> list[str]:
-    return ["--model", str(folder), "--texts", str(texts), "--tokens", "96", "--length", "48", "--threads", "1"]
+def words() -> list[str]:
+    words = ["--shapes", f"{HIDDEN}x{VOCABULARY}", "--tokens", str(TOKENS), "--device", "cpu", "--memory", "no"]
+    return [*words, "--threads", "1"]
 
 
-def load(words: list[str], dtype: str = "float32") -> tuple[bench.Case, list[str]]:
-    return bench.load_case(parse(bench.Arguments, "bench", "", words), dtype)
+def run(words: list[str]) -> None:
+    bench.run(parse(bench.Arguments, "eval bench_scoring", "", words))
 
 
-@pytest.mark.parametrize("bos", [True, False])
-def test_report(
-    bos: bool, save: Callable[..., Path], texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def draw(dtype: torch.dtype = torch.float32, tokens: int = TOKENS, **options: Any) -> Any:
+    return heads.Case.draw(heads.Shape("tiny", HIDDEN, VOCABULARY), tokens, dtype, "cpu", **options)
+
+
+def test_rows_and_table(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = tmp_path / "bench.json"
-    words = ["--model", str(save(bos=bos)), "--texts", str(texts), "--tokens", "96", "--length", "48", "--threads", "1"]
-    words += ["--variants", *EAGER, "ours-split", "--memory", "no", "--output", str(output)]
-    assert bench.main(words) == 0
-    report = json.loads(output.read_text(encoding="utf-8"))
-    assert report["settings"]["tokens"] == 96
-    assert report["environment"]["threads"] == 1
-    assert torch.__version__.startswith(report["environment"]["torch"])
-    assert [run["dtype"] for run in report["runs"]] == ["float32", "bfloat16"]
-    printed = capsys.readouterr().out
-    for run, tolerance in zip(report["runs"], (1e-4, 0.3), strict=True):
-        rows = {row["variant"]: row for row in run["rows"]}
-        assert list(rows) == EAGER
-        assert run["shapes"]["predicted_tokens"] == (96 if bos else 94)
-        yardstick = rows["backbone"]["seconds"] + rows["gemm"]["seconds"]
-        for name, row in rows.items():
-            assert len(row["rounds"]) == 3
-            assert row["seconds"] == statistics.median(row["rounds"]) > 0
-            assert row["ratio"] == pytest.approx(row["seconds"] / yardstick)
-            assert row["peak_extra_bytes"] is None
-            if name in ("ours-eager", "trl", "naive"):
-                assert row["difference"] < tolerance
-                assert row["speedup"] == pytest.approx(rows["naive"]["seconds"] / row["seconds"])
+    monkeypatch.setattr(fused_head, "_compiled_fold", lambda: fused_head._fold)  # nothing is compiled here
+    run([*words, "--dtype", "float32", "bfloat16", "--tokens", "9", "--output", str(tmp_path / "head")])
+    rows, printed = read(tmp_path / "head.csv"), capsys.readouterr().out
+    by_case: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
+    for row in rows:
+        assert tuple(row) == bench.COLUMNS
+        by_case.setdefault((row["dtype"], row["tokens"], row["pass"]), {})[row["variant"]] = row
+    passes = [(n, which) for n in ("9", str(TOKENS)) for which in bench.PASSES]
+    assert list(by_case) == [(dtype, *one) for dtype in ("float32", "bfloat16") for one in passes]
+    for (dtype, tokens, which), case in by_case.items():
+        assert list(case) == list(heads.HEADS)
+        for name in ON_CPU:
+            row = case[name]
+            rounds = [float(value) for value in row["rounds"].split()]
+            assert len(rounds) == 3
+            seconds = statistics.median(rounds)
+            assert float(row["seconds"]) == seconds > 0
+            assert float(row["tokens_per_second"]) == pytest.approx(int(tokens) / seconds)
+            assert float(row["ratio_to_gemm"]) == pytest.approx(seconds / float(case["gemm"]["seconds"]))
+            assert row["why_not"] == row["peak_extra_bytes"] == row["share_of_logits"] == ""
+            exact = dtype == "float32" or name == "ours-torch"  # the others round their logits
+            if name == "gemm":
+                assert row["difference"] == row["gradient_difference"] == ""
             else:
-                assert row["speedup"] is None
-        assert any("ours-split" in note and "not measured" in note for note in run["notes"])
-        assert any("16 continuations of 3 tokens" in note for note in run["notes"])
-        assert all(f"| `{name}` | {bench.VARIANTS[name].computes} |" in printed for name in EAGER)
+                assert float(row["difference"]) < (1e-4 if exact else 0.1)
+                assert (row["gradient_difference"] == "") == (which == "forward")
+                assert float(row["gradient_difference"] or 0) < (1e-5 if dtype == "float32" else 0.02)
+        for name in ON_GPU:
+            assert case[name]["why_not"] == "its Triton kernels need a GPU"
+            assert case[name]["seconds"] == case[name]["difference"] == ""
+        for row in case.values():
+            assert (row["hidden"], row["vocabulary"]) == (str(HIDDEN), str(VOCABULARY))
+            assert row["device"] == "cpu"
+            assert row["device_name"]
+            assert row["threads"] == "1"
+            assert torch.__version__.startswith(row["torch"])
+            assert row["trl"]
+    assert "ours-compiled` was not measured: only the forward pass has a compiled fold" in printed
+    for dtype in ("float32", "bfloat16"):
+        for which in bench.PASSES:
+            assert printed.count(f"## 24x700 (24 x 700), {dtype}, {which}\n") == 1
+            assert (tmp_path / f"head-{dtype}-{which}.png").read_bytes().startswith(b"\x89PNG\r\n")
+    assert printed.count("| 9 | `naive` | surprisal, entropy, varentropy, rank |") == 2
+    assert printed.count("| 9 | `naive` | surprisal, entropy and their gradient |") == 2
+    assert printed.count("- `ours-compiled` was not measured: torch finds no C++ compiler here.") == 2
+    assert printed.count("- `cce` was not measured: its Triton kernels need a GPU.") == 4
 
 
-def test_a_wrong_variant_shows_its_difference() -> None:
-    found = {"ours-eager": np.array([1.0, 2.0]), "naive": np.array([1.0, 2.5])}
-    rows = bench.table_rows({"ours-eager": [1.0, 3.0, 2.0], "naive": [8.0]}, found, {})
-    assert [row["difference"] for row in rows] == [0.0, 0.5]
-    assert [row["seconds"] for row in rows] == [2.0, 8.0]
-    assert [row["speedup"] for row in rows] == [4.0, 1.0]
-    assert [row["ratio"] for row in rows] == [None, None]
+def test_what_is_wrong_shows(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head with surprisals that are half a nat off, and one whose gradients have the wrong sign."""
+    naive = heads.HEADS["naive"]
+
+    def off(which: str, case: Any) -> Any:
+        return heads.Found(naive.run(case, which).surprisal + 0.5, naive.run(case, which).gradients)
+
+    def turned(case: Any) -> Any:
+        found = naive.run(case, "backward")
+        return heads.Found(found.surprisal, tuple(-gradient for gradient in found.gradients))
+
+    wrong = {"off": heads.Head("", partial(off, "forward"), partial(off, "backward"), "")}
+    wrong["turned"] = heads.Head("", naive.forward, turned, "")
+    for name, head in wrong.items():
+        monkeypatch.setitem(heads.HEADS, name, head)
+    run([*words, "--variants", "naive", *wrong, "--output", str(tmp_path / "head")])
+    found = {(row["variant"], row["pass"]): row for row in read(tmp_path / "head.csv")}
+    for which in bench.PASSES:
+        assert float(found["off", which]["difference"]) == pytest.approx(0.5, abs=1e-4)
+        assert float(found["naive", which]["difference"]) < 1e-4
+    assert float(found["turned", "backward"]["gradient_difference"]) == pytest.approx(2, abs=1e-4)
+    assert float(found["off", "backward"]["gradient_difference"]) < 1e-5
 
 
-def test_timings_are_interleaved_after_a_short_warm_up() -> None:
-    calls: list[tuple[str, int]] = []
-
-    def recorder(name: str) -> bench.Run:
-        return lambda n: calls.append((name, n))
-
-    seconds, found = bench.time_interleaved({"a": recorder("a"), "b": recorder("b")}, n_texts=5, repeats=2)
-    assert calls == [("a", 2), ("b", 2), ("a", 5), ("b", 5), ("a", 5), ("b", 5)]
-    assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2}
-    assert not found
-
-
-def test_peak_memory_of_a_variant_alone(
-    save: Callable[..., Path], texts: Path, capsys: pytest.CaptureFixture[str]
+def test_a_head_that_fails_does_not_stop_the_others(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """The naive way holds the logits of a text several times over, ours a tile of them."""
-    vocabulary, n_tokens = 100_000, 256
-    words = ["--model", str(save(vocab_size=vocabulary)), "--texts", str(texts), "--dtype", "float32"]
-    words += ["--tokens", str(n_tokens), "--length", str(n_tokens)]
-    peak = {}
-    for name in ("naive", "ours-eager"):
-        assert bench.main([*words, "--only", name]) == 0
-        peak[name] = json.loads(capsys.readouterr().out)["peak_extra_bytes"]
-    logits = 4 * vocabulary * n_tokens
-    assert peak["naive"] > 3 * logits
-    assert 0 < peak["ours-eager"] < peak["naive"] / 2
+    naive, calls = heads.HEADS["naive"], iter(range(100))
+
+    def too_large(case: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 128.00 GiB. GPU 0 has 79.10 GiB in all.")
+
+    def at_times(case: Any) -> Any:
+        if next(calls) == 2:
+            raise RuntimeError("illegal\naddress")
+        return naive.forward(case)
+
+    monkeypatch.setitem(heads.HEADS, "too-large", heads.Head("", too_large, too_large, ""))
+    monkeypatch.setitem(heads.HEADS, "at-times", heads.Head("", at_times, at_times, ""))
+    variants = ["--variants", "too-large", "at-times", "gemm", "naive"]
+    run([*words, *variants, "--passes", "forward", "--output", str(tmp_path / "head")])
+    printed = capsys.readouterr().out
+    reason = "out of memory (CUDA out of memory. Tried to allocate 128.00 GiB.)"
+    assert f"- `too-large` was not measured: {reason}.\n" in printed
+    assert "- `at-times` was not measured: RuntimeError: illegal address.\n" in printed
+    found = {row["variant"]: row for row in read(tmp_path / "head.csv")}
+    assert float(found["naive"]["ratio_to_gemm"]) > 0
+    assert found["at-times"]["seconds"] == found["at-times"]["difference"] == ""
 
 
-def test_pieces_are_tokenised_to_exactly_their_length(words: list[str]) -> None:
-    case, continuations = load(words)
-    assert [len(row) for row in case.rows] == [49, 49]  # with BOS
-    assert len(set(case.texts)) == 2
-    assert len(continuations) == bench.N_CONTINUATIONS
-    assert all(len(scores.token_ids) == 3 for scores in case.scorer.score(continuations))
-    with pytest.raises(InputError, match=r"hold \d+ pieces of 48 tokens, and 9999 are needed"):
-        bench.cut(case.texts, case.tokenizer, 48, 9999)
+def test_resume_measures_what_is_missing(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[tuple[str, int, int]] = []
+    whole = bench.measure
+
+    def spy(row: dict[str, str], names: list[str], arguments: bench.Arguments) -> list[dict[str, Any]]:
+        calls.append((row["pass"], int(row["tokens"]), len(names)))
+        return whole(row, names, arguments)
+
+    monkeypatch.setattr(bench, "measure", spy)
+    output = [*words, "--passes", "forward", "--output", str(tmp_path / "head")]
+    run([*output, "--variants", "gemm", "naive"])
+    first = read(tmp_path / "head.csv")
+    with pytest.raises(InputError, match=r"head\.csv is there already: --resume"):
+        run([*output, "--variants", "gemm", "naive"])
+    calls.clear()
+    run([*output, "--variants", "naive", "--resume"])
+    assert not calls
+    assert read(tmp_path / "head.csv") == first
+    run([*output, "--variants", "gemm", "naive", "--tokens", "9", "--resume"])
+    assert calls == [("forward", 9, 2)]
+    assert [row for row in read(tmp_path / "head.csv") if row["tokens"] != "9"] == first
+    # A new variant is measured beside those that are there; another option is another case.
+    calls.clear()
+    run([*output, "--variants", "trl", "--resume"])
+    run([*output, "--variants", "trl", "--softcap", "7", "--resume"])
+    assert calls == [("forward", TOKENS, 3), ("forward", TOKENS, 1)]
+    rows = read(tmp_path / "head.csv")
+    assert [(row["tokens"], row["softcap"], row["variant"]) for row in rows] == [
+        ("9", "", "gemm"),
+        ("9", "", "naive"),
+        (str(TOKENS), "", "gemm"),
+        (str(TOKENS), "", "naive"),
+        (str(TOKENS), "", "trl"),
+        (str(TOKENS), "7.0", "trl"),
+    ]
+    capsys.readouterr()
+    for row in rows:  # of another machine
+        row["cpu"] = "another"
+    with (tmp_path / "head.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, bench.COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    run([*output, "--variants", "gemm", "--resume"])
+    assert read(tmp_path / "head.csv")[:-1] == rows
+    assert "naive" not in capsys.readouterr().out
 
 
-def test_sharing_is_compared_with_no_sharing(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    case, continuations = load(words)
-    shares: list[int] = []
-    plain = Scorer._run
+def test_an_interrupted_run_keeps_the_cases_it_has_done(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = bench.measure
 
-    def spy(self: Scorer, batch: Batch) -> list[np.ndarray]:
-        shares.append(batch.n_shared)
-        return plain(self, batch)
+    def interrupted(row: dict[str, str], names: list[str], arguments: bench.Arguments) -> list[dict[str, Any]]:
+        if row["tokens"] != "9":
+            raise KeyboardInterrupt
+        return whole(row, names, arguments)
 
-    monkeypatch.setattr(Scorer, "_run", spy)
-    runs = bench.prepare_sharing(case, continuations)
-    at_first = batches.MIN_SHARED
-    shared, apart = runs["shared"](16), runs["apart"](16)
-    assert set(shares) == {49 * 3 // 4 - 1, 0}
-    assert at_first == batches.MIN_SHARED
-    assert shared is not None
-    assert apart is not None
-    np.testing.assert_allclose(shared, apart, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(bench, "measure", interrupted)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        run([*words, "--tokens", "9", "--passes", "forward", "--variants", "gemm", "naive", "--output", str(folder)])
+    assert [(row["tokens"], row["variant"]) for row in read(folder / "bench_scoring.csv")] == [
+        ("9", "gemm"),
+        ("9", "naive"),
+    ]
 
 
-def test_what_cannot_be_measured_is_said(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    case, _ = load(words)
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("trained_head", [False, True])
+def test_gradients_of_every_head(trained_head: bool, softcap: float | None) -> None:
+    """Of the states against the reference, and of a trained head's weight against autograd in float64."""
+    case = draw(trained_head=trained_head, softcap=softcap)
+    right = heads.reference(case, gradients=True)
+    weight, hidden = case.weight.detach().double().requires_grad_(), case.hidden.double()
+    logits = hidden @ weight.T
+    log_p = (logits if softcap is None else softcap * torch.tanh(logits / softcap)).log_softmax(-1)
+    surprisal = -log_p[torch.arange(TOKENS), case.targets]
+    entropy = -(log_p.exp() * log_p).sum(-1)
+    (expected,) = torch.autograd.grad([surprisal, entropy], [weight], [one.double() for one in case.upstream])
+    torch.testing.assert_close(right.surprisal, surprisal.detach()[case.checked()])
+    for name in ("naive", "trl", "ours-torch"):
+        head = heads.HEADS[name]
+        for which in bench.PASSES:
+            found = head.run(case, which)
+            assert len(found.gradients) == (0 if which == "forward" else 2 if trained_head else 1)
+            difference, of_gradient = head.differences(case, found, right)
+            assert difference < 1e-4
+            assert of_gradient is None if which == "forward" else of_gradient < 1e-5
+        if trained_head:
+            torch.testing.assert_close(found.gradients[1].double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_bare_product_does_the_products_of_each_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(heads.GEMM_ROWS, "cpu", 16)
+    for trained_head, backward in ((False, 2), (True, 3)):
+        case = draw(trained_head=trained_head)
+        for which, products in (("forward", 1), ("backward", backward)):
+            with torch.profiler.profile() as profile:
+                heads.HEADS["gemm"].run(case, which)
+            count = {event.key: event.count for event in profile.key_averages()}
+            assert count["aten::mm"] + count.get("aten::addmm_", 0) == products * 3  # blocks of 16, 16 and 8 tokens
+
+
+def test_inputs_look_like_a_language_model() -> None:
+    case = heads.Case.draw(heads.Shape("", 64, 20_000), 512, torch.float32, "cpu")
+    logits = case.hidden @ case.weight.T
+    assert logits.std().item() == pytest.approx(3, abs=0.1)
+    statistics_ = fused_head.head_statistics(case.hidden, case.weight, case.targets, impl="torch")
+    assert statistics_.surprisal.mean().item() == pytest.approx(statistics_.entropy.mean().item(), abs=0.3)
+    quartiles = statistics_.rank.quantile(torch.tensor([0.25, 0.75]))
+    assert quartiles[0] < 20
+    assert quartiles[1] > 50
+    again = heads.Case.draw(heads.Shape("", 64, 20_000), 512, torch.float32, "cpu")
+    other = heads.Case.draw(heads.Shape("", 64, 20_000), 512, torch.float32, "cpu", seed=1)
+    assert torch.equal(case.hidden, again.hidden)
+    assert torch.equal(case.targets, again.targets)
+    assert not torch.equal(case.hidden, other.hidden)
+
+
+def test_timings_are_interleaved_after_the_warm_up(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def recorder(name: str) -> Callable[[Any], Any]:
+        def forward(case: Any) -> Any:
+            calls.append(name)
+            return heads.Found()
+
+        return forward
+
+    for name in "ab":
+        monkeypatch.setitem(heads.HEADS, name, heads.Head("", recorder(name), recorder(name), ""))
+    run([*words, "--variants", "b", "a", "--passes", "forward", "--repeats", "2"])
+    assert "".join(calls) == "ab" + "abab"
+
+
+def test_what_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = draw()
     with monkeypatch.context() as patched:
-        patched.setitem(sys.modules, "minicons.scorer", None)
-        with pytest.raises(bench.NotMeasuredError, match=r"ugap\[bench\]"):
-            bench.run_minicons(case)
-    monkeypatch.setattr(bfloat16, "has_bfloat16_units", lambda: False)
-    with pytest.raises(bench.NotMeasuredError, match="no bfloat16 units"):
-        bench.require(case, "torch", "split")
-    monkeypatch.setattr(bfloat16, "has_bfloat16_units", lambda: True)
-    with pytest.raises(bench.NotMeasuredError, match="round_weights"):
-        bench.require(case, "torch", "split")
-    rounded, _ = load([*words, "--round_weights"])
-    bench.require(rounded, "torch", "split")
-    half, _ = load(words, "bfloat16")
-    with pytest.raises(bench.NotMeasuredError, match="float32"):
-        bench.require(half, "torch", "split")
-    monkeypatch.setattr(fused_head, "_compiled_fold", lambda: fused_head._fold)
-    with pytest.raises(bench.NotMeasuredError, match=r"C\+\+ compiler"):
-        bench.require(case, "compiled")
+        patched.setitem(sys.modules, "trl.trainer.utils", None)
+        assert heads.HEADS["trl"].needs(case, "forward").startswith("this needs TRL (")
+    with monkeypatch.context() as patched:
+        patched.setattr(fused_head, "_compiled_fold", lambda: fused_head._fold)
+        assert "compiler" in heads.HEADS["ours-compiled"].needs(case, "forward")
+    for name in ON_GPU:
+        for which in bench.PASSES:
+            assert heads.HEADS[name].needs(case, which) == "its Triton kernels need a GPU"
 
 
-def test_minicons_agrees(words: list[str]) -> None:
-    pytest.importorskip("minicons")
-    case, _ = load(words)
-    theirs, ours = bench.run_minicons(case)(2), bench.run_ours(case, "torch")(2)
-    assert theirs is not None
-    assert ours is not None
-    np.testing.assert_allclose(theirs, ours, atol=1e-4)
+INTERPRETED = """
+import sys, torch
+from eval import bench_scoring as bench
+from ugap.scoring import implementation, triton_head
+heads, fused = bench._heads(), []
+whole = triton_head._fused
+triton_head._fused = lambda *arguments: (fused.append(True), whole(*arguments))[1]
+case = heads.Case.draw(heads.Shape("", 24, 300), 20, torch.float32, "cpu", trained_head=True)
+right = heads.reference(case, gradients=True)
+for name in ("ours-triton-fused", "ours-triton-tiles"):
+    fused.clear()
+    for which in bench.PASSES:
+        difference, of_gradient = heads.HEADS[name].differences(case, heads.HEADS[name].run(case, which), right)
+        assert difference < 1e-4 and (of_gradient or 0) < 1e-4, (name, which, difference, of_gradient)
+    assert bool(fused) == (name == "ours-triton-fused")
+def fails(*arguments):
+    raise OSError("no assembler")
+triton_head._by_tiles = fails
+try:
+    heads.HEADS["ours-triton-tiles"].run(case, "forward")
+except OSError as error:
+    print(error, implementation._given_up)
+"""
+
+
+def test_our_kernels_under_the_interpreter() -> None:
+    """Each variant takes its own way, and where torch would step in for the kernels there is no figure."""
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-c", INTERPRETED]
+    root = Path(bench.__file__).parents[1]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, encoding="utf-8", check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "no assembler []\n"
+
+
+def test_peak_memory(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The naive head holds the logits several times over, ours a tile of them."""
+    vocabulary, tokens = 60_000, 256
+    size = 4 * vocabulary * tokens
+    words = ["--shapes", f"8x{vocabulary}", "--tokens", str(tokens), "--device", "cpu", "--threads", "1"]
+    peak = {}
+    for name in ("naive", "ours-torch"):
+        run([*words, "--passes", "forward", "--only", name])
+        peak[name] = json.loads(capsys.readouterr().out)["peak_extra_bytes"]
+    assert peak["naive"] > 2 * size
+    assert 0 < peak["ours-torch"] < peak["naive"] / 2
+    run([*words, "--only", "cce"])
+    assert json.loads(capsys.readouterr().out) == {"why_not": "its Triton kernels need a GPU"}
+
+    children: list[list[str]] = []
+
+    def in_child(program: str, child: list[object]) -> dict[str, Any]:
+        assert program == bench.__file__
+        children.append(list(map(str, child)))
+        if "trl" in child:
+            return {"why_not": "its process ended with status -9", "status": -9}
+        return {"peak_extra_bytes": size // 4}
+
+    monkeypatch.setattr(vars(bench)["measuring"], "in_child", in_child)
+    options = ["--passes", "backward", "--trained_head", "--softcap", "30", "--repeats", "1"]
+    run([*words, *options, "--variants", "naive", "trl", "--output", str(tmp_path / "head")])
+    child = parse(bench.Arguments, "", "", children[0])
+    assert (child.only, child.shapes, child.tokens, child.passes) == (
+        "naive",
+        [f"8x{vocabulary}"],
+        [tokens],
+        ["backward"],
+    )
+    assert (child.trained_head, child.softcap, child.dtype, child.threads) == (True, 30.0, ["float32"], 1)
+    naive, trl = read(tmp_path / "head.csv")
+    assert float(naive["share_of_logits"]) == 0.25
+    assert trl["why_not"] == "its process ended with status -9"
+    assert trl["seconds"] == ""
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--variants", "navie"], "unknown variant 'navie'"),
-        (["--only", "our"], "unknown variant 'our'"),
-        (["--length", "8"], "--length must be"),
-        (["--tokens", "32"], "--tokens as much as one text"),
-        (["--repeats", "0"], "must be at least 1"),
-        (["--dtype", "float31"], "float31"),
-        (["--tokens", "960000"], "are needed"),
+        (["--shapes", "gemma-3-270"], "unknown shape 'gemma-3-270'; did you mean gemma-3-270m?"),
+        (["--shapes", "0x100"], "unknown shape '0x100' (there are gemma-3-270m,"),
+        (["--variants", "navie"], "unknown variant 'navie'; did you mean naive?"),
+        (["--only", "our-torch"], "unknown variant 'our-torch'; did you mean ours-torch?"),
+        (["--passes", "backwards"], "unknown pass 'backwards'; did you mean backward?"),
+        (["--dtype", "float31"], "unknown dtype 'float31'; did you mean float32?"),
+        (["--device", "gpu"], "unknown device 'gpu'"),
+        (["--tokens", "0"], "--tokens: expected a positive number, got 0"),
+        (["--repeats", "-1"], "--repeats: expected a positive number, got -1"),
+        (["--threads", "0"], "--threads: expected a positive number, got 0"),
+        (["--softcap", "0"], "--softcap: expected a positive number, got 0.0"),
+        (["--resume"], "--resume needs the --output"),
+        (["--token", "3"], "unknown option --token; did you mean --tokens?"),
     ],
 )
-def test_bad_input_is_one_line(
-    words: list[str], more: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert bench.main([*words, *more]) == 2
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("ugap: error: ")
-    assert message in last
+def test_bad_input_is_one_line(more: list[str], message: str, refused: Callable[..., str]) -> None:
+    assert message in refused("eval", "bench_scoring", *more)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_where_there_is_none(refused: Callable[..., str]) -> None:
+    assert "torch finds no CUDA device" in refused("eval", "bench_scoring", "--device", "cuda")
+
+
+def test_a_file_that_is_not_ours(words: list[str], tmp_path: Path, refused: Callable[..., str]) -> None:
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n", encoding="utf-8")
+    line = refused("eval", "bench_scoring", *words, "--output", str(tmp_path / "other.csv"), "--resume")
+    assert "other.csv is not a CSV of this benchmark" in line
+
+
+def test_help_needs_no_torch() -> None:
+    code = "from ugap.cli.main import main\nassert main(['eval', 'bench_scoring', '--help']) == 0"
+    code += "\nimport sys\nprint('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
+    assert "ugap eval bench_scoring --device cpu" in done.stdout
+    assert done.stdout.splitlines()[-1] == "False"
 
 
 @pytest.mark.slow
-def test_as_a_program_with_memory_and_the_compiled_fold(words: list[str], tmp_path: Path) -> None:
-    output, variants = tmp_path / "bench.json", ["head", "ours-eager", "ours"]
-    command = [sys.executable, bench.__file__, *words, "--dtype", "float32", "--repeats", "1", "--output", str(output)]
-    done = subprocess.run([*command, "--variants", *variants], capture_output=True, encoding="utf-8", check=True)
-    (run,) = json.loads(output.read_text(encoding="utf-8"))["runs"]
-    assert [row["variant"] for row in run["rows"]] == variants
-    assert all(row["peak_extra_bytes"] > 0 and row["difference"] < 1e-4 for row in run["rows"])
-    assert run["memory"]["ours, 384 tokens"]["peak_extra_bytes"] > 0
-    assert done.stdout.count("| `ours` |") == 1
+def test_as_a_program_with_memory_and_the_compiled_fold(tmp_path: Path) -> None:
+    words = ["--shapes", "32x40000", "--tokens", "64", "--device", "cpu", "--threads", "1", "--passes", "forward"]
+    words += ["--variants", "naive", "ours-compiled", "--output", f"{tmp_path}/"]
+    subprocess.run([sys.executable, bench.__file__, *words], capture_output=True, check=True)
+    rows = read(tmp_path / "bench_scoring.csv")
+    assert [row["variant"] for row in rows] == ["naive", "ours-compiled"]
+    for row in rows:
+        assert row["why_not"] == row["ratio_to_gemm"] == ""  # without the bare product there is no ratio to it
+        assert float(row["difference"]) < 1e-4
+        share = float(row["peak_extra_bytes"]) / (64 * 40_000 * 4)
+        assert float(row["share_of_logits"]) == pytest.approx(share)
+        assert share > 0
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(tmp_path: Path) -> None:
+    """Every head that is installed runs, forward and backward, and is near the reference."""
+    words = ["--shapes", "128x5000", "--tokens", "64", "1024", "--trained_head", "--output", f"{tmp_path}/"]
+    run(words)
+    rows = read(tmp_path / "bench_scoring.csv")
+    assert len(rows) == 2 * 2 * len(heads.HEADS)
+    needed = {"gemm", "naive", "trl", "ours-torch", "ours-triton-fused", "ours-triton-tiles"}
+    for row in rows:
+        assert row["device"] == "cuda"
+        assert row["dtype"] == "bfloat16"
+        if row["variant"] in needed:
+            assert row["why_not"] == "", row
+        if row["why_not"] or row["variant"] == "gemm":
+            continue
+        ours = row["variant"].startswith("ours")
+        assert float(row["difference"]) < (1e-3 if ours else 0.2), row
+        assert float(row["gradient_difference"] or 0) < 0.05, row
+        assert float(row["seconds"]) > 0
+        assert float(row["peak_extra_bytes"]) > 0
+    assert len(list(tmp_path.glob("*.png"))) == 2

@@ -14,11 +14,11 @@ from ugap.training import SharedScorer
 TEXTS = ["Once upon a time there was a tailor.", "The youngest went into the forest, and the old man said."]
 
 
-@pytest.fixture
-def policy(make_model):
+@pytest.fixture(params=["all-linear", ["q_proj", "lm_head"]], ids=["layers", "head"])
+def policy(request, make_model):
     """A tiny Llama with an adapter that is far from nothing, and dropout, in training."""
     torch.manual_seed(0)
-    adapted = get_peft_model(make_model("llama"), LoraConfig(target_modules="all-linear", lora_dropout=0.5))
+    adapted = get_peft_model(make_model("llama"), LoraConfig(target_modules=request.param, lora_dropout=0.5))
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
@@ -64,8 +64,7 @@ def test_it_scores_with_the_base_while_the_adapter_is_trained(policy, tokenizer)
     ("config", "says"),
     [
         (PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4), "adds a prompt"),
-        (LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]), "changes the output head"),
-        (LoraConfig(target_modules=["lm_head"]), "changes the output head"),
+        (LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]), "replaces the output head"),
     ],
 )
 def test_an_adapter_that_has_no_base_to_share_is_refused(config, says, make_model, tokenizer):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
+from peft.utils import ModulesToSaveWrapper
 from transformers import PreTrainedTokenizerBase
 
 from ugap.errors import InputError
@@ -22,13 +23,13 @@ class SharedScorer(Scorer):
     """Scores with the base model of a PEFT policy, which is left as it was found after every batch.
 
     Args:
-        policy (`PeftModel`): The policy; its adapters change layers (LoRA and its like), not the output head.
+        policy (`PeftModel`): The policy; its adapters stand beside layers (LoRA and its like), the head among them.
         tokenizer (`PreTrainedTokenizerBase`): Its fast tokenizer.
         **kwargs: As in [`~ugap.Scorer`].
 
     Raises:
-        InputError: If the adapter is a prompt, trains the output head, or the policy is sharded over processes
-            (FSDP, DeepSpeed ZeRO-3): name a separate scorer there.
+        InputError: If the adapter is a prompt or replaces the output head (`modules_to_save`), or the policy is sharded
+            over processes (FSDP, DeepSpeed ZeRO-3): name a separate scorer there.
 
     Example:
         >>> scorer = SharedScorer(get_peft_model(model, LoraConfig()), tokenizer)  # doctest: +SKIP
@@ -41,8 +42,8 @@ class SharedScorer(Scorer):
         name = kwargs.get("name") or base.config.name_or_path
         if policy.active_peft_config.is_prompt_learning:
             raise InputError(f"{name}: the adapter adds a prompt, so the policy's base is no scorer of its own")
-        if not isinstance(base.get_output_embeddings(), torch.nn.Linear):
-            raise InputError(f"{name}: the adapter changes the output head, so the base cannot be shared as scorer")
+        if isinstance(base.get_output_embeddings(), ModulesToSaveWrapper):
+            raise InputError(f"{name}: the adapter replaces the output head, so the base cannot be shared as scorer")
         if any(hasattr(p, "ds_id") or hasattr(p, "placements") for p in policy.parameters()):
             raise InputError(f"{name}: its weights are sharded over processes: name a separate scorer")
         self.policy = policy

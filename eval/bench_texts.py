@@ -1,0 +1,426 @@
+"""Time and memory of the scoring module on whole texts against its baselines: the first half of `make bench`.
+
+From strings to statistics, through a model; `bench_scoring` times the head alone, on given shapes.
+
+Design choices:
+- Timings share one process and are interleaved (A B C A B C ...); the median counts. A busy machine slows all alike.
+- Peak memory is that of a fresh process per variant (this program with `--only`), beyond the loaded model.
+- What cannot be measured here is named with its reason; no figure is made up.
+- Surprisals are compared with our eager ones, so that no wrong result is timed unseen.
+"""
+
+import gc
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ugap.cli.arguments import option, parse
+from ugap.cli.programs import load_program
+from ugap.cli.suggest import did_you_mean
+from ugap.data import DEMO, load_texts
+from ugap.errors import InputError
+from ugap.files import replacing
+from ugap.models import load_model
+from ugap.scoring import Scorer, batches, bfloat16
+from ugap.scoring import head as fused_head
+from ugap.scoring.encoding import encode
+from ugap.scoring.implementation import Impl
+from ugap.scoring.output_head import backbone
+from ugap.scoring.projection import Precision
+
+if TYPE_CHECKING:
+    from eval import measuring
+else:
+    measuring = load_program(Path(__file__).with_name("measuring.py"))
+
+DESCRIPTION = """Time the scoring module and its baselines on texts of one length, and measure their memory.
+
+example: python eval/bench_texts.py --model smollm2-135m-instruct --dtype float32 --tokens 512 --output bench.json"""
+
+GEMM_ROWS = 512
+N_CONTINUATIONS = 16
+MORE_TEXTS = 4  # times as many texts must not need more memory
+PACKAGES = ("torch", "transformers", "trl", "minicons")
+
+# Works on the first so many texts; returns the surprisals of all tokens that these predict, if it has any.
+Run = Callable[[int], np.ndarray | None]
+Seconds = dict[str, list[float]]
+Found = dict[str, np.ndarray]
+
+
+class NotMeasuredError(Exception):
+    """Why a variant cannot be measured here."""
+
+
+@dataclass(kw_only=True)
+class Arguments:
+    """Arguments of the benchmark."""
+
+    model: str = option("model to score with", default="gemma-3-270m", metavar="NAME")
+    dtype: list[str] = option("dtypes of its weights", default=["float32", "bfloat16"])
+    round_weights: bool = option("round the weights to bfloat16 numbers: variant ours-split needs them", default=False)
+    variants: list[str] = option("variants to run; all by default", default=[], metavar="NAME")
+    texts: str = option("file of texts, or the embedded set", default=DEMO, metavar="FILE")
+    tokens: int = option("tokens in all", default=2048)
+    length: int = option("tokens of one text", default=512)
+    threads: int | None = option("threads of torch; by default what torch chooses", default=None)
+    repeats: int = option("timings of each variant, of which the median counts", default=3)
+    memory: bool = option("also measure peak memory, in a process per variant", default=True)
+    output: str | None = option("write the figures to this JSON file", default=None, metavar="FILE")
+    only: str | None = option("print the peak memory of this variant alone", default=None, metavar="NAME")
+
+    def check(self) -> None:
+        """Refuse numbers and names that fit nothing."""
+        if self.length < 2 * N_CONTINUATIONS or self.tokens < self.length:
+            raise InputError(f"--length must be {2 * N_CONTINUATIONS} tokens or more, and --tokens as much as one text")
+        if min(self.repeats, 1 if self.threads is None else self.threads) < 1:
+            raise InputError("--repeats and --threads must be at least 1")
+        for name in {*self.variants, self.only or "ours"} - set(VARIANTS):
+            raise InputError(f"unknown variant {name!r}{did_you_mean(name, VARIANTS)}")
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A loaded model and the texts that every variant works on."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    texts: list[str]
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        return Scorer(self.model, self.tokenizer, impl="torch")
+
+    @cached_property
+    def rows(self) -> list[torch.Tensor]:
+        """Token ids `(T,)` of each text, after BOS where the tokenizer has one: what the scorer sees."""
+        found = [encode(self.tokenizer, text, bos=self.scorer.bos) for text in self.texts]
+        return [torch.tensor(one.context + one.token_ids) for one in found]
+
+    @cached_property
+    def hidden(self) -> list[torch.Tensor]:
+        """Hidden states `(T - 1, H)` of each text, at the positions that predict a token."""
+        states = [backbone(self.model)(input_ids=row[None, :-1], use_cache=False) for row in self.rows]
+        return [state.last_hidden_state[0].to(self.scorer.head.weight.dtype) for state in states]
+
+
+def run_backbone(case: Case) -> Run:
+    def run(n_texts: int) -> None:
+        for row in case.rows[:n_texts]:
+            backbone(case.model)(input_ids=row[None, :-1], use_cache=False)
+
+    return run
+
+
+def run_gemm(case: Case) -> Run:
+    states, weight = case.hidden, case.scorer.head.weight
+
+    def run(n_texts: int) -> None:
+        hidden = torch.cat(states[:n_texts])
+        buffer = torch.empty(min(GEMM_ROWS, len(hidden)), weight.shape[0], dtype=weight.dtype)
+        for block in hidden.split(GEMM_ROWS):
+            torch.mm(block, weight.T, out=buffer[: len(block)])
+
+    return run
+
+
+def run_ours(case: Case, impl: Impl, precision: Precision = "exact") -> Run:
+    require(case, impl, precision)
+    scorer = Scorer(case.model, case.tokenizer, impl=impl, precision=precision)
+    skip = 0 if scorer.bos else 1
+    return lambda n: np.concatenate([scores.surprisal[skip:] for scores in scorer.score(case.texts[:n])])
+
+
+def run_our_head(case: Case, impl: Impl) -> Run:
+    require(case, impl)
+    states, targets, head = case.hidden, [row[1:] for row in case.rows], case.scorer.head
+    return lambda n: head.statistics(torch.cat(states[:n]), torch.cat(targets[:n]), impl=impl).surprisal.numpy()
+
+
+def run_naive(case: Case) -> Run:
+    def run(n_texts: int) -> np.ndarray:
+        found = []
+        for row in case.rows[:n_texts]:
+            logits = case.model(input_ids=row[None, :-1], use_cache=False).logits[0]
+            log_p = logits.float().log_softmax(-1)
+            own = log_p.gather(1, row[1:, None])
+            p = log_p.exp()
+            entropy = -(p * log_p).sum(-1)
+            varentropy = (p * (log_p + entropy[:, None]) ** 2).sum(-1)
+            rank = 1 + (log_p > own).sum(-1)
+            found.append(torch.stack([-own.squeeze(1), entropy, varentropy, rank]))
+        return torch.cat(found, dim=1)[0].numpy()
+
+    return run
+
+
+def run_trl(case: Case) -> Run:
+    try:
+        from trl.trainer.utils import add_fused_lm_head
+    except ImportError as error:
+        raise NotMeasuredError(f"this TRL has no fused head ({error})") from error
+    add_fused_lm_head(case.model, outputs=("log_probs", "entropy"))
+
+    def run(n_texts: int) -> np.ndarray:
+        outputs = [case.model(input_ids=r[None], labels=r[None], fused_lm_head=True) for r in case.rows[:n_texts]]
+        return -torch.cat([output.log_probs[0] for output in outputs]).float().numpy()
+
+    return run
+
+
+def run_minicons(case: Case) -> Run:
+    try:
+        from minicons.scorer import IncrementalLMScorer
+    except ImportError as error:
+        raise NotMeasuredError(f"pip install 'ugap[bench]' brings it ({error})") from error
+    theirs = IncrementalLMScorer(case.model, "cpu", tokenizer=case.tokenizer)
+    # Some tokenizers put BOS in front by themselves; asked for once more it would stand there twice.
+    bos = bool(case.scorer.bos) and case.tokenizer("a")["input_ids"][:1] != case.scorer.bos
+
+    def run(n_texts: int) -> np.ndarray:
+        texts = case.texts[:n_texts]
+        tables = [theirs.token_score([text], surprisal=True, rank=True, bos_token=bos)[0] for text in texts]
+        return np.array([surprisal for table in tables for _, surprisal, _ in table[1:]], np.float32)
+
+    return run
+
+
+def require(case: Case, impl: Impl, precision: Precision = "exact") -> None:
+    """Refuse what would be measured as something else, since the head falls back in silence."""
+    weight = case.scorer.head.weight
+    if impl == "compiled" and fused_head._compiled_fold() is fused_head._fold:
+        raise NotMeasuredError("torch finds no C++ compiler here")
+    if precision == "split" and weight.dtype != torch.float32:
+        raise NotMeasuredError("it is a way to multiply float32")
+    if precision == "split" and not bfloat16.has_bfloat16_units():
+        raise NotMeasuredError("this CPU has no bfloat16 units (AVX512-BF16 or AMX)")
+    if precision == "split" and not bfloat16.is_bfloat16_exact(weight):
+        raise NotMeasuredError("the weights are no bfloat16 numbers, --round_weights makes them so")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """`prepare` does what is not to be timed and returns what is; a `whole` variant goes from texts to statistics."""
+
+    computes: str
+    prepare: Callable[[Case], Run]
+    whole: bool = True
+
+
+FOUR = "surprisal, entropy, varentropy, rank"
+SPLIT = partial(run_ours, impl="compiled", precision="split")
+VARIANTS = {
+    "backbone": Variant("last hidden states, text by text", run_backbone, whole=False),
+    "gemm": Variant(f"logits of given hidden states, {GEMM_ROWS} rows at a time", run_gemm, whole=False),
+    "head-eager": Variant(f"our head alone, eager fold: {FOUR}", partial(run_our_head, impl="torch"), whole=False),
+    "head": Variant(f"our head alone, compiled fold: {FOUR}", partial(run_our_head, impl="compiled"), whole=False),
+    "ours-eager": Variant(f"Scorer.score, eager fold: {FOUR}", partial(run_ours, impl="torch")),
+    "ours": Variant(f"Scorer.score, compiled fold: {FOUR}", partial(run_ours, impl="compiled")),
+    "ours-split": Variant(f"Scorer.score, compiled fold, precision 'split': {FOUR}", SPLIT),
+    "trl": Variant("TRL's fused head, text by text: surprisal, entropy (it has no varentropy or rank)", run_trl),
+    "naive": Variant(f"logits, float32 log-softmax, text by text: {FOUR}", run_naive),
+    "minicons": Variant("minicons, text by text: surprisal, rank (it has no entropy or varentropy)", run_minicons),
+}
+
+
+def prepare_sharing(case: Case, continuations: Sequence[str]) -> dict[str, Run]:
+    """Score continuations of one prefix with its keys and values shared, and with the whole row run for each."""
+    prefix = case.rows[0][: len(case.rows[0]) * 3 // 4].tolist()
+
+    def shared(n: int) -> np.ndarray:
+        return np.concatenate([scores.surprisal for scores in case.scorer.score(continuations[:n], [prefix] * n)])
+
+    def apart(n: int) -> np.ndarray:
+        with patch.object(batches, "MIN_SHARED", sys.maxsize):
+            return shared(n)
+
+    return {"shared": shared, "apart": apart}
+
+
+@torch.no_grad()
+def time_interleaved(runs: Mapping[str, Run], n_texts: int, repeats: int) -> tuple[Seconds, Found]:
+    """Seconds of each run in each round of all runs, and the surprisals that each found."""
+    seconds: Seconds = {name: [] for name in runs}
+    found: Found = {}
+    for run in runs.values():
+        run(min(2, n_texts))
+    for turn in range(repeats):
+        for name, run in runs.items():
+            begin = time.perf_counter()
+            surprisals = run(n_texts)
+            seconds[name].append(time.perf_counter() - begin)
+            measuring.progress(f"  round {turn + 1} of {repeats}: {name} {seconds[name][-1]:.2f} s")
+            if surprisals is not None:
+                found[name] = surprisals
+    return seconds, found
+
+
+@torch.no_grad()
+def measure_alone(arguments: Arguments, name: str) -> dict[str, Any]:
+    """Bytes that a variant adds at its peak to what is resident with a loaded model; compiler and imports count."""
+    case, _ = load_case(arguments, arguments.dtype[0])
+    # A new scorer probes the model: after it, weights that are mapped from the file are resident.
+    _ = case.scorer if VARIANTS[name].whole else case.hidden
+    try:
+        return measuring.peak_extra(lambda: VARIANTS[name].prepare(case)(len(case.texts)))
+    except NotMeasuredError as error:
+        return {"why_not": str(error)}
+
+
+def memory_in_child(arguments: Arguments, dtype: str, name: str, tokens: int) -> dict[str, Any]:
+    """What this program prints with `--only`."""
+    words = ["--only", name, "--dtype", dtype, "--tokens", tokens, "--length", arguments.length]
+    words += ["--model", arguments.model, "--texts", arguments.texts, "--threads", torch.get_num_threads()]
+    found = measuring.in_child(__file__, [*words, *(["--round_weights"] if arguments.round_weights else [])])
+    measuring.progress(f"  memory of {name}: {found}")
+    return found
+
+
+def load_case(arguments: Arguments, dtype: str) -> tuple[Case, list[str]]:
+    """The model, the texts, and the continuations that will share a prefix."""
+    model, tokenizer = load_model(arguments.model, dtype=dtype, device="cpu")
+    if arguments.round_weights:
+        for parameter in model.parameters():
+            parameter.copy_(parameter.to(torch.bfloat16))
+    rows = load_texts(arguments.texts, domain=None if arguments.texts == DEMO else "creative")
+    sources = [row.text for row in rows if row.domain == "creative"]
+    texts = cut(sources, tokenizer, arguments.length, arguments.tokens // arguments.length)
+    return Case(model, tokenizer, texts), cut(sources, tokenizer, arguments.length // 16, N_CONTINUATIONS)
+
+
+def cut(sources: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int, count: int) -> list[str]:
+    """The first `count` pieces of the sources that are tokenised to exactly `length` tokens."""
+    pieces: list[str] = []
+    for source in sources:
+        offsets = encode(tokenizer, source, bos=[]).offsets
+        for begin in range(0, len(offsets) - length + 1, length):
+            piece = source[offsets[begin, 0] : offsets[begin + length - 1, 1]]
+            if len(encode(tokenizer, piece, bos=[]).token_ids) == length:
+                pieces.append(piece)
+            if len(pieces) == count:
+                return pieces
+    raise InputError(f"the texts hold {len(pieces)} pieces of {length} tokens, and {count} are needed")
+
+
+def measure(arguments: Arguments, dtype: str) -> dict[str, Any]:
+    """All figures of one dtype."""
+    measuring.progress(f"{arguments.model}, {dtype}")
+    case, continuations = load_case(arguments, dtype)
+    shapes = {
+        "texts": len(case.texts),
+        "tokens_per_text": arguments.length,
+        "predicted_tokens": sum(len(row) - 1 for row in case.rows),
+        "vocabulary": case.scorer.head.weight.shape[0],
+        "hidden": case.scorer.head.weight.shape[1],
+        "parameters": sum(parameter.numel() for parameter in case.model.parameters()),
+    }
+    notes = [measuring.EMULATED] if dtype == "bfloat16" and not bfloat16.has_bfloat16_units() else []
+    runs: dict[str, Run] = {}
+    for name in arguments.variants or VARIANTS:
+        try:
+            runs[name] = torch.no_grad()(VARIANTS[name].prepare)(case)
+        except NotMeasuredError as error:
+            notes.append(f"`{name}` was not measured: {error}.")
+    seconds, found = time_interleaved(runs, len(case.texts), arguments.repeats)
+    times, _ = time_interleaved(prepare_sharing(case, continuations), len(continuations), arguments.repeats)
+    sharing = {name: statistics.median(values) for name, values in times.items()}
+    about = f"{len(continuations)} continuations of {arguments.length // 16} tokens"
+    about += f" after a prefix of {len(case.rows[0]) * 3 // 4}: {sharing['shared']:.3f} s with its cache shared"
+    gain = sharing["apart"] / sharing["shared"]
+    notes.append(f"{about}, {sharing['apart']:.3f} s without, {gain:.2f} times as long.")
+    del case, runs
+    gc.collect()
+    memory = {n: memory_in_child(arguments, dtype, n, arguments.tokens) for n in seconds if arguments.memory}
+    if "ours" in memory:
+        more = MORE_TEXTS * arguments.tokens
+        memory[f"ours, {more} tokens"] = memory_in_child(arguments, dtype, "ours", more)
+    for name, one in memory.items():
+        if "why_not" in one or name not in VARIANTS:
+            size = f"not measured: {one['why_not']}" if "why_not" in one else f"{one['peak_extra_bytes'] / 1e9:.2f} GB"
+            notes.append(f"Peak extra memory of `{name}`: {size}.")
+    rows = table_rows(seconds, found, memory)
+    return {"dtype": dtype, "shapes": shapes, "rows": rows, "sharing": sharing, "memory": memory, "notes": notes}
+
+
+def table_rows(seconds: Seconds, found: Found, memory: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Medians and their ratios. The yardstick is the backbone and the bare product with the head."""
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    yardstick = median["backbone"] + median["gemm"] if {"backbone", "gemm"} <= set(median) else None
+    compared = set(found) if "ours-eager" in found else set()
+    return [
+        {
+            "variant": name,
+            "computes": VARIANTS[name].computes,
+            "seconds": value,
+            "rounds": seconds[name],
+            "ratio": value / yardstick if yardstick else None,
+            "speedup": median["naive"] / value if "naive" in median and VARIANTS[name].whole else None,
+            "peak_extra_bytes": memory.get(name, {}).get("peak_extra_bytes"),
+            "difference": float(np.abs(found[name] - found["ours-eager"]).max()) if name in compared else None,
+        }
+        for name, value in median.items()
+    ]
+
+
+def to_markdown(run: Mapping[str, Any]) -> str:
+    """The table of one dtype, and what is to be said about it."""
+
+    def show(value: float | None, form: str = ".2f", unit: float = 1) -> str:
+        return "" if value is None else format(value / unit, form)
+
+    shapes = ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in run["shapes"].items())
+    lines = [
+        f"## {run['dtype']}\n\n{shapes}\n",
+        "| variant | what it computes | seconds | ratio to backbone + gemm | speed-up over naive | peak extra GB "
+        "| largest difference of surprisal |\n|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in run["rows"]:
+        cells = [f"`{row['variant']}`", row["computes"], show(row["seconds"], ".3f"), show(row["ratio"])]
+        cells += [show(row["speedup"]), show(row["peak_extra_bytes"], unit=1e9), show(row["difference"], ".0e")]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *(f"- {note}" for note in run["notes"])]) + "\n"
+
+
+def run(arguments: Arguments) -> None:
+    """Measure, print the tables, and write the report after each dtype."""
+    arguments.check()
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    if arguments.only is not None:
+        print(json.dumps(measure_alone(arguments, arguments.only)))
+        return
+    environment = measuring.environment(PACKAGES)
+    environment = measuring.environment(PACKAGES)
+    report: dict[str, Any] = {"version": 1, "environment": environment, "settings": asdict(arguments), "runs": []}
+    print("\n".join(f"- {name}: {value}" for name, value in environment.items()) + "\n")
+    for dtype in arguments.dtype:
+        report["runs"].append(measure(arguments, dtype))
+        print(to_markdown(report["runs"][-1]), flush=True)
+        if arguments.output is not None:
+            with replacing(arguments.output) as temporary:
+                temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run as a program; bad input is one line and status 2."""
+    try:
+        run(parse(Arguments, "eval bench_texts", DESCRIPTION, sys.argv[1:] if argv is None else argv))
+    except InputError as error:
+        print(f"ugap: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -115,17 +115,20 @@ class Projection:
         hidden = hidden.to(self.accumulate)
         return split_bfloat16(hidden) if self.split else [hidden]
 
-    def _product(self, rows: list[Tensor], weight: Tensor) -> Tensor:
+    def _product(self, rows: list[Tensor], weight: Tensor, out: Tensor) -> Tensor:
         if self.native:
-            return torch.mm(rows[0], weight, out_dtype=self.accumulate)
+            return torch.mm(rows[0], weight, out_dtype=self.accumulate, out=out)
         with bfloat16_units(self.units):
-            out = torch.mm(rows[0], weight)
+            torch.mm(rows[0], weight, out=out)
             for row in rows[1:]:
                 out.addmm_(row, weight)
         return out
 
     def tiles(self, hidden: Tensor, n_tokens: int | None = None, n_words: int | None = None) -> Iterator[Tile]:
-        """Tiles of some size at most that cover all tokens `(N, H)` and all words, each made when it is asked for."""
+        """Tiles of some size at most that cover all tokens `(N, H)` and all words, each made when it is asked for.
+
+        They share the memory of their product: a tile is no longer good when the next is asked for.
+        """
         n_tokens, n_words = n_tokens or TOKEN_TILE, n_words or VOCAB_TILE
         blocks = [slice(i, min(i + n_tokens, len(hidden))) for i in range(0, len(hidden), n_tokens)]
         rows = [self._rows(hidden[block]) for block in blocks]
@@ -134,12 +137,14 @@ class Projection:
         width = math.ceil(vocabulary / math.ceil(vocabulary / n_words))
         if width > 8 * ALIGNED:
             width = math.ceil(width / ALIGNED) * ALIGNED
+        memory = self.weight.new_empty(min(n_tokens, len(hidden)) * width, dtype=self.accumulate)
         for begin in range(0, vocabulary, width):
             words = slice(begin, min(begin + width, vocabulary))
             weight = (self.weight[words] if self.native else self.weight[words].to(self.accumulate)).T
             bias = None if self.bias is None else self.bias[words].to(self.accumulate)
             for block, part in zip(blocks, rows, strict=True):
-                yield Tile(block, words, weight, bias, self._product(part, weight))
+                n, t = len(part[0]), weight.shape[1]
+                yield Tile(block, words, weight, bias, self._product(part, weight, memory[: n * t].view(n, t)))
 
 
 def check_arguments(

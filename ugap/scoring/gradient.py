@@ -26,11 +26,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ugap.scoring.bfloat16 import bfloat16_units
-from ugap.scoring.implementation import Impl, choose, with_kernels
+from ugap.scoring.implementation import Impl, choose, untraced, with_kernels
 from ugap.scoring.output_head import OutputHead
 from ugap.scoring.projection import FLOOR, Projection, Tile, check_arguments
 
 
+@untraced
 def surprisal_entropy(
     hidden: Tensor, targets: Tensor, head: OutputHead, *, temperature: float = 1.0, impl: Impl = "auto"
 ) -> tuple[Tensor, Tensor]:
@@ -76,6 +77,7 @@ def surprisal_entropy(
     return surprisal, entropy
 
 
+@untraced
 def kl_divergence(
     hidden: Tensor,
     base_hidden: Tensor,
@@ -238,6 +240,7 @@ class _SurprisalEntropy(torch.autograd.Function):
             project = recipe.projection(weight, bias)
             maximum, s0, s1, own = _either(
                 impl,
+                weight,
                 lambda kernels: _kernel_sums(kernels, project, hidden, targets),
                 lambda: _sums(project, hidden, targets),
             )
@@ -267,6 +270,7 @@ class _SurprisalEntropy(torch.autograd.Function):
             wanted = ctx.needs_input_grad
             out = _either(
                 ctx.impl,
+                weight,
                 lambda kernels: _kernel_gradients(kernels, project, hidden, targets, maximum, factors, wanted),
                 lambda: _gradients(project, hidden, targets, maximum, factors, wanted),
             )
@@ -277,8 +281,8 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 Factors = tuple[Tensor, Tensor, Tensor]
 
 
-def _either(impl: Impl, on_kernels: Callable[[ModuleType], Any], in_torch: Callable[[], Any]) -> Any:
-    return with_kernels(on_kernels, in_torch) if impl == "triton" else in_torch()
+def _either(impl: Impl, weight: Tensor, on_kernels: Callable[[ModuleType], Any], in_torch: Callable[[], Any]) -> Any:
+    return with_kernels(weight, on_kernels, in_torch) if impl == "triton" else in_torch()
 
 
 def _kernel_sums(kernels: ModuleType, project: Projection, hidden: Tensor, targets: Tensor) -> tuple[Tensor, ...]:

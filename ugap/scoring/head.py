@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 
 from ugap.scoring import projection
-from ugap.scoring.implementation import Impl, choose, compiled, with_kernels
+from ugap.scoring.implementation import Impl, choose, compiled, untraced, with_kernels
 from ugap.scoring.projection import FLOOR, Precision, Projection, check_arguments, check_precision
 
 Fold = Callable[..., tuple[torch.Tensor, ...]]
@@ -71,6 +71,7 @@ class Sums(NamedTuple):
     own: torch.Tensor
 
 
+@untraced
 @torch.no_grad()
 def head_statistics(
     hidden: torch.Tensor,
@@ -128,6 +129,7 @@ def head_statistics(
     with torch.autocast(weight.device.type, enabled=False):
         if chosen == "triton":
             found = with_kernels(
+                weight,
                 lambda kernels: _by_kernels(kernels, project, hidden, targets),
                 lambda: _by_torch(_fold, project, hidden, targets),
             )

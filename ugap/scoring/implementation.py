@@ -29,6 +29,12 @@ COMPILE_FROM = 2**26
 TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 Result = TypeVar("Result")
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def untraced(function: Function) -> Function:
+    """`function`, left alone by `torch.compile` of a model around it: its graph would unroll the loops over tiles."""
+    return cast(Function, torch.compiler.disable(function))
 
 
 def choose(impl: Impl, weight: Tensor, n_logits: int) -> Impl:
@@ -66,13 +72,14 @@ def _on_triton(weight: Tensor) -> bool:
     return weight.device.type == "cuda" or bool(triton.knobs.runtime.interpret)
 
 
-def with_kernels(run: Callable[[ModuleType], Result], instead: Callable[[], Result]) -> Result:
+def with_kernels(weight: Tensor, run: Callable[[ModuleType], Result], instead: Callable[[], Result]) -> Result:
     """`run(ugap.scoring.triton_head)`, or `instead()` from the first time on that the kernels cannot be compiled."""
     if not _given_up:
         try:
             from ugap.scoring import triton_head
 
-            return run(triton_head)
+            with torch.cuda.device_of(weight):  # kernels run on the current device, wherever their arguments are
+                return run(triton_head)
         except Exception as error:
             if not _is_compilation(error):
                 raise

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from ugap.errors import InputError
 from ugap.scoring.head import HeadStatistics, head_statistics
-from ugap.scoring.implementation import Impl
+from ugap.scoring.implementation import Impl, untraced
 from ugap.scoring.projection import Precision
 
 
@@ -60,6 +60,7 @@ class OutputHead:
             raise InputError(f"{name}: the head of {type(model).__name__} is of a kind that the scorer does not know")
         return head.within(model, lambda live, states: live, hidden) if _has_adapter(projection) else head
 
+    @untraced
     def within(self, model: PreTrainedModel, compute: Callable[["OutputHead", torch.Tensor], Any], hidden: Any) -> Any:
         """`compute(head, hidden)` with the head as `model` has it now, its weight whole and read from memory once.
 

@@ -40,8 +40,13 @@ ROOMS = [
 ]
 LEVELS = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 PROGRAMS = ("eval", "train")
-# Module and distribution of each serving engine, by the extra that installs it; it need not be there.
-ENGINES = {"llama-cpp": ("llama_cpp", "llama-cpp-python"), "vllm": ("vllm", "vllm")}
+# Module and distribution that an extra installs; it need not be there.
+OPTIONAL = {
+    "diversity": ("sacrebleu", "sacrebleu"),
+    "llama-cpp": ("llama_cpp", "llama-cpp-python"),
+    "triton": ("triton", "triton"),
+    "vllm": ("vllm", "vllm"),
+}
 
 
 def imports(source: str, module: str) -> Iterator[str]:
@@ -119,9 +124,9 @@ class TestRooms:
 
     def test_every_import_is_a_declared_dependency(self):
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        extras = [line for extra in ENGINES for line in project["optional-dependencies"][extra]]
+        extras = [line for extra in OPTIONAL for line in project["optional-dependencies"][extra]]
         declared = {re.split(r"[^\w-]", line)[0] for line in [*project["dependencies"], *extras]}
-        owners = {**packages_distributions(), **{module: [owner] for module, owner in ENGINES.values()}}
+        owners = {**packages_distributions(), **{module: [owner] for module, owner in OPTIONAL.values()}}
         for module, path in modules().items():
             for name in imports(path.read_text(encoding="utf-8"), module):
                 top = name.split(".")[0]

@@ -109,6 +109,6 @@ def test_the_programs_of_the_project(capsys):
             for part in ("class Arguments", "DESCRIPTION = ", "def run(")
         )
     }
-    assert {"factuality", "bench_scoring", "bench_texts"} <= expected
+    assert {"factuality", "bench_scoring", "bench_texts", "diversity", "quality"} <= expected
     listed = {line.split()[0] for line in printed.splitlines() if line.startswith("  ")}
     assert listed == expected

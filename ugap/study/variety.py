@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from ugap.scoring import TokenScores
 from ugap.statistics import distinct_n, repetition
+from ugap.statistics.diversity import LIKE, compression_ratio, n_clusters, repeated_n, self_bleu, vendi
 
 VARIETY = ("distinct_2", "distinct_4", "repetition")
 
@@ -26,3 +29,27 @@ def variety(texts: Sequence[TokenScores]) -> dict[str, float]:
 def scored_text(scores: TokenScores) -> str:
     """The text up to the end of its last scored token: what is left of a text that was cut by tokens."""
     return scores.text[: int(scores.offsets[-1, 1])] if len(scores) else ""
+
+
+def sample_variety(
+    texts: Sequence[str], embeddings: np.ndarray | None = None, *, bleu: bool = True, threshold: float = LIKE
+) -> dict[str, float]:
+    """How varied several texts to one prompt are; compare samples of one number of texts of one length.
+
+    Args:
+        texts (`Sequence[str]`): The texts.
+        embeddings (`np.ndarray` of shape `(n, D)`, *optional*): Their embeddings, for `clusters` and `vendi`.
+        bleu (`bool`, *optional*, defaults to `True`): With self-BLEU, which needs the extra `diversity`.
+        threshold (`float`, *optional*, defaults to `0.4`): As of [`~ugap.statistics.diversity.n_clusters`].
+
+    Returns:
+        `dict[str, float]`: `distinct_2`, `distinct_4`, `self_bleu`, `compression_ratio`, `repeated_4` and, with
+        embeddings, `clusters` and `vendi`; the functions of [`~ugap.statistics.diversity`] define them.
+    """
+    found = {"distinct_2": distinct_n(texts, 2), "distinct_4": distinct_n(texts, 4)}
+    if bleu:
+        found["self_bleu"] = self_bleu(texts)
+    found |= {"compression_ratio": compression_ratio(texts), "repeated_4": repeated_n(texts, 4)}
+    if embeddings is not None:
+        found |= {"clusters": float(n_clusters(embeddings, threshold)), "vendi": vendi(embeddings)}
+    return found

@@ -1,0 +1,231 @@
+"""Does uncertainty go with quality? Rated texts, the measures of each, and how far each is from people's."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ugap.cli.arguments import option
+from ugap.cli.comparing import refuse_results
+from ugap.cli.main import main
+from ugap.files import replacing
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ugap.profile import DomainProfile
+    from ugap.scoring import Scorer, TokenScores
+    from ugap.study.quality import RatedText
+
+DESCRIPTION = """\
+Relate the uncertainty of rated texts to their ratings: correlations, and whether too little and too much are worse.
+
+examples:
+  ugap eval quality --data rated.jsonl --text story --rating creativity --author author
+  ugap eval quality --model gemma-3-270m --data rated.jsonl --text story --prompt prompt \\
+      --rating expert_creativity lay_creativity --author author --group prompt --output runs/quality
+
+Every measure of a text (surprisal, entropy, varentropy, deviation, rank, ...) and its distance from people in the human
+profile of the scorer are correlated with each rating: Spearman's and Pearson's, and Spearman's partial for the length,
+with 95% bootstrap intervals over texts and Holm's correction over the measures. An inverted U is found where the
+quadratic term is below 0 and lines below and above its peak rise and fall, all beyond chance.
+
+With --author all of it is done overall, within author group, and for each author group: where people's texts are both
+rated higher and more surprising, only what holds within author group speaks of uncertainty. --group narrows everything
+to texts of one group, such as the answers to one prompt.
+
+The folder gets quality.json: settings and all numbers; quality.png and quality-curves.png; and parts, from which
+--resume goes on."""
+
+NAME, PARTS = "quality", "parts"
+VERSION = 1
+WIDTH = 132  # of a table, where no terminal says how wide it is
+
+
+@dataclass(kw_only=True)
+class Arguments:
+    """Arguments of `ugap eval quality`."""
+
+    data: str = option("rated texts: .jsonl(.gz), .csv(.gz), .parquet or a Hub data set", group="texts", metavar="FILE")
+    text: str = option("column of the text", default="text", group="texts", metavar="COLUMN")
+    rating: list[str] = option("columns of the ratings: numbers, higher is better", group="texts", metavar="COLUMN")
+    author: str | None = option(
+        "column of who wrote, such as human or model", default=None, group="texts", metavar="COLUMN"
+    )
+    group: str | None = option(
+        "column of what texts are compared within, such as the prompt", default=None, group="texts", metavar="COLUMN"
+    )
+    prompt: str | None = option(
+        "column of what stands before the text when it is scored", default=None, group="texts", metavar="COLUMN"
+    )
+    limit: int | None = option("take the first N rows only", default=None, group="texts")
+    model: str = option(
+        "scorer: asset, folder, .gguf file or Hub id", default="gemma-3-270m", group="scorer", metavar="NAME"
+    )
+    profile: str | None = option(
+        "human profile of the scorer, a file or the name of a shipped one (default: the shipped one, if there is one)",
+        default=None,
+        group="scorer",
+        metavar="NAME",
+    )
+    domain: str = option("domain of the profile", default="creative", group="scorer")
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = option(
+        "type of the weights", default="float32", group="scorer"
+    )
+    device: str | None = option(
+        "where the scorer runs (default: the GPU if there is one)", default=None, group="scorer"
+    )
+    trust_remote_code: bool = option("run the code that a repository brings along", default=False, group="scorer")
+    pmi: bool = option("also score each text without its prompt, for PMI and CPMI", default=False, group="scorer")
+    resamples: int = option("bootstrap resamples", default=2000, group="statistics")
+    seed: int = option("seed of the bootstrap", default=0, group="statistics")
+    output: str = option("folder of the results", default="runs/quality", group="output", metavar="DIR")
+    resume: bool = option("go on with an interrupted run", default=False, group="output")
+
+
+def run(arguments: Arguments) -> None:
+    """Score, relate, print the tables and write `quality.json` and the plots.
+
+    Raises:
+        InputError: The input is bad; what is finished stays for `--resume`.
+    """
+    from rich.console import Console
+
+    from ugap.errors import InputError
+    from ugap.report.quality import plot_curves, plot_quality
+    from ugap.scoring import Scorer
+    from ugap.study.quality import human_levels, load_rated, quality_measures, relate
+    from ugap.study.study import environment, without_nan
+
+    if arguments.resamples < 100:
+        raise InputError(f"resamples is {arguments.resamples}, and at least 100 are needed")
+    if arguments.pmi and arguments.prompt is None:
+        raise InputError("--pmi needs --prompt: the column of what stands before the text")
+    output = Path(arguments.output)
+    refuse_results(output, arguments.resume, PARTS)
+    texts = load_rated(
+        arguments.data,
+        arguments.rating,
+        text_column=arguments.text,
+        author_column=arguments.author,
+        group_column=arguments.group,
+        prompt_column=arguments.prompt,
+        limit=arguments.limit,
+    )
+    scorer = Scorer.from_pretrained(
+        arguments.model,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        trust_remote_code=arguments.trust_remote_code,
+    )
+    profile, source = find_profile(arguments, scorer)
+    scores = score(texts, scorer, arguments, output / PARTS)
+    measures = [quality_measures(one, profile) for one in scores]
+    record = without_nan(
+        {
+            "version": VERSION,
+            "settings": {
+                "arguments": asdict(arguments),
+                "scorer": list(scorer.id),
+                "profile": source,
+                "environment": environment(),
+            },
+            "n_texts": len(texts),
+            "means": means(texts),
+            "human": {} if profile is None else human_levels(profile),
+            "relations": relate(texts, measures, resamples=arguments.resamples, seed=arguments.seed),
+            "texts": [
+                {
+                    "id": text.row.id,
+                    "author": text.author,
+                    "group": text.group,
+                    "ratings": text.ratings,
+                    "measures": one,
+                }
+                for text, one in zip(texts, measures, strict=True)
+            ],
+        }
+    )
+    with replacing(output / f"{NAME}.json") as temporary:
+        temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    plot_quality(record["relations"], output / f"{NAME}.png")
+    plot_curves(record["texts"], output / f"{NAME}-curves.png", human=record["human"].get("nll"))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=WIDTH)
+    print_tables(record, console)
+    console.print(f"All numbers are in {output / f'{NAME}.json'}", markup=False, soft_wrap=True)
+
+
+def find_profile(arguments: Arguments, scorer: "Scorer") -> "tuple[DomainProfile | None, str | None]":
+    """The human profile and where it came from; without one the distances from people are left out."""
+    from ugap.errors import InputError
+    from ugap.profile import HumanProfile
+
+    if arguments.profile is not None:
+        found = HumanProfile.load(arguments.profile)
+        found.check(scorer.id)
+    else:
+        try:
+            found = HumanProfile.shipped_for(scorer.id)
+        except InputError as error:
+            print(f"distances from people are left out: {error}", file=sys.stderr)
+            return None, None
+    return found.domain(arguments.domain), found.source
+
+
+def score(texts: "Sequence[RatedText]", scorer: "Scorer", arguments: Arguments, folder: Path) -> "list[TokenScores]":
+    """The scores of the texts; finished parts are kept and read again."""
+    from ugap.study.job import ScoringJob
+    from ugap.study.store import scores_from_row
+
+    what = json.dumps([[text.prefix, text.row.text] for text in texts])
+    settings = {"dtype": arguments.dtype, "texts_hash": hashlib.sha256(what.encode()).hexdigest()[:16]}
+    job = ScoringJob(scorer, folder, pmi=arguments.pmi, resume=arguments.resume, settings=settings)
+    keys = job.run(
+        [text.row.id for text in texts],
+        [text.row.text for text in texts],
+        [text.prefix for text in texts],
+        where=[f"{text.row.where}, text {text.row.id!r}" for text in texts],
+        progress=True,
+    )
+    return [scores_from_row(row, scorer.id) for key in keys for row in job.store.read(key)]
+
+
+def means(texts: "Sequence[RatedText]") -> list[dict[str, Any]]:
+    """The mean of every rating, by author group."""
+    import numpy as np
+
+    out = []
+    for rating in texts[0].ratings:
+        for author in dict.fromkeys(text.author for text in texts):
+            values = [text.ratings[rating] for text in texts if text.author == author]
+            known = [value for value in values if np.isfinite(value)]
+            mean = float(np.mean(known)) if known else float("nan")
+            out.append({"rating": rating, "author": author, "n": len(known), "mean": mean})
+    return out
+
+
+def print_tables(record: Mapping[str, Any], console: "Console") -> None:
+    """For every rating the correlations, and the inverted U, of every measure."""
+    from ugap.report.quality import curve_table, relation_table
+
+    rows = record["relations"]
+    for rating in dict.fromkeys(row["rating"] for row in rows):
+        of = [row for row in rows if row["rating"] == rating]
+        found = [one for one in record["means"] if one["rating"] == rating]
+        rated = "; ".join(
+            f"{one['author'] or 'all'}: mean {one['mean']:.2f} of {one['n']} texts" for one in found if one["n"]
+        )
+        console.print(f"{rating} ({rated}), read by {record['settings']['scorer'][0]}", style="bold", markup=False)
+        console.print(relation_table(of))
+        console.print()
+        console.print(curve_table(of))
+        console.print()
+
+
+if __name__ == "__main__":
+    sys.exit(main(["eval", NAME, *sys.argv[1:]]))

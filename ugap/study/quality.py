@@ -1,0 +1,283 @@
+"""Uncertainty and quality: every measure of rated texts, its distance from people, and what both say about the ratings.
+
+| measure | of a text |
+|---|---|
+| `nll`, `entropy`, `deviation`, `bits_per_byte` | as of [`~ugap.study.measures`] |
+| `pmi`, `cpmi` | the same, of texts that were scored without their prompt too |
+| `varentropy` | mean varentropy, nats² |
+| `log_rank` | mean of `ln rank` |
+| `excess` | mean of `s - g(h)`: how much more surprising than people are at the same entropy |
+| `repetition` | share of tokens that stand among the 128 before them |
+| `X distance` | how far `X` is from its mean over the tokens of the human profile, up or down |
+| `profile distance` | root of the distance `d²` of the whole text from people, without PMI |
+| `length` | scored tokens |
+
+Perplexity is not among them: it orders texts as `nll` does.
+
+A rating is compared with a measure *overall*, within author group (*within*), and in each author group alone. Where one
+kind of author is rated higher and is also more surprising, the two go together overall, whatever holds among the texts
+of either: only within author group does a correlation speak of uncertainty, not of who wrote. A group column narrows
+all these further to texts of one group, such as the answers to one prompt. Holm's correction is over the measures of
+one rating, in one such scope.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ugap.data import TextRow, load_texts
+from ugap.data.readers import BadRow, read_records
+from ugap.errors import InputError
+from ugap.profile import DomainProfile
+from ugap.profile.texts import FEATURES
+from ugap.scoring import TokenScores
+from ugap.statistics import InvertedU, correlation, holm, inverted_u, repetition
+from ugap.study.excerpts import PROMPT_SEPARATOR
+from ugap.study.measures import text_value
+
+FEWEST_TEXTS = 10  # rated ones; fewer say nothing
+DISTANCE = " distance"
+PROFILE_DISTANCE = "profile" + DISTANCE
+LENGTH = "length"
+OVERALL, WITHIN, AUTHOR = "overall", "within", "author"
+_STANDING_BEFORE = [feature for feature in FEATURES if feature != "pmi"]  # a request is no beginning of a story
+_TESTS = ("spearman", "pearson", "spearman_length", "quadratic", "quadratic_length")
+
+
+@dataclass(frozen=True)
+class RatedText:
+    """A text and how it was rated.
+
+    Args:
+        row (`TextRow`): The text, with its prompt.
+        ratings (`Mapping[str, float]`): By name; NaN where it was not rated.
+        author (`str`): The author group, `""` where there is none.
+        group (`str`): What it is compared within, `""` where there is nothing.
+    """
+
+    row: TextRow
+    ratings: Mapping[str, float]
+    author: str
+    group: str
+
+    @property
+    def prefix(self) -> str:
+        """What stands before the text when it is scored: its prompt and, as in a study, an empty line."""
+        prompt = self.row.prompt or ""
+        return prompt if not prompt or prompt[-1].isspace() else prompt + PROMPT_SEPARATOR
+
+
+def load_rated(
+    source: str,
+    ratings: Sequence[str],
+    *,
+    text_column: str = "text",
+    author_column: str | None = None,
+    group_column: str | None = None,
+    prompt_column: str | None = None,
+    limit: int | None = None,
+) -> list[RatedText]:
+    """Read rated texts; those without any rating are left out.
+
+    Args:
+        source (`str`): As of [`~ugap.data.load_texts`].
+        ratings (`Sequence[str]`): Columns of the ratings: numbers; null or empty where a text was not rated.
+        text_column (`str`, *optional*, defaults to `"text"`): Column of the text.
+        author_column (`str`, *optional*): Column of the author group.
+        group_column (`str`, *optional*): Column of what a text is compared within.
+        prompt_column (`str`, *optional*): Column of the prompt.
+        limit (`int`, *optional*): At most that many rows of the source.
+
+    Raises:
+        InputError: As of `load_texts`; if a column is missing, a rating is no number, or fewer than 10 texts have it.
+    """
+    if not ratings:
+        raise InputError("no column of ratings is given")
+    named = [column for column in (author_column, group_column, prompt_column) if column is not None]
+    # Read first: what is wrong with a column is said before what is wrong with a text.
+    records = list(_records(source, [text_column, *named], ratings, limit))
+    for column in ratings:
+        if not any(column in record for _, record in records):
+            raise InputError(f"{source}: no column {column!r}")
+    rows = load_texts(
+        source,
+        text_column=text_column,
+        # Without a column of prompts, one that is there: a missing one would be warned of.
+        prompt_column=text_column if prompt_column is None else prompt_column,
+        domain="rated",
+        limit=limit,
+    )
+    if prompt_column is None:
+        rows = [replace(row, prompt=None) for row in rows]
+    out = []
+    for row, (where, record) in zip(rows, records, strict=True):
+        found = {column: _rating(record.get(column), column, where) for column in ratings}
+        if any(map(math.isfinite, found.values())):
+            author, group = (_label(record, column, where) for column in (author_column, group_column))
+            out.append(RatedText(row, found, author, group))
+    for column in ratings:
+        n = sum(math.isfinite(text.ratings[column]) for text in out)
+        if n < FEWEST_TEXTS:
+            raise InputError(f"{source}: column {column!r} rates {n} texts, and at least {FEWEST_TEXTS} are needed")
+    return out
+
+
+def _records(
+    source: str, required: Sequence[str], optional: Sequence[str], limit: int | None
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for taken, (number, record) in enumerate(read_records(source, required, optional, "train")):
+        if taken == limit:
+            return
+        if isinstance(record, BadRow):
+            raise InputError(f"{source}, row {number}: {record.cause}")
+        yield f"{source}, row {number}", record
+
+
+def _rating(value: Any, column: str, where: str) -> float:
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return math.nan
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(f"{where}: column {column!r} holds {str(value)[:40]!r}, and a rating is a number")
+    return number
+
+
+def _label(record: Mapping[str, Any], column: str | None, where: str) -> str:
+    if column is None:
+        return ""
+    value = record[column]
+    if value is None or value == "" or isinstance(value, (list, dict)):
+        raise InputError(f"{where}: column {column!r} names no group")
+    return str(value)
+
+
+def human_levels(profile: DomainProfile) -> dict[str, float]:
+    """The mean of each measure over the tokens of a human profile, where it keeps one."""
+    same = ("entropy", "varentropy", "deviation", "bits_per_byte", "pmi")
+    levels = {
+        "nll": profile.means["surprisal"],
+        **{name: profile.means[name] for name in same if name in profile.means},
+    }
+    at, ranks = profile.levels, np.log(np.maximum(profile.quantiles["rank"], 1.0))
+    levels["log_rank"] = float(np.trapezoid(ranks, at) / (at[-1] - at[0]))
+    return {**{name: level for name, level in levels.items() if math.isfinite(level)}, "excess": 0.0}
+
+
+def quality_measures(scores: TokenScores, profile: DomainProfile | None = None) -> dict[str, float]:
+    """Every measure of a text by name, see the table of the module; without a profile those that need none.
+
+    Args:
+        scores (`TokenScores`): The scored text; with marginals, PMI and CPMI are among the measures.
+        profile (`DomainProfile`, *optional*): The human profile of the scorer.
+
+    Returns:
+        `dict[str, float]`: NaN where a measure cannot be told.
+    """
+    marginal = ("pmi", "cpmi") if scores.marginal_surprisal is not None else ()
+    scored = np.isfinite(scores.surprisal)
+    s, h = scores.surprisal[scored].astype(np.float64), scores.entropy[scored].astype(np.float64)
+    ranks = scores.rank[scored].astype(np.float64)
+    values = {name: text_value(scores, name) for name in ("nll", "bits_per_byte", "entropy")}
+    values["varentropy"] = _mean(scores.varentropy[scored].astype(np.float64))
+    values["deviation"] = text_value(scores, "deviation")
+    values["log_rank"] = _mean(np.log(ranks))
+    values.update({name: text_value(scores, name) for name in marginal})
+    if profile is not None:
+        values["excess"] = _mean(s - profile.curve(h))
+    values["repetition"] = repetition([scores.token_ids.tolist()])
+    if profile is not None:
+        levels = human_levels(profile)
+        values.update(
+            {name + DISTANCE: abs(value - levels[name]) for name, value in list(values.items()) if name in levels}
+        )
+        if profile.texts is not None and s.size:
+            squared = profile.texts.distance(profile.text_features(scores), s.size, _STANDING_BEFORE)
+            values[PROFILE_DISTANCE] = math.sqrt(squared)
+    return {**values, LENGTH: float(s.size)}
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if values.size else math.nan
+
+
+def relate(
+    texts: Sequence[RatedText], measures: Sequence[Mapping[str, float]], *, resamples: int = 2000, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Relate every measure to every rating, overall, within author group, and in each author group.
+
+    Args:
+        texts (`Sequence[RatedText]`): The rated texts.
+        measures (`Sequence[Mapping[str, float]]`): Their measures, as of [`quality_measures`].
+        resamples (`int`, *optional*, defaults to `2000`): Bootstrap resamples.
+        seed (`int`, *optional*, defaults to `0`): Seed of the bootstrap.
+
+    Returns:
+        `list[dict]`: A row for each rating, scope and measure: `rating`, `scope` (`overall`, `within`, `author`),
+        `author` (where the scope is one author group), `measure`, `n`, the correlations `spearman`, `pearson` and
+        `spearman_length` (partial for the logarithm of the length), and `quadratic` and `quadratic_length` (the
+        inverted U, without and with that control, not of distances); `None` for what is not tested. Each has a `p_holm`
+        over the measures of its rating and scope.
+    """
+    rows: list[dict[str, Any]] = []
+    for rating in texts[0].ratings:
+        for scope, author, members in _scopes(texts, rating):
+            found = []
+            for measure in measures[0]:
+                known = [i for i in members if math.isfinite(measures[i][measure])]
+                if len(known) < FEWEST_TEXTS:
+                    continue
+                relation = _relation(
+                    [measures[i][measure] for i in known],
+                    [texts[i].ratings[rating] for i in known],
+                    strata=[(texts[i].author if scope == WITHIN else "", texts[i].group) for i in known],
+                    control=None if measure == LENGTH else np.log([measures[i][LENGTH] for i in known]),
+                    bent=not measure.endswith(DISTANCE),
+                    resamples=resamples,
+                    seed=seed,
+                )
+                labels = {"rating": rating, "scope": scope, "author": author, "measure": measure}
+                found.append({**labels, "n": len(known), **relation})
+            for test in _TESTS:
+                tested = [row[test] for row in found if row[test] is not None]
+                for one, p in zip(tested, holm([one["p_value"] for one in tested]), strict=True):
+                    one["p_holm"] = float(p)
+            rows += found
+    return rows
+
+
+def _scopes(texts: Sequence[RatedText], rating: str) -> Iterator[tuple[str, str | None, list[int]]]:
+    """The scopes of a rating, with the author group where it is one, and the places of their texts."""
+    rated = [i for i, text in enumerate(texts) if math.isfinite(text.ratings[rating])]
+    yield OVERALL, None, rated
+    authors = list(dict.fromkeys(text.author for text in texts))
+    if len(authors) > 1:
+        yield WITHIN, None, rated
+        for author in authors:
+            members = [i for i in rated if texts[i].author == author]
+            if len(members) >= FEWEST_TEXTS:
+                yield AUTHOR, author, members
+
+
+def _relation(
+    x: Sequence[float], y: Sequence[float], *, control: np.ndarray | None, bent: bool, **how: Any
+) -> dict[str, Any]:
+    """The tests of [`_TESTS`] as they stand in a row; `None` for those that are not made."""
+    held = None if control is None else {**how, "control": control}
+    return {
+        "spearman": asdict(correlation(x, y, **how)),
+        "pearson": asdict(correlation(x, y, method="pearson", **how)),
+        "spearman_length": None if held is None else asdict(correlation(x, y, **held)),
+        "quadratic": _quadratic(inverted_u(x, y, **how)) if bent else None,
+        "quadratic_length": None if held is None or not bent else _quadratic(inverted_u(x, y, **held)),
+    }
+
+
+def _quadratic(found: InvertedU) -> dict[str, Any]:
+    curve = asdict(found)
+    return {**curve.pop("quadratic"), **curve, "found": found.found}

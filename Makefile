@@ -22,7 +22,7 @@ demo: install  ## measure the gap of two small models on embedded texts
 test: install  ## run the fast tests
 	@$(TEST) -m "not slow and not gpu" --numprocesses 2 --dist loadfile
 
-test-slow: $(VENV)/.installed-llama-cpp  ## run the tests that need a real model or a fresh environment
+test-slow: $(VENV)/.installed-llama-cpp $(VENV)/.installed-browser  ## run the tests that need a real model or a fresh environment
 	@$(TEST) -m "slow and not gpu" --numprocesses 2 --dist loadfile
 
 lint: install  ## check style and types
@@ -54,6 +54,14 @@ $(VENV)/.installed-llama-cpp: $(VENV)/.installed
 	@CMAKE_BUILD_PARALLEL_LEVEL=2 $(PIP) --constraint constraints.txt --editable '.[dev,llama-cpp]' \
 		|| echo "llama.cpp could not be built here: its tests will be skipped"
 	@touch $@
+
+# The browser test drives a Chromium of the system. Debian's is installed where we may.
+$(VENV)/.installed-browser: $(VENV)/.installed
+	@echo "Looking for Chromium, which the test of the HTML report opens; without one it is installed, by root and apt-get"
+	@if command -v chromium || command -v chromium-browser || command -v google-chrome; then touch $@; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get; then \
+		apt-get update && apt-get install --yes --no-install-recommends chromium fonts-dejavu-core && touch $@; \
+	fi >/dev/null; test -e $@ || echo "No Chromium: the browser test will be skipped"
 
 $(VENV)/.installed-bench: $(VENV)/.installed
 	@echo "Installing what the benchmark compares with"

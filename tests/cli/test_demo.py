@@ -8,7 +8,7 @@ import pytest
 
 import ugap.cli.demo
 import ugap.data.texts
-from ugap.cli import measure, profile, score, train
+from ugap.cli import measure, profile, score, study, train
 from ugap.cli.arguments import parse
 from ugap.cli.main import main
 from ugap.cli.programs import configs_folder, load_program, programs_folder
@@ -27,6 +27,7 @@ def test_demo(tiny_folder, chat_folder, text_rows, tiny_model, make_profile, mon
     printed = capsys.readouterr()
     assert printed.err == ""
     assert f"plots and per-token scores are in {folder}" in " ".join(printed.out.split())
+    assert printed.out.endswith(f"open {folder / 'report.html'} in a browser\n")
     record = json.loads((folder / "gap.json").read_text())
     assert record["settings"]["tags"] == models
     assert {(row["domain"], row["model"], row["decoding"], row["n"] + row["n_dropped"]) for row in record["gaps"]} == {
@@ -37,7 +38,8 @@ def test_demo(tiny_folder, chat_folder, text_rows, tiny_model, make_profile, mon
     }
     assert {row["kind"] for row in record["contrasts"]} == {"domain", "model"}
     assert {path.name for path in folder.iterdir()} == {
-        *("gap.json", "gap.md", "scores.parquet", "gap.png", "distributions.png", "calibration.png", "parts")
+        *("gap.json", "gap.md", "scores.parquet", "gap.png", "distributions.png", "calibration.png", "report.html"),
+        "parts",
     }
     assert main(["demo", "--output", str(folder)]) == 2
     assert "there is a study already" in capsys.readouterr().err
@@ -61,5 +63,5 @@ def test_a_config_goes_with_the_commands_in_its_header(path):
             assert config.output_dir == words[words.index("--output_dir") + 1]
             assert arguments.data
         else:
-            module = {"measure": measure, "profile": profile, "score": score}[command]
+            module = {"measure": measure, "profile": profile, "score": score, "study": study}[command]
             assert parse(module.Arguments, command, "", words).output

@@ -1,5 +1,35 @@
 import pytest
 
+from ugap.data import TextRow
+from ugap.report.tables import markdown
+from ugap.study import StudySettings, parse_decodings, run_study
+
+
+@pytest.fixture(scope="session")
+def evil():
+    """A text that tries to be markup, and to end the script that it stands in."""
+    return "<script>window.hacked=1</script><!--<script> & 'quoted' \"words\" </script></textarea>"
+
+
+@pytest.fixture(scope="session")
+def evil_folder(tmp_path_factory, text_rows, tiny_folder, evil):
+    """The folder of a study: two decodings in two domains, the first text and its prompt try to be markup."""
+    settings = StudySettings(
+        models=[str(tiny_folder)],
+        decodings=parse_decodings(["ancestral", "top-p-0.9"]),
+        prefix_tokens=8,
+        max_new_tokens=12,
+        per_text=1,
+        seed=3,
+    )
+    rows = [dict(row) for row in text_rows]
+    rows[0] |= {"prompt": evil, "text": f"{evil} {rows[0]['text']}"}
+    folder = tmp_path_factory.mktemp("studies") / "study"
+    record = run_study([TextRow(**row) for row in rows], settings, folder, data=["mine"]).record
+    report = markdown(record["gaps"], record["contrasts"], record["settings"], 'ugap measure --data "<b>.jsonl" ````')
+    (folder / "gap.md").write_text(report, encoding="utf-8")
+    return folder
+
 
 @pytest.fixture
 def gap_row():

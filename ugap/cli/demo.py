@@ -34,8 +34,11 @@ def run(arguments: Arguments) -> None:
     Raises:
         InputError: An asset cannot be fetched, or the folder holds a study already.
     """
+    from pathlib import Path
+
     from ugap.data import DEMO, load_texts
     from ugap.report import write_report
+    from ugap.report.page import write_page
     from ugap.study import StudySettings, parse_decodings, run_study
 
     settings = StudySettings(
@@ -52,3 +55,6 @@ def run(arguments: Arguments) -> None:
         load_texts(DEMO), settings, arguments.output, data=[DEMO], resume=arguments.resume, progress=True
     )
     write_report(result, arguments.output, command="ugap demo")
+    page = Path(arguments.output) / "report.html"
+    write_page([arguments.output], page)
+    print(f"To look at it, and to read the texts token by token, open {page} in a browser")

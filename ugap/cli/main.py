@@ -23,6 +23,8 @@ from ugap.errors import InputError
 COMMANDS = {
     "demo": "measure the gap of two small models on embedded texts: a first look, without any data",
     "measure": "measure how much less uncertain models write than people: by domain, decoding and scorer",
+    "study": "measure many models, one after another or in shards, and contrast them by kind and domain",
+    "report": "make one HTML page of one or more studies: plots, a reader of single tokens, the table",
     "score": "score texts token by token: surprisal, entropy, varentropy and rank",
     "profile": "fit a human profile to human texts, or show one",
     "generate": "continue prompts at human uncertainty, and show how surprising the texts are",

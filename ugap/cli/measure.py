@@ -19,7 +19,7 @@ decodings: ancestral (T=1), top-p-0.9, temperature-0.7, top-k-50, min-p-0.1, typ
 top-h-0.4; ugap-creative, ugap-balanced (the sampler at human uncertainty); or NAME=setting:value,setting:value with
 any settings of generate(), or human_weight, the sampler's own: "warm=temperature:1.1", "half=human_weight:0.5".
 
-The folder gets gap.json, gap.md, scores.parquet (every text with its per-token scores) and plots."""
+The folder gets report.html, gap.json, gap.md, scores.parquet (every text with its per-token scores) and plots."""
 
 
 @dataclass(kw_only=True)
@@ -91,8 +91,11 @@ def run(arguments: Arguments) -> None:
     Raises:
         InputError: The input is bad; finished units stay for `--resume`.
     """
+    from pathlib import Path
+
     from ugap.data import load_texts
     from ugap.report import write_report
+    from ugap.report.page import write_page
     from ugap.study import STUDIED, StudySettings, parse_decodings, run_study
 
     settings = StudySettings(
@@ -131,6 +134,9 @@ def run(arguments: Arguments) -> None:
     ]
     result = run_study(rows, settings, arguments.output, data=arguments.data, resume=arguments.resume, progress=True)
     write_report(result, arguments.output, command=_command())
+    page = Path(arguments.output) / "report.html"
+    write_page([arguments.output], page)
+    print(f"To look at it, and to read the texts token by token, open {page} in a browser")
 
 
 def _pairs(name: str, words: list[str], values: set[str] | None = None) -> dict[str, str]:

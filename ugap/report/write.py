@@ -1,21 +1,18 @@
 """The report of a study: what was found on the terminal, and `gap.md` and the plots in the study's folder."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
 
 from ugap.files import replacing
+from ugap.report.labels import named, with_prompting
 from ugap.report.plots import plot_calibration, plot_distributions, plot_gap
 from ugap.report.tables import console_table, markdown
 from ugap.report.words import findings
 from ugap.study import StudyResult
 from ugap.study.table import Cell
 
-# Where a contrast names models.
-_MODEL_FIELDS = {"domain": ("model",), "model": ("a", "b")}
 PLOTS = ("gap.png", "distributions.png", "calibration.png")
 
 
@@ -31,8 +28,8 @@ def write_report(result: StudyResult, folder: str | Path, *, command: str, conso
     folder = Path(folder)
     console = console or Console(highlight=False)
     both = len({row["prompting"] for row in result.record["gaps"]}) > 1
-    gaps = [_named(row, both, "model") for row in result.record["gaps"]]
-    contrasts = [_named(row, both, *_MODEL_FIELDS[row["kind"]]) for row in result.record["contrasts"]]
+    gaps = [named(row, both) for row in result.record["gaps"]]
+    contrasts = [named(row, both) for row in result.record["contrasts"]]
     with replacing(folder / "gap.md") as temporary:
         temporary.write_text(markdown(gaps, contrasts, result.record["settings"], command), encoding="utf-8")
     plot_gap(gaps, folder / PLOTS[0])
@@ -53,14 +50,6 @@ def write_report(result: StudyResult, folder: str | Path, *, command: str, conso
     console.print(f"\nThe whole table, plots and per-token scores are in {folder}", markup=False)
 
 
-def _named(row: Mapping[str, Any], both: bool, *fields: str) -> dict[str, Any]:
-    """The row, with the prompting in the model's name where a study has both kinds."""
-    if not both:
-        return dict(row)
-    return {**row, **{name: f"{row[name]} ({row['prompting']})" for name in fields}}
-
-
 def _panel(cell: Cell, both: bool) -> str:
-    prompting = f" ({cell.prompting})" if both else ""
     reader = "" if cell.scorer == cell.model else f", read by {cell.scorer}"
-    return f"{cell.domain}: {cell.model}{prompting}{reader}"
+    return f"{cell.domain}: {with_prompting(cell.model, cell.prompting, both)}{reader}"

@@ -59,6 +59,7 @@ class StudySettings:
         dtype (`str`, *optional*, defaults to `"float32"`): Type of the weights.
         device (`str`, *optional*): Where models run.
         trust_remote_code (`bool`, *optional*, defaults to `False`): Run the code that a repository brings along.
+        revisions (`dict[str, str]`, *optional*): Branch, tag or commit by Hub id; by default the main branch.
     """
 
     models: list[str]
@@ -77,6 +78,7 @@ class StudySettings:
     dtype: str = "float32"
     device: str | None = None
     trust_remote_code: bool = False
+    revisions: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -210,7 +212,13 @@ class _Study:
 
     def _load(self, name: str) -> Scorer:
         s = self.settings
-        return Scorer.from_pretrained(name, dtype=s.dtype, device=s.device, trust_remote_code=s.trust_remote_code)
+        return Scorer.from_pretrained(
+            name,
+            dtype=s.dtype,
+            device=s.device,
+            revision=s.revisions.get(name),
+            trust_remote_code=s.trust_remote_code,
+        )
 
     def _cut(self, scorer: Scorer) -> list[Excerpt]:
         s = self.settings

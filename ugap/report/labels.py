@@ -1,0 +1,44 @@
+"""Who wrote a text, as the page calls it: models by name, given texts as one writer whose candidates are its series."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from ugap.study.table import GIVEN, SELF
+
+GIVEN_TEXTS = "given texts"
+
+
+class Labelled(Protocol):
+    """What has the labels of a cell."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def prompting(self) -> str: ...
+    @property
+    def decoding(self) -> str: ...
+    @property
+    def scorer(self) -> str: ...
+
+
+def writer(of: Labelled, both: bool) -> tuple[str, str]:
+    """Writer and scorer; the prompting is in the name where the study has both kinds."""
+    if of.decoding == GIVEN:
+        return GIVEN_TEXTS, of.scorer
+    return with_prompting(of.model, of.prompting, both), SELF if of.scorer == of.model else of.scorer
+
+
+def label(of: Labelled) -> str:
+    """The series of a writer: a decoding, or the name of a given candidate."""
+    return of.model if of.decoding == GIVEN else of.decoding
+
+
+def with_prompting(model: str, prompting: str, both: bool) -> str:
+    """The model's name, with the prompting where a study has both kinds."""
+    return f"{model} ({prompting})" if both else model
+
+
+def named(row: Mapping[str, Any], both: bool) -> dict[str, Any]:
+    """A row of gaps or contrasts with the prompting in the names of its models."""
+    fields = {"domain": ("model",), "model": ("a", "b")}.get(row.get("kind", ""), ("model",))
+    return {**row, **{name: with_prompting(row[name], row["prompting"], both) for name in fields}}

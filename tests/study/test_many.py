@@ -52,9 +52,9 @@ def loaded(monkeypatch, caplog):
     """Names of the models that were loaded, and weak references to them; how many of those live at each load."""
     caplog.set_level(logging.ERROR, "ugap.scoring")  # pytest keeps records, and one of a bad text holds its frames
     names, models, alive = [], [], []
-    original = Scorer.from_pretrained.__func__
+    original = vars(Scorer)["from_pretrained"].__func__
 
-    def load(cls, name, **options):
+    def load(cls, /, name, **options):
         gc.collect()
         alive.append(sum(model() is not None for model in models))
         names.append(name)
@@ -68,7 +68,7 @@ def loaded(monkeypatch, caplog):
 
 def test_it_runs_skips_frees_and_does_not_run_again(settings, rows, loaded, tmp_path, tiny_folder, chat_folder):
     names, models, alive = loaded
-    said = []
+    said: list[str] = []
     outcomes = run_many(rows, settings, tmp_path / "out", say=said.append)
     assert [(one.model.title, one.status) for one in outcomes] == [
         ("tiny base", "finished"),
@@ -109,7 +109,7 @@ def test_a_run_that_was_killed_goes_on(settings, rows, tmp_path, loaded, monkeyp
     names, _, _ = loaded
     whole = run_many(rows, settings, tmp_path / "whole")
     names.clear()
-    output, original = tmp_path / "killed", ugap.study.many.run_study
+    output, original = tmp_path / "killed", vars(ugap.study.many)["run_study"]
 
     def killed(rows, one, folder, **options):
         if folder.name == "tiny-chat":
@@ -191,7 +191,7 @@ def test_a_model_may_be_added(settings, rows, tmp_path, loaded):
 def test_what_does_not_fit_into_memory_is_skipped_and_a_bug_is_not(settings, rows, tmp_path, monkeypatch):
     error = RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
 
-    def load(cls, name, **options):
+    def load(cls, /, name, **options):
         raise error
 
     monkeypatch.setattr(Scorer, "from_pretrained", classmethod(load))
@@ -314,7 +314,7 @@ def test_every_entry_of_a_shipped_list_is_complete(name, n):
         if name == "study_28.yaml":
             assert "/" in model.name
             assert entry["revision"] == "main"
-    families = {}
+    families: dict[str, list[ModelEntry]] = {}
     for model in models:
         families.setdefault(model.family, []).append(model)
     for family in families.values():
@@ -450,9 +450,9 @@ def test_levels_are_what_the_studies_found(settings, rows, tmp_path):
 
 
 def test_a_model_is_loaded_at_its_commit(settings, rows, tmp_path, tiny_folder, monkeypatch):
-    revisions, original = [], Scorer.from_pretrained.__func__
+    revisions, original = [], vars(Scorer)["from_pretrained"].__func__
 
-    def load(cls, name, *, revision, **options):
+    def load(cls, /, name, *, revision, **options):
         revisions.append((name, revision))
         scorer = original(cls, str(tiny_folder), **options)
         scorer.name = name

@@ -51,7 +51,9 @@ def settings(tiny_folder, chat_folder):
 def loaded(monkeypatch, caplog):
     """Names of the models that were loaded, and weak references to them; how many of those live at each load."""
     caplog.set_level(logging.ERROR, "ugap.scoring")  # pytest keeps records, and one of a bad text holds its frames
-    names, models, alive = [], [], []
+    names: list[str] = []
+    models: list[weakref.ref] = []
+    alive: list[int] = []
     original = vars(Scorer)["from_pretrained"].__func__
 
     def load(cls, /, name, **options):

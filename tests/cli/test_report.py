@@ -34,7 +34,7 @@ def test_one_study(folder, tmp_path, capsys):
     assert main(["report", str(folder), "--output", str(path)]) == 0
     assert capsys.readouterr().out == f"The report is in {path}: open it in a browser\n"
     html = path.read_text(encoding="utf-8")
-    assert '<pre class="command">ugap ' in html
+    assert '<pre class="command">ugap' in html
     assert html == (folder / "report.html").read_text(encoding="utf-8")  # the same study, the same page
 
 

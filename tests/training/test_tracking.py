@@ -394,7 +394,7 @@ class TestBadInput:
             peft_config=LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]),
         )
         trainer.add_callback(UncertaintyGapCallback(trainer, excerpts))
-        with pytest.raises(InputError, match="the adapter changes the output head"):
+        with pytest.raises(InputError, match="the adapter replaces the output head"):
             trainer.train()
         assert trainer.state.global_step == 0
 

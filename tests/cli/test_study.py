@@ -36,7 +36,7 @@ def test_a_whole_study(config, tmp_path, capsys):
     assert "./nowhere: skipped: ./nowhere: neither a folder" in printed.out
     assert "- 2 of 3 models could be measured." in printed.out
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        *("models", "study.json", "contrasts.json", "study.md", "models.png")
+        *("models", "study.json", "contrasts.json", "study.md", "models.png", "report.html")
     }
     record = json.loads((tmp_path / "out" / "contrasts.json").read_text())
     assert [(model["label"], model["status"]) for model in record["models"]] == [

@@ -22,8 +22,8 @@ cannot be run is skipped, with the reason, and tried again by the next run; what
 With --shard i/n a process runs every n-th model; start n of them, on as many machines as share the folder. Under
 `accelerate launch` every process takes its shard by itself. The one that ends last makes the contrasts.
 
-The folder gets a study per model (as of ugap measure), contrasts.json, study.md, models.png and lock.yaml: the
-commits of the Hub models. With --lock another study holds to them."""
+The folder gets report.html, a study per model (as of ugap measure), contrasts.json, study.md, models.png and lock.yaml:
+the commits of the Hub models. With --lock another study holds to them."""
 
 
 @dataclass(kw_only=True)
@@ -81,14 +81,16 @@ def run(arguments: Arguments) -> None:
     import shlex
     import sys
     from dataclasses import asdict
+    from pathlib import Path
 
     from rich.console import Console
 
     from ugap.cli.programs import find_config
     from ugap.data import load_texts
     from ugap.report.many import PLOT, RECORD, TABLE, write_many
+    from ugap.report.page import write_page
     from ugap.study import parse_decodings
-    from ugap.study.many import ManySettings, parse_models, read_lock, run_many
+    from ugap.study.many import ManySettings, model_folder, parse_models, read_lock, run_many
     from ugap.study.many_contrasts import contrast_many, read_levels
 
     shared = ("prefix_tokens", "max_new_tokens", "limit", "per_text", "batch_size", "seed", "pmi", "skip_bad", "device")
@@ -129,9 +131,8 @@ def run(arguments: Arguments) -> None:
     if waiting:
         console.print(f"still to be run, by other shards: {', '.join(waiting)}", markup=False)
         return
-    levels = [
-        level for one in outcomes if one.status == "finished" for level in read_levels(arguments.output, one.model)
-    ]
+    finished = [one for one in outcomes if one.status == "finished"]
+    levels = [level for one in finished for level in read_levels(arguments.output, one.model)]
     contrasts = contrast_many(levels, seed=settings.seed)
     recorded = {**asdict(settings), "data": arguments.data}
     for sentence in write_many(
@@ -139,6 +140,10 @@ def run(arguments: Arguments) -> None:
     ):
         console.print(f"- {sentence}", markup=False)
     console.print(f"\n{arguments.output}: {TABLE}, {RECORD}, {PLOT}", markup=False)
+    if finished:
+        page = Path(arguments.output) / "report.html"
+        write_page([model_folder(arguments.output, one.model) for one in finished], page)
+        console.print(f"To look at it, and to read the texts token by token, open {page} in a browser", markup=False)
 
 
 def _listed(models: Any) -> Any:

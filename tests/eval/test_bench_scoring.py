@@ -321,6 +321,7 @@ except OSError as error:
 """
 
 
+@pytest.mark.slow
 def test_our_kernels_under_the_interpreter() -> None:
     """Each variant takes its own way, and where torch would step in for the kernels there is no figure."""
     pytest.importorskip("triton")
@@ -332,6 +333,7 @@ def test_our_kernels_under_the_interpreter() -> None:
     assert done.stdout == "no assembler []\n"
 
 
+@pytest.mark.slow
 def test_peak_memory(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

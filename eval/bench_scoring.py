@@ -414,10 +414,10 @@ def _bytes(dtype: str) -> int:
 
 
 def _reason(error: Exception) -> str:
-    import torch
+    from ugap.scoring.scorer import is_out_of_memory
 
     text = " ".join(str(error).split()) or "no message"
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
+    if is_out_of_memory(error):
         return f"out of memory ({text.partition(' GPU ')[0][:120]})"
     return f"{type(error).__name__}: {text[:200]}"
 

@@ -14,7 +14,9 @@ examples:
   accelerate launch -m ugap.cli.main score --model org/model --input big.jsonl --output scores.parquet
 
 A text with a prompt is scored after it. The output has a row per text: id, text, token_ids, offsets (start and end of
-every token in the text), surprisal, entropy, varentropy, rank, straddles, and marginal_surprisal with --pmi."""
+every token in the text), surprisal, entropy, varentropy, rank, straddles, and marginal_surprisal with --pmi.
+
+The output head runs on Triton kernels on a GPU and as a compiled fold on a CPU; UGAP_HEAD=torch does without either."""
 
 
 @dataclass(kw_only=True)

@@ -30,6 +30,10 @@ from ugap.scoring.implementation import Impl, choose, untraced, with_kernels
 from ugap.scoring.output_head import OutputHead
 from ugap.scoring.projection import FLOOR, Projection, Tile, check_arguments
 
+# Of hidden states, weight and bias; of a logit: a constant, what is multiplied with z, and what the target has less.
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+Factors = tuple[Tensor, Tensor, Tensor]
+
 
 @untraced
 def surprisal_entropy(
@@ -275,10 +279,6 @@ class _SurprisalEntropy(torch.autograd.Function):
                 lambda: _gradients(project, hidden, targets, maximum, factors, wanted),
             )
         return (*out, None, None, None)
-
-
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
-Factors = tuple[Tensor, Tensor, Tensor]
 
 
 def _either(impl: Impl, weight: Tensor, on_kernels: Callable[[ModuleType], Any], in_torch: Callable[[], Any]) -> Any:

@@ -315,7 +315,7 @@ class Scorer:
             try:
                 results = self._run(batch)
             except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error) or len(batch.requests) == 1:
+                if not is_out_of_memory(error) or len(batch.requests) == 1:
                     raise
                 self.token_budget = max(1, min(self.token_budget, sum(map(len, batch.requests))) // 2)
                 logger.warning("out of memory: going on with batches of %d tokens", self.token_budget)
@@ -369,5 +369,6 @@ class Scorer:
             return run(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
 
 
-def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error is of memory that cannot be had; on a CPU torch has no class of its own for that."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

@@ -28,6 +28,7 @@ from ugap.data import TextRow
 from ugap.errors import InputError
 from ugap.files import replacing
 from ugap.models.revision import is_commit, is_local, resolve_commit
+from ugap.scoring.scorer import is_out_of_memory
 from ugap.study.decodings import DECODINGS, Settings
 from ugap.study.study import StudySettings, run_study
 from ugap.study.table import SELF
@@ -297,15 +298,10 @@ def _run(
     except InputError as error:
         return str(error)
     except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         return f"{model.name}: it does not fit into memory"
     return ""
-
-
-def _out_of_memory(error: MemoryError | RuntimeError) -> bool:
-    # On a CPU torch has no class of its own for it.
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _free() -> None:

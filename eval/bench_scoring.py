@@ -5,6 +5,7 @@ Design choices:
   warm up and compile; the median counts. On CUDA the device's own events tell the time.
 - The yardstick is the bare product in the dtype of the weight. Going backward it is the products that no method can do
   without: logits, gradient of the hidden states and, for a trained head, of the weight. What is computed again counts.
+- TFLOP/s are of the products that a head makes, logits made again among them.
 - Peak memory is what a call adds to its inputs, and gradients that it returns are part of it. On a CPU a fresh process
   measures it after a call on few tokens, so that neither imports nor compilers count.
 - A head that cannot run has its reason in place of figures. Figures stand beside the head's difference from float64.
@@ -55,9 +56,10 @@ qwen3-8b (4096, 151936), or HIDDENxVOCABULARY. No model is loaded: states and we
 of a language model. forward is without gradients; backward is forward and backward of surprisal and entropy, with
 upstream gradients for both (for surprisal alone in heads that have no entropy).
 
-Variants: gemm, the bare product and the yardstick; naive, logits and a float32 log-softmax; trl, liger and cce, the
-fused heads of TRL, Liger Kernel and cut-cross-entropy; ours-torch, ours-compiled (on a CPU), ours-triton-fused and
-ours-triton-tiles (on a GPU). What is not installed or cannot run is named with the reason.
+Variants: gemm, the bare product and the yardstick; naive, logits and a float32 log-softmax; trl and liger, the fused
+heads of TRL and Liger Kernel with surprisal and entropy; cce, that of cut-cross-entropy with surprisal alone;
+ours-torch, ours-compiled (on a CPU), ours-triton-fused and ours-triton-tiles (on a GPU), with all four statistics.
+What is not installed or cannot run is named with the reason.
 
 --output runs/head writes runs/head.csv, one row for each shape, number of tokens, pass and variant, and the plots
 runs/head-DTYPE-forward.png and -backward.png; a folder gets bench_scoring.csv and so on. --resume goes on with the CSV
@@ -82,7 +84,15 @@ WARM_UP_TOKENS = 16
 # What tells one case from another in the CSV, and what was found.
 CASE = ("shape", "hidden", "vocabulary", "tokens", "pass", "dtype", "trained_head", "softcap", "seed", "device")
 MACHINE = ("device_name", "cpu", "instructions", "bfloat16_units", "threads", "python", "cuda", *PACKAGES)
-FOUND = ("seconds", "tokens_per_second", "ratio_to_gemm", "peak_extra_bytes", "share_of_logits", "difference")
+FOUND = (
+    "seconds",
+    "tokens_per_second",
+    "teraflops",
+    "ratio_to_gemm",
+    "peak_extra_bytes",
+    "share_of_logits",
+    "difference",
+)
 COLUMNS = (*CASE, "variant", "computes", *FOUND, "gradient_difference", "rounds", "why_not", *MACHINE, "date")
 
 # Okabe and Ito's colours, told apart with every common colour blindness, and by marker as well.
@@ -178,7 +188,7 @@ class Arguments:
         for dtype in self.dtype:
             for shape in self.shapes:
                 hidden, vocabulary = _size(shape)
-                for tokens in sorted(set(self.tokens)):
+                for tokens in dict.fromkeys(self.tokens):
                     for which in self.passes:
                         settings = (tokens, which, dtype, self.trained_head, self.softcap, self.seed, self.device)
                         values = (shape, hidden, vocabulary, *settings)
@@ -364,6 +374,7 @@ def measure(row: Row, names: Sequence[str], arguments: Arguments) -> list[dict[s
             "seconds": median[name],
             "rounds": " ".join(map(repr, seconds[name])),
             "tokens_per_second": int(row["tokens"]) / median[name],
+            "teraflops": heads_of[name].operations(case, which) / median[name] / 1e12,
             "ratio_to_gemm": median[name] / median["gemm"] if "gemm" in median else None,
             "share_of_logits": None if peak is None else peak / logits,
         }
@@ -510,9 +521,9 @@ def to_markdown(rows: Sequence[Row]) -> str:
 
     lines = [
         f"## {_title(rows[0])}\n",
-        "| tokens | variant | what it computes | ms | tokens/s | ratio to gemm | peak extra MB | share of the logits "
-        "| largest difference of surprisal | relative difference of the gradient |",
-        "|---:|---|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| tokens | variant | what it computes | ms | tokens/s | TFLOP/s | ratio to gemm | peak extra MB "
+        "| share of the logits | largest difference of surprisal | relative difference of the gradient |",
+        "|---:|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     reasons: dict[tuple[str, str], list[str]] = {}
     for row in rows:
@@ -520,7 +531,8 @@ def to_markdown(rows: Sequence[Row]) -> str:
             reasons.setdefault((row["variant"], row["why_not"]), []).append(f"{int(row['tokens']):,}")
             continue
         cells = [f"{int(row['tokens']):,}", f"`{row['variant']}`", row["computes"], show(row, "seconds", ".3f", 1e-3)]
-        cells += [show(row, "tokens_per_second", ",.0f"), show(row, "ratio_to_gemm", ".2f")]
+        cells += [show(row, "tokens_per_second", ",.0f"), show(row, "teraflops", ".3g")]
+        cells += [show(row, "ratio_to_gemm", ".2f")]
         cells += [show(row, "peak_extra_bytes", ",.1f", 1e6), show(row, "share_of_logits", ".1%")]
         cells += [show(row, "difference", ".0e"), show(row, "gradient_difference", ".0e")]
         lines.append(f"| {' | '.join(cells)} |")

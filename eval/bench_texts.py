@@ -32,8 +32,7 @@ from ugap.data import DEMO, load_texts
 from ugap.errors import InputError
 from ugap.files import replacing
 from ugap.models import load_model
-from ugap.scoring import Scorer, batches, bfloat16
-from ugap.scoring import head as fused_head
+from ugap.scoring import Scorer, batches, bfloat16, cpu_head
 from ugap.scoring.encoding import encode
 from ugap.scoring.implementation import Impl
 from ugap.scoring.output_head import backbone
@@ -199,8 +198,11 @@ def run_minicons(case: Case) -> Run:
 def require(case: Case, impl: Impl, precision: Precision = "exact") -> None:
     """Refuse what would be measured as something else, since the head falls back in silence."""
     weight = case.scorer.head.weight
-    if impl == "compiled" and fused_head._compiled_fold() is fused_head._fold:
-        raise NotMeasuredError("torch finds no C++ compiler here")
+    if impl == "compiled":
+        try:
+            cpu_head.check()
+        except (RuntimeError, OSError) as error:
+            raise NotMeasuredError(f"its kernel cannot be compiled here ({error})") from error
     if precision == "split" and weight.dtype != torch.float32:
         raise NotMeasuredError("it is a way to multiply float32")
     if precision == "split" and not bfloat16.has_bfloat16_units():
@@ -223,11 +225,11 @@ SPLIT = partial(run_ours, impl="compiled", precision="split")
 VARIANTS = {
     "backbone": Variant("last hidden states, text by text", run_backbone, whole=False),
     "gemm": Variant(f"logits of given hidden states, {GEMM_ROWS} rows at a time", run_gemm, whole=False),
-    "head-eager": Variant(f"our head alone, eager fold: {FOUR}", partial(run_our_head, impl="torch"), whole=False),
-    "head": Variant(f"our head alone, compiled fold: {FOUR}", partial(run_our_head, impl="compiled"), whole=False),
-    "ours-eager": Variant(f"Scorer.score, eager fold: {FOUR}", partial(run_ours, impl="torch")),
-    "ours": Variant(f"Scorer.score, compiled fold: {FOUR}", partial(run_ours, impl="compiled")),
-    "ours-split": Variant(f"Scorer.score, compiled fold, precision 'split': {FOUR}", SPLIT),
+    "head-eager": Variant(f"our head alone, torch alone: {FOUR}", partial(run_our_head, impl="torch"), whole=False),
+    "head": Variant(f"our head alone, compiled kernel: {FOUR}", partial(run_our_head, impl="compiled"), whole=False),
+    "ours-eager": Variant(f"Scorer.score, torch alone: {FOUR}", partial(run_ours, impl="torch")),
+    "ours": Variant(f"Scorer.score, compiled kernel: {FOUR}", partial(run_ours, impl="compiled")),
+    "ours-split": Variant(f"Scorer.score, compiled kernel, precision 'split': {FOUR}", SPLIT),
     "trl": Variant("TRL's fused head, text by text: surprisal, entropy (it has no varentropy or rank)", run_trl),
     "naive": Variant(f"logits, float32 log-softmax, text by text: {FOUR}", run_naive),
     "minicons": Variant("minicons, text by text: surprisal, rank (it has no entropy or varentropy)", run_minicons),
@@ -400,7 +402,6 @@ def run(arguments: Arguments) -> None:
     if arguments.only is not None:
         print(json.dumps(measure_alone(arguments, arguments.only)))
         return
-    environment = measuring.environment(PACKAGES)
     environment = measuring.environment(PACKAGES)
     report: dict[str, Any] = {"version": 1, "environment": environment, "settings": asdict(arguments), "runs": []}
     print("\n".join(f"- {name}: {value}" for name, value in environment.items()) + "\n")

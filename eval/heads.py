@@ -184,6 +184,7 @@ class Head:
         backward (`Callable[[Case], Found]`): Forward and backward.
         differentiates (`str`): What a backward pass gives.
         has_entropy (`bool`): Whether the backward pass has a gradient by entropy.
+        recomputes (`bool`): Whether the backward pass makes the logits again.
         needs (`Callable[[Case, Pass], str | None]`): Loads what it needs; why it cannot run here, or `None`.
     """
 
@@ -192,6 +193,7 @@ class Head:
     backward: Run
     differentiates: str
     has_entropy: bool = True
+    recomputes: bool = True
     needs: Needs = _always
 
     def run(self, case: Case, which: Pass) -> Found:
@@ -200,6 +202,11 @@ class Head:
             return self.backward(case)
         with torch.no_grad():
             return self.forward(replace(case, weight=case.weight.detach()))
+
+    def operations(self, case: Case, which: Pass) -> int:
+        """Floating-point operations of the products that a pass makes."""
+        backward = 1 + self.recomputes + case.weight.requires_grad if which == "backward" else 0
+        return 2 * case.hidden.numel() * len(case.weight) * (1 + backward)
 
     def differences(self, case: Case, found: Found, right: Reference) -> tuple[float | None, float | None]:
         """Largest difference of a surprisal, and the relative one of the gradients of the hidden states."""
@@ -227,7 +234,8 @@ def _of_values(values: Values, computes: str, needs: Needs) -> Head:
     def forward(case: Case) -> Found:
         return Found(values(case)[0])
 
-    return Head(computes, forward, partial(_differentiated, values), GRADIENT[computes], computes == TWO, needs)
+    backward = partial(_differentiated, values)
+    return Head(computes, forward, backward, GRADIENT[computes], has_entropy=computes == TWO, needs=needs)
 
 
 def _products(case: Case, *, backward: bool) -> Found:
@@ -279,8 +287,15 @@ def _trl(case: Case) -> tuple[Tensor, ...]:
 
 
 def _liger(case: Case) -> tuple[Tensor, ...]:
-    head = import_module("liger_kernel.transformers.functional").liger_fused_linear_cross_entropy
-    return (head(case.hidden, case.weight, case.targets, reduction="none", softcap=case.softcap),)
+    head = import_module("liger_kernel.ops").LigerFusedLinearScaledCrossEntropyFunction
+    surprisal, entropy = head.apply(case.hidden, case.weight, case.targets, return_entropy=True)
+    return surprisal, entropy.float()
+
+
+def _needs_liger(case: Case, which: Pass) -> str | None:
+    if case.softcap is not None:
+        return "it has no soft cap"
+    return _peer("liger_kernel.ops", "liger-kernel", cuda=False)(case, which)
 
 
 def _cce(case: Case) -> tuple[Tensor, ...]:
@@ -316,13 +331,15 @@ def _our_values(case: Case, impl: Literal["torch", "compiled", "triton"]) -> tup
 
 
 def _compiled(case: Case, which: Pass) -> str | None:
-    from ugap.scoring import head
+    from ugap.scoring import cpu_head
 
     if case.hidden.device.type != "cpu":
-        return "the fold is compiled on a CPU only"
-    if which == "backward":
-        return "only the forward pass has a compiled fold, backward is that of ours-torch"
-    return "torch finds no C++ compiler here" if head._compiled_fold() is head._fold else None
+        return "it is a kernel for CPUs"
+    try:
+        cpu_head.check()
+    except (RuntimeError, OSError) as error:
+        return f"its kernel cannot be compiled here ({error})"
+    return None
 
 
 def _kernels(case: Case, which: Pass, *, fused: bool) -> str | None:
@@ -339,14 +356,14 @@ def _by_kernels(run: Run, *, fused: bool) -> Run:
     def forced(case: Case) -> Found:
         from ugap.scoring import implementation, triton_head
 
-        given_up: list[Exception] = []
+        given_up: dict[str, Exception] = {}
         with (
             patch.object(triton_head, "FUSED_UP_TO", sys.maxsize if fused else 0),
             patch.object(implementation, "_given_up", given_up),
         ):
             found = run(case)
-        if given_up:
-            raise given_up[0]
+        for error in given_up.values():
+            raise error
         return found
 
     return forced
@@ -369,10 +386,11 @@ HEADS = {
         partial(_products, backward=False),
         partial(_products, backward=True),
         "bare products: logits, and the gradients that are wanted",
+        recomputes=False,
     ),
-    "naive": Head(FOUR, _naive, partial(_differentiated, _naive_values), GRADIENT[TWO]),
+    "naive": Head(FOUR, _naive, partial(_differentiated, _naive_values), GRADIENT[TWO], recomputes=False),
     "trl": _of_values(_trl, TWO, _peer("trl.trainer.utils", "TRL", cuda=False)),
-    "liger": _of_values(_liger, ONE, _peer("liger_kernel.transformers.functional", "liger-kernel", cuda=True)),
+    "liger": _of_values(_liger, TWO, _needs_liger),
     "cce": _of_values(_cce, ONE, _peer("cut_cross_entropy", "cut-cross-entropy", cuda=True)),
     "ours-torch": _our_head("torch", _always),
     "ours-compiled": _our_head("compiled", _compiled),

@@ -17,18 +17,22 @@ import torch
 from eval import bench_scoring as bench
 from ugap.cli.arguments import parse
 from ugap.errors import InputError
-from ugap.scoring import head as fused_head
+from ugap.scoring import cpu_head
 
 heads = bench._heads()
 HIDDEN, VOCABULARY, TOKENS = 24, 700, 40
 ON_CPU = ["gemm", "naive", "trl", "ours-torch"]
-ON_GPU = ["liger", "cce", "ours-triton-fused", "ours-triton-tiles"]
+ON_GPU = ["cce", "ours-triton-fused", "ours-triton-tiles"]
 
 
 @pytest.fixture
 def words() -> list[str]:
     words = ["--shapes", f"{HIDDEN}x{VOCABULARY}", "--tokens", str(TOKENS), "--device", "cpu", "--memory", "no"]
     return [*words, "--threads", "1"]
+
+
+def no_compiler() -> None:
+    raise RuntimeError("no compiler")
 
 
 def run(words: list[str]) -> None:
@@ -47,7 +51,7 @@ def draw(dtype: torch.dtype = torch.float32, tokens: int = TOKENS, **options: An
 def test_rows_and_table(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(fused_head, "_compiled_fold", lambda: fused_head._fold)  # nothing is compiled here
+    monkeypatch.setattr(cpu_head, "check", no_compiler)
     run([*words, "--dtype", "float32", "bfloat16", "--tokens", "9", "--output", str(tmp_path / "head")])
     rows, printed = read(tmp_path / "head.csv"), capsys.readouterr().out
     by_case: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
@@ -65,6 +69,9 @@ def test_rows_and_table(
             seconds = statistics.median(rounds)
             assert float(row["seconds"]) == seconds > 0
             assert float(row["tokens_per_second"]) == pytest.approx(int(tokens) / seconds)
+            products = 1 if which == "forward" else 2 if name in ("gemm", "naive") else 3  # and the logits again
+            operations = products * 2 * int(tokens) * HIDDEN * VOCABULARY
+            assert float(row["teraflops"]) == pytest.approx(operations / seconds / 1e12)
             assert float(row["ratio_to_gemm"]) == pytest.approx(seconds / float(case["gemm"]["seconds"]))
             assert row["why_not"] == row["peak_extra_bytes"] == row["share_of_logits"] == ""
             exact = dtype == "float32" or name == "ours-torch"  # the others round their logits
@@ -84,14 +91,13 @@ def test_rows_and_table(
             assert row["threads"] == "1"
             assert torch.__version__.startswith(row["torch"])
             assert row["trl"]
-    assert "ours-compiled` was not measured: only the forward pass has a compiled fold" in printed
     for dtype in ("float32", "bfloat16"):
         for which in bench.PASSES:
             assert printed.count(f"## 24x700 (24 x 700), {dtype}, {which}\n") == 1
             assert (tmp_path / f"head-{dtype}-{which}.png").read_bytes().startswith(b"\x89PNG\r\n")
     assert printed.count("| 9 | `naive` | surprisal, entropy, varentropy, rank |") == 2
     assert printed.count("| 9 | `naive` | surprisal, entropy and their gradient |") == 2
-    assert printed.count("- `ours-compiled` was not measured: torch finds no C++ compiler here.") == 2
+    assert printed.count("- `ours-compiled` was not measured: its kernel cannot be compiled here (no compiler).") == 4
     assert printed.count("- `cce` was not measured: its Triton kernels need a GPU.") == 4
 
 
@@ -289,8 +295,8 @@ def test_what_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         patched.setitem(sys.modules, "trl.trainer.utils", None)
         assert heads.HEADS["trl"].needs(case, "forward").startswith("this needs TRL (")
     with monkeypatch.context() as patched:
-        patched.setattr(fused_head, "_compiled_fold", lambda: fused_head._fold)
-        assert "compiler" in heads.HEADS["ours-compiled"].needs(case, "forward")
+        patched.setattr(cpu_head, "check", no_compiler)
+        assert "no compiler" in heads.HEADS["ours-compiled"].needs(case, "forward")
     for name in ON_GPU:
         for which in bench.PASSES:
             assert heads.HEADS[name].needs(case, which) == "its Triton kernels need a GPU"

@@ -15,8 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from eval import bench_texts as bench
 from ugap.cli.arguments import parse
 from ugap.errors import InputError
-from ugap.scoring import Scorer, batches, bfloat16
-from ugap.scoring import head as fused_head
+from ugap.scoring import Scorer, batches, bfloat16, cpu_head
 from ugap.scoring.batches import Batch
 
 EAGER = ["backbone", "gemm", "head-eager", "ours-eager", "trl", "naive"]
@@ -25,6 +24,10 @@ SENTENCES = (
     "The youngest went into the forest, and the old man said: give me a piece of your cake. ",
     "A function returns a value; the value of the expression is the value of the function. ",
 )
+
+
+def no_compiler() -> None:
+    raise RuntimeError("no compiler")
 
 
 @pytest.fixture(scope="module")
@@ -186,8 +189,8 @@ def test_what_cannot_be_measured_is_said(words: list[str], monkeypatch: pytest.M
     half, _ = load(words, "bfloat16")
     with pytest.raises(bench.NotMeasuredError, match="float32"):
         bench.require(half, "torch", "split")
-    monkeypatch.setattr(fused_head, "_compiled_fold", lambda: fused_head._fold)
-    with pytest.raises(bench.NotMeasuredError, match=r"C\+\+ compiler"):
+    monkeypatch.setattr(cpu_head, "check", no_compiler)
+    with pytest.raises(bench.NotMeasuredError, match="cannot be compiled here"):
         bench.require(case, "compiled")
 
 

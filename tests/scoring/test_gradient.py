@@ -6,7 +6,7 @@ import torch
 from torch.autograd import gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ugap.scoring import projection
+from ugap.scoring import gradient, implementation, torch_head
 from ugap.scoring.gradient import gem, kl_divergence, surprisal_entropy
 from ugap.scoring.output_head import OutputHead
 
@@ -25,8 +25,22 @@ dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(projection, "TOKEN_TILE", 8)
-    monkeypatch.setattr(projection, "VOCAB_TILE", 32)
+    monkeypatch.setitem(torch_head.TILES, "cpu", (8, 32))
+
+
+@pytest.fixture(autouse=True, params=["torch", "compiled"])
+def way(request, monkeypatch):
+    """Both implementations for CPUs, chosen by the environment; float64 is torch's alone."""
+    monkeypatch.setattr(implementation, "_given_up", {})
+    real = implementation.choose
+
+    def choose(impl, weight, n_logits):
+        return "torch" if weight.dtype == torch.float64 else real(impl, weight, n_logits)
+
+    monkeypatch.setattr(gradient, "choose", choose)
+    monkeypatch.setenv("UGAP_HEAD", request.param)
+    yield request.param
+    assert not implementation._given_up
 
 
 def random(*shape, seed, dtype=torch.float32, scale=1.0):
@@ -106,8 +120,7 @@ def assert_same(got, expected, inputs, *, rtol=1e-4, atol=1e-5, seed=9):
 
 @options
 def test_gradcheck(recipe, monkeypatch):
-    monkeypatch.setattr(projection, "TOKEN_TILE", 2)
-    monkeypatch.setattr(projection, "VOCAB_TILE", 3)
+    monkeypatch.setitem(torch_head.TILES, "cpu", (2, 3))
     head = make_head(recipe, torch.float64, vocabulary=7, width=3)
     hidden, base = (random(5, 3, seed=i, dtype=torch.float64) for i in (5, 6))
     base_head = frozen(make_head(recipe, torch.float64, seed=7, vocabulary=7, width=3))
@@ -221,7 +234,9 @@ def test_nothing_to_score_keeps_the_graph(n):
 
 
 @pytest.mark.parametrize("name", ["surprisal_entropy", "kl_divergence", "gem"])
-def test_a_frozen_head_costs_no_work(name):
+def test_a_frozen_head_costs_no_work(name, monkeypatch):
+    monkeypatch.setenv("UGAP_HEAD", "torch")  # the kernel has tiles of its own
+
     class Products(TorchDispatchMode):
         n = 0
 
@@ -378,8 +393,8 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_logits_are_never_built(dtype, monkeypatch):
-    monkeypatch.setattr(projection, "TOKEN_TILE", 64)
-    monkeypatch.setattr(projection, "VOCAB_TILE", 256)
+    monkeypatch.setenv("UGAP_HEAD", "torch")  # what is in memory for the kernel is not made by torch
+    monkeypatch.setitem(torch_head.TILES, "cpu", (64, 256))
     vocabulary, width, n = 2000, 4, 512
     head = make_head({"bias": True, "softcap": 5.0}, dtype, vocabulary=vocabulary, width=width)
     hidden, base = (random(n, width, seed=i, dtype=dtype) for i in (0, 5))

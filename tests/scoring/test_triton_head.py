@@ -42,7 +42,7 @@ def device(request):
 @pytest.fixture(autouse=True, params=["fused", "tiles"])
 def way(request, monkeypatch):
     """Both ways, with blocks so small that there are several of them, and several splits."""
-    monkeypatch.setattr(implementation, "_given_up", [])
+    monkeypatch.setattr(implementation, "_given_up", {})
     set_way(monkeypatch, request.param)
     return request.param
 
@@ -353,7 +353,8 @@ class TestRefusals:
 
 @pytest.mark.gpu
 @dtypes
-def test_auto_is_the_kernels_on_a_device(dtype, monkeypatch):
+def test_auto_is_torch_on_a_device(dtype):
+    """Until a GPU has timed the kernels."""
     arguments = [x.cuda() for x in inputs(dtype=dtype)[:3]]
-    expected = run(*arguments)
+    expected = head_statistics(*arguments, impl="torch")
     assert all(torch.equal(a, b) for a, b in zip(head_statistics(*arguments), expected, strict=True))

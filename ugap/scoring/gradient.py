@@ -1,7 +1,7 @@
 """What training needs of the output head, with gradients and without logits.
 
 Surprisal and entropy, the KL divergence from a base model, and GEM's loss, per token. Each is folded over tiles of the
-vocabulary as in `ugap.scoring.head`; the backward pass computes every tile of logits again and turns it into gradients
+vocabulary as in `ugap.scoring.head`. The backward pass computes every tile of logits again and turns it into gradients
 at once. So `[tokens, vocabulary]` is built in neither direction, and what is kept between them is the arguments and a
 few numbers per token.
 
@@ -12,12 +12,11 @@ Design choices:
   backward pass the gradient of the logits is rounded to bfloat16 where the weight is bfloat16, as autograd would round
   it, and multiplied with a float32 accumulator.
 - A head whose weight and bias are frozen costs one product a tile in the backward pass, a trained one two.
-- Surprisal and entropy run on the kernels of `ugap.scoring.triton_head` on CUDA, the rest in torch. A second derivative
-  is refused.
+- Surprisal and entropy run on any implementation of the head, the rest in torch. A second derivative is refused.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -26,13 +25,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ugap.scoring.bfloat16 import bfloat16_units
-from ugap.scoring.implementation import Impl, choose, untraced, with_kernels
+from ugap.scoring.implementation import Impl, choose, run, untraced
 from ugap.scoring.output_head import OutputHead
 from ugap.scoring.projection import FLOOR, Projection, Tile, check_arguments
+from ugap.scoring.sums import Factors
+from ugap.scoring.torch_head import below, tiles_for
 
-# Of hidden states, weight and bias; of a logit: a constant, what is multiplied with z, and what the target has less.
+# Of hidden states, weight and bias.
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
-Factors = tuple[Tensor, Tensor, Tensor]
 
 
 @untraced
@@ -50,7 +50,7 @@ def surprisal_entropy(
             so are their gradients.
         head (`OutputHead`): The head, holding the live parameters of the model that is trained.
         temperature (`float`, *optional*, defaults to `1.0`): Divides the logits.
-        impl (`str`, *optional*, defaults to `"auto"`): As in [`head_statistics`]; `"compiled"` is `"torch"` here.
+        impl (`str`, *optional*, defaults to `"auto"`): As in [`head_statistics`].
 
     Returns:
         `tuple[Tensor, Tensor]`: Surprisal `(N,)` and entropy `(N,)` in nats; float32 (float64 for a float64 weight).
@@ -175,22 +175,10 @@ class _Recipe(NamedTuple):
         return Projection(weight, bias, self.softcap, self.scale)
 
 
-def _below(logits: Tensor, maximum: Tensor) -> Tensor:
-    """Logits `(n, t)` less the maximum `(n,)` of their row, which may be `-inf` so far."""
-    return (logits - maximum.clamp(min=torch.finfo(maximum.dtype).min).unsqueeze(1)).clamp_(min=FLOOR)
-
-
 def _risen(logits: Tensor, maximum: Tensor) -> tuple[Tensor, Tensor]:
     """The new running maximum `(n,)`, and the old one less the new."""
     new = torch.maximum(maximum, logits.amax(-1))
     return new, (maximum - new).clamp(min=FLOOR).nan_to_num(nan=FLOOR)
-
-
-def _own(tile: Tile, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Which targets `(n,)` are among the words of the tile, and their columns `(n, 1)` there (0 for the others)."""
-    column = targets[tile.tokens] - tile.words.start
-    here = (column >= 0) & (column < tile.words.stop - tile.words.start)
-    return here, torch.where(here, column, 0).unsqueeze(1)
 
 
 class _Gradients:
@@ -242,12 +230,8 @@ class _SurprisalEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         with torch.autocast(hidden.device.type, enabled=False):
             project = recipe.projection(weight, bias)
-            maximum, s0, s1, own = _either(
-                impl,
-                weight,
-                lambda kernels: _kernel_sums(kernels, project, hidden, targets),
-                lambda: _sums(project, hidden, targets),
-            )
+            sums = run(impl, weight, lambda kernels: kernels.fold(project, hidden.contiguous(), targets.contiguous()))
+        maximum, s0, s1, own = sums.maximum, sums.s0, sums.s1, sums.own
         log_s0, mean = s0.log(), s1 / s0
         surprisal = (maximum - own + log_s0).clamp_(min=0)
         entropy = (log_s0 - mean).clamp_(min=0, max=math.log(len(weight)))
@@ -272,56 +256,15 @@ class _SurprisalEntropy(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             project = ctx.recipe.projection(weight, bias)
             wanted = ctx.needs_input_grad
-            out = _either(
+            out = run(
                 ctx.impl,
                 weight,
-                lambda kernels: _kernel_gradients(kernels, project, hidden, targets, maximum, factors, wanted),
-                lambda: _gradients(project, hidden, targets, maximum, factors, wanted),
+                lambda kernels: _gradients(kernels, project, hidden, targets, maximum, factors, wanted),
             )
         return (*out, None, None, None)
 
 
-def _either(impl: Impl, weight: Tensor, on_kernels: Callable[[ModuleType], Any], in_torch: Callable[[], Any]) -> Any:
-    return with_kernels(weight, on_kernels, in_torch) if impl == "triton" else in_torch()
-
-
-def _kernel_sums(kernels: ModuleType, project: Projection, hidden: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-    sums = kernels.fold(project, hidden.contiguous(), targets.contiguous())
-    return sums.maximum, sums.s0, sums.s1, sums.own
-
-
-def _sums(project: Projection, hidden: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-    """Maximum, sums of `e^z` and `z e^z`, and the target's logit, each `(n,)`."""
-    s0, s1, own = torch.zeros(3, len(hidden), dtype=project.accumulate, device=hidden.device)
-    maximum = torch.full_like(s0, -math.inf)
-    for tile in project.tiles(hidden):
-        tokens, logits = tile.tokens, project.logits(tile)
-        here, column = _own(tile, targets)
-        own[tokens] = torch.where(here, logits.gather(1, column).squeeze(1), own[tokens])
-        maximum[tokens], shift = _risen(logits, maximum[tokens])
-        z = _below(logits, maximum[tokens])
-        e, decay = z.exp(), shift.exp()
-        s1[tokens] = decay * (s1[tokens] + shift * s0[tokens]) + z.mul_(e).sum(-1)
-        s0[tokens] = decay * s0[tokens] + e.sum(-1)
-    return maximum, s0, s1, own
-
-
 def _gradients(
-    project: Projection, hidden: Tensor, targets: Tensor, maximum: Tensor, factors: Factors, wanted: Sequence[bool]
-) -> Gradients:
-    out = _Gradients(project, hidden, wanted)
-    constant, per_z, by_surprisal = factors
-    for tile in project.tiles(hidden):
-        tokens, logits = tile.tokens, project.logits(tile)
-        z = _below(logits, maximum[tokens])
-        grad = z.exp().mul_(torch.addcmul(constant[tokens].unsqueeze(1), z, per_z[tokens].unsqueeze(1)))
-        here, column = _own(tile, targets)
-        grad.scatter_add_(1, column, torch.where(here, -by_surprisal[tokens], 0).unsqueeze(1))
-        out.add(tile, project.gradient(logits, grad))
-    return out.result()
-
-
-def _kernel_gradients(
     kernels: ModuleType,
     project: Projection,
     hidden: Tensor,
@@ -331,7 +274,7 @@ def _kernel_gradients(
     wanted: Sequence[bool],
 ) -> Gradients:
     out = _Gradients(project, hidden, wanted)
-    for tile in project.tiles(hidden, kernels.GRADIENT_TOKENS, kernels.TILE_WORDS):
+    for tile in project.tiles(hidden, *kernels.gradient_tiles(project.weight)):
         out.add(tile, kernels.product_gradient(project, tile, targets, maximum, factors))
     return out.result()
 
@@ -351,17 +294,19 @@ class _Divergence(torch.autograd.Function):
     ) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
             project, base = recipe.projection(weight, bias), base_recipe.projection(base_weight, base_bias)
+            size = tiles_for(weight)
             # Sums of e for the policy and for the base, and of the base's e times the difference of their logits.
             s0, base_s0, difference = torch.zeros(3, len(hidden), dtype=project.accumulate, device=hidden.device)
             maximum, base_maximum = torch.full_like(s0, -math.inf), torch.full_like(s0, -math.inf)
-            for tile, base_tile in zip(project.tiles(hidden), base.tiles(base_hidden), strict=True):
+            for tile, base_tile in zip(project.tiles(hidden, *size), base.tiles(base_hidden, *size), strict=True):
                 tokens, logits, base_logits = tile.tokens, project.logits(tile), base.logits(base_tile)
                 maximum[tokens], shift = _risen(logits, maximum[tokens])
-                s0[tokens] = shift.exp() * s0[tokens] + _below(logits, maximum[tokens]).exp_().sum(-1)
+                between = base_logits - logits
+                s0[tokens] = shift.exp() * s0[tokens] + below(logits, maximum[tokens]).exp_().sum(-1)
                 base_maximum[tokens], shift = _risen(base_logits, base_maximum[tokens])
-                z = _below(base_logits, base_maximum[tokens])
+                z = below(base_logits, base_maximum[tokens])
                 # What the base rules out counts nothing, also where the policy rules it out.
-                between = (base_logits - logits).masked_fill_(z <= FLOOR, 0.0)
+                between.masked_fill_(z <= FLOOR, 0.0)
                 e, decay = z.exp_(), shift.exp()
                 base_s0[tokens] = decay * base_s0[tokens] + e.sum(-1)
                 difference[tokens] = decay * difference[tokens] + between.mul_(e).sum(-1)
@@ -378,10 +323,11 @@ class _Divergence(torch.autograd.Function):
         per_p, per_base = ((grads[0] / s).unsqueeze(1) for s in (s0, base_s0))
         with torch.autocast(hidden.device.type, enabled=False):
             project, base = ctx.recipes[0].projection(weight, bias), ctx.recipes[1].projection(base_weight, base_bias)
-            out = _Gradients(project, hidden, ctx.needs_input_grad)
-            for tile, base_tile in zip(project.tiles(hidden), base.tiles(base_hidden), strict=True):
+            out, size = _Gradients(project, hidden, ctx.needs_input_grad), tiles_for(weight)
+            for tile, base_tile in zip(project.tiles(hidden, *size), base.tiles(base_hidden, *size), strict=True):
                 tokens, logits, base_logits = tile.tokens, project.logits(tile), base.logits(base_tile)
-                grad = _below(logits, maximum[tokens]).exp_().mul_(per_p[tokens])
-                grad -= _below(base_logits, base_maximum[tokens]).exp_().mul_(per_base[tokens])
-                out.add(tile, project.gradient(logits, grad))
+                capped = None if project.softcap is None else logits.clone()
+                grad = below(logits, maximum[tokens]).exp_().mul_(per_p[tokens])
+                grad -= below(base_logits, base_maximum[tokens]).exp_().mul_(per_base[tokens])
+                out.add(tile, project.gradient(capped, grad))
         return (*out.result(), *(None,) * 5)

@@ -1,8 +1,9 @@
-"""Which implementation of the head runs: plain torch, a compiled fold, or the Triton kernels.
+"""Which implementation of the head runs: plain torch, the kernel for CPUs, or the Triton kernels.
 
 Design choices:
 - An argument decides; where it says `"auto"`, the environment variable `UGAP_HEAD`; where that says nothing either, the
   device and the amount of work.
+- On CUDA that is plain torch: the Triton kernels run when they are asked for, until they have been timed on a GPU.
 - What cannot run on these tensors at all is refused. What should run, but cannot be compiled here, is replaced by torch
   with one warning: the results are the same.
 """
@@ -24,9 +25,9 @@ logger = logging.getLogger(__name__)
 
 Impl = Literal["auto", "torch", "compiled", "triton"]
 VARIABLE = "UGAP_HEAD"
-# Below this many logits a compiled fold does not earn back its compilation.
-COMPILE_FROM = 2**26
-TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+# Below this many logits the kernel for CPUs does not earn back the time to load it.
+COMPILE_FROM = 2**24
+KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 Result = TypeVar("Result")
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -52,15 +53,16 @@ def choose(impl: Impl, weight: Tensor, n_logits: int) -> Impl:
         if asked not in get_args(Impl):
             raise InputError(f"{VARIABLE} is {asked!r}, not one of {', '.join(get_args(Impl))}")
         impl, kind, name = cast(Impl, asked), InputError, VARIABLE
-    if impl == "triton" and weight.dtype not in TRITON_DTYPES:
-        raise kind(f"{name} is 'triton', which takes bfloat16, float16 and float32, not {weight.dtype}")
+    if impl in ("compiled", "triton") and weight.dtype not in KERNEL_DTYPES:
+        raise kind(f"{name} is {impl!r}, which takes bfloat16, float16 and float32, not {weight.dtype}")
     if impl == "triton" and not _on_triton(weight):
         raise kind(f"{name} is 'triton', which needs tensors on CUDA and Triton installed; they are on {weight.device}")
+    if impl == "compiled" and weight.device.type != "cpu":
+        raise kind(f"{name} is 'compiled', which needs tensors on a CPU; they are on {weight.device}")
     if impl != "auto":
         return impl
-    if weight.device.type == "cuda":
-        return "triton" if weight.dtype in TRITON_DTYPES and _on_triton(weight) else "torch"
-    return "compiled" if weight.device.type == "cpu" and n_logits >= COMPILE_FROM else "torch"
+    worth = weight.device.type == "cpu" and weight.dtype in KERNEL_DTYPES and n_logits >= COMPILE_FROM
+    return "compiled" if worth else "torch"
 
 
 def _on_triton(weight: Tensor) -> bool:
@@ -72,34 +74,59 @@ def _on_triton(weight: Tensor) -> bool:
     return weight.device.type == "cuda" or bool(triton.knobs.runtime.interpret)
 
 
-def with_kernels(weight: Tensor, run: Callable[[ModuleType], Result], instead: Callable[[], Result]) -> Result:
-    """`run(ugap.scoring.triton_head)`, or `instead()` from the first time on that the kernels cannot be compiled."""
-    if not _given_up:
-        try:
-            from ugap.scoring import triton_head
+def run(chosen: Impl, weight: Tensor, compute: Callable[[ModuleType], Result]) -> Result:
+    """`compute(module)` with the module of the chosen implementation, or with `torch_head` where it cannot run.
 
+    Each module has `window`, `fold` and `product_gradient`.
+    """
+    if chosen != "torch" and chosen not in _given_up:
+        try:
             with torch.cuda.device_of(weight):  # kernels run on the current device, wherever their arguments are
-                return run(triton_head)
+                return compute(_module(chosen))
         except Exception as error:
             if not _is_compilation(error):
                 raise
-            _give_up(error)
-    return instead()
+            _give_up(chosen, error)
+    from ugap.scoring import torch_head
+
+    return compute(torch_head)
 
 
-# Not empty once the kernels of this process have failed.
-_given_up: list[Exception] = []
+@functools.cache
+def _module(chosen: Impl) -> ModuleType:
+    if chosen == "triton":
+        from ugap.scoring import triton_head
+
+        return triton_head
+    from ugap.scoring import cpu_head
+
+    try:
+        cpu_head.check()
+    except Exception as error:  # inductor may fail in any way: the kernel is then not to be had
+        raise _NoKernelError(error) from error
+    return cpu_head
 
 
-def _give_up(error: Exception) -> None:
-    _given_up.append(error)
+class _NoKernelError(Exception):
+    """Why a kernel cannot be compiled here."""
+
+
+# Implementations that have failed in this process.
+_given_up: dict[Impl, Exception] = {}
+
+
+def _give_up(chosen: Impl, error: Exception) -> None:
+    _given_up[chosen] = error
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    logger.warning("the Triton kernels of the scoring head cannot run here, torch does their work: %s", reason)
+    names = {"compiled": "compiled", "triton": "Triton"}
+    logger.warning(
+        "the %s kernels of the scoring head cannot run here, torch does their work: %s", names[chosen], reason
+    )
 
 
 def _is_compilation(error: Exception) -> bool:
     """Whether an error says that a kernel cannot be built or launched here, and nothing about data or memory."""
-    if isinstance(error, (ImportError, OSError, subprocess.SubprocessError)):
+    if isinstance(error, (ImportError, OSError, subprocess.SubprocessError, _NoKernelError)):
         return True
     if isinstance(error, (torch.OutOfMemoryError, torch.AcceleratorError)):
         return False
@@ -107,16 +134,3 @@ def _is_compilation(error: Exception) -> bool:
     return type(error).__module__.startswith("triton") or (
         isinstance(error, RuntimeError) and "triton" in str(error).lower()
     )
-
-
-@functools.cache
-def compiled(fold: Callable[..., Any], *probe: tuple[int, ...]) -> Callable[..., Any]:
-    """`fold` through inductor, or itself where it cannot be compiled; it is tried on zeros of the shapes of `probe`."""
-    try:
-        made = torch.compile(fold, dynamic=True)
-        made(*(torch.zeros(shape) for shape in probe))
-    except (RuntimeError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        logger.warning("the fold of the scoring head cannot be compiled here, it runs eagerly and slower: %s", reason)
-        return fold
-    return made

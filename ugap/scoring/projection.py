@@ -4,13 +4,15 @@ Design choices:
 - Products and sums are float32 whatever the dtype of the weights (float64 for float64 inputs). Half-precision inputs
   are multiplied exactly: bfloat16 units where the CPU has them (with a float32 accumulator and a float32 result), plain
   float32 products of the upcast tile where it has none, `out_dtype=float32` on CUDA.
-- A tile of 512 tokens x 8,192 words is still in a CPU's cache when it is folded. The vocabulary is the outer loop, so
-  that a tile of half-precision weights is upcast once for all tokens.
+- The vocabulary is the outer loop, so that half-precision weights are upcast once for all tokens.
+- All tiles share one memory. Fresh memory costs a CPU more than the numbers that are written there: the system has to
+  clear its pages first.
 """
 
 import functools
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -20,8 +22,6 @@ from ugap.scoring.bfloat16 import bfloat16_units, has_bfloat16_units, is_bfloat1
 
 Precision = Literal["exact", "split"]
 
-TOKEN_TILE = 512
-VOCAB_TILE = 8192
 # Wide tiles are multiples of this, so that every row of a product begins where vector loads can.
 ALIGNED = 64
 # Logits this far below the maximum have probability zero in float32.
@@ -81,13 +81,22 @@ class Projection:
             out.div_(self.softcap).tanh_().mul_(self.softcap)
         return out
 
-    def gradient(self, logits: Tensor, grad: Tensor) -> Tensor:
-        """Gradient of the product where that of the logits is `grad`, which is overwritten."""
+    def gradient(self, logits: Tensor | None, grad: Tensor) -> Tensor:
+        """Gradient of the product where that of the logits is `grad`, which is overwritten.
+
+        The logits are only needed where there is a soft cap.
+        """
         if self.softcap is not None:
+            assert logits is not None
             grad *= 1 - (logits / self.softcap).square_()
         if self.scale != 1.0:
             grad *= self.scale
         return grad
+
+    def rows(self, words: Tensor) -> "Projection":
+        """The projection to some words `(n,)` alone."""
+        bias = None if self.bias is None else self.bias[words]
+        return Projection(self.weight[words], bias, self.softcap, self.scale, "split" if self.split else "exact")
 
     def own(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Logit `(N,)` of each row's own target, up to the rounding of a float32 product."""
@@ -108,43 +117,55 @@ class Projection:
         step = max(1, self.weight.shape[0] // 4096)
         return torch.linalg.vector_norm(self.weight[::step], dim=-1, dtype=self.accumulate).amax()
 
-    def _rows(self, hidden: Tensor) -> list[Tensor]:
-        """The summands of the hidden states: one, or two bfloat16 parts where the product is split."""
+    def parts(self, hidden: Tensor) -> list[Tensor]:
+        """The summands of the hidden states: one, or two of bfloat16 numbers where the product is split."""
         if self.native:
             return [hidden]
         hidden = hidden.to(self.accumulate)
         return split_bfloat16(hidden) if self.split else [hidden]
 
-    def _product(self, rows: list[Tensor], weight: Tensor, out: Tensor) -> Tensor:
+    def multiply(self, left: Sequence[Tensor], right: Sequence[Tensor], out: Tensor) -> Tensor:
+        """The product of two matrices, each given by its summands, written to `out`."""
         if self.native:
-            return torch.mm(rows[0], weight, out_dtype=self.accumulate, out=out)
+            return torch.mm(left[0], right[0], out_dtype=self.accumulate, out=out)
         with bfloat16_units(self.units):
-            torch.mm(rows[0], weight, out=out)
-            for row in rows[1:]:
-                out.addmm_(row, weight)
+            for index, (a, b) in enumerate(itertools.product(left, right)):
+                torch.addmm(out, a, b, beta=min(index, 1), out=out)
         return out
 
-    def tiles(self, hidden: Tensor, n_tokens: int | None = None, n_words: int | None = None) -> Iterator[Tile]:
-        """Tiles of some size at most that cover all tokens `(N, H)` and all words, each made when it is asked for.
+    def weights(self, n_words: int) -> Iterator[tuple[slice, Tensor]]:
+        """Words in turn, at most `n_words` at a time, and their weight `(t, H)`, ready to multiply.
 
-        They share the memory of their product: a tile is no longer good when the next is asked for.
+        A weight that had to be converted shares its memory with the next.
         """
-        n_tokens, n_words = n_tokens or TOKEN_TILE, n_words or VOCAB_TILE
-        blocks = [slice(i, min(i + n_tokens, len(hidden))) for i in range(0, len(hidden), n_tokens)]
-        rows = [self._rows(hidden[block]) for block in blocks]
         vocabulary = len(self.weight)
         # Of about one width: a sliver at the end would be multiplied in another order, breaking ties.
         width = math.ceil(vocabulary / math.ceil(vocabulary / n_words))
         if width > 8 * ALIGNED:
             width = math.ceil(width / ALIGNED) * ALIGNED
-        memory = self.weight.new_empty(min(n_tokens, len(hidden)) * width, dtype=self.accumulate)
+        ready = self.native or self.weight.dtype == self.accumulate
+        memory = self.weight.new_empty(0 if ready else width, self.weight.shape[1], dtype=self.accumulate)
         for begin in range(0, vocabulary, width):
             words = slice(begin, min(begin + width, vocabulary))
-            weight = (self.weight[words] if self.native else self.weight[words].to(self.accumulate)).T
+            weight = self.weight[words]
+            yield words, weight if ready else memory[: len(weight)].copy_(weight)
+
+    def tiles(self, hidden: Tensor, n_tokens: int, n_words: int) -> Iterator[Tile]:
+        """Tiles of some size at most that cover all tokens `(N, H)` and all words, each made when it is asked for.
+
+        They share their memory: a tile is no longer good when the next is asked for.
+        """
+        blocks = [slice(i, min(i + n_tokens, len(hidden))) for i in range(0, len(hidden), n_tokens)]
+        rows = [self.parts(hidden[block]) for block in blocks]
+        memory = self.weight.new_empty(0, dtype=self.accumulate)
+        for words, weight in self.weights(n_words):
             bias = None if self.bias is None else self.bias[words].to(self.accumulate)
+            if not len(memory):  # the first words are as many as any
+                memory = memory.new_empty(min(n_tokens, len(hidden)) * len(weight))
             for block, part in zip(blocks, rows, strict=True):
-                n, t = len(part[0]), weight.shape[1]
-                yield Tile(block, words, weight, bias, self._product(part, weight, memory[: n * t].view(n, t)))
+                n, t = len(part[0]), len(weight)
+                product = self.multiply(part, [weight.T], memory[: n * t].view(n, t))
+                yield Tile(block, words, weight.T, bias, product)
 
 
 def check_arguments(

@@ -23,16 +23,16 @@ Design choices:
 """
 
 import functools
-import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ugap.scoring.head import Sums
+from ugap.scoring import torch_head
 from ugap.scoring.projection import FLOOR, Projection, Tile
+from ugap.scoring.sums import Count, Factors, Sums, Window, empty, merged
 
 # Hidden sizes up to this take the fused kernel.
 FUSED_UP_TO = 1024
@@ -318,8 +318,8 @@ def _gradient_kernel(
     tl.store(out + place, (gradient * scale).to(out.dtype.element_ty), mask=mask)
 
 
-def own_logits(project: Projection, hidden: Tensor, targets: Tensor) -> Tensor:
-    """Logit `(n,)` of each row's own target, up to the rounding of a float32 product."""
+def window(project: Projection, hidden: Tensor, targets: Tensor) -> Window:
+    """Upper and lower end `(n,)` of where the logits of the targets lie: known up to rounding, and some slack."""
     out = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
     bias, options = _transform(project)
     _own_kernel[(len(hidden),)](
@@ -334,30 +334,15 @@ def own_logits(project: Projection, hidden: Tensor, targets: Tensor) -> Tensor:
         **options,
         BLOCK_H=min(1024, triton.next_power_of_2(hidden.shape[1])),
     )
-    return out
-
-
-def exact_rank(project: Projection, hidden: Tensor, targets: Tensor, unsure: Tensor) -> Tensor:
-    """Ranks of the targets at `unsure` `(n,)`, which are not alone in their window or whose logits lie outside of it.
-
-    The same launches on the same arguments give the same bits: the first pass finds the targets' logits, the second
-    compares all others with just these.
-    """
-    ranks = []
-    for chunk in unsure.split(TILE_TOKENS):
-        states, target = hidden[chunk], targets[chunk]
-        own = fold(project, states, target).own
-        counts = fold(project, states, target, (own, own), "earlier")
-        ranks.append(1 + counts.above + counts.within)
-    return torch.cat(ranks)
+    return torch_head.window(project, hidden, targets, out)
 
 
 def fold(
     project: Projection,
     hidden: Tensor,
     targets: Tensor,
-    window: tuple[Tensor, Tensor] | None = None,
-    count: Literal["window", "earlier"] = "window",
+    window: Window | None = None,
+    count: Count = "window",
 ) -> Sums:
     """Fold the logits of `n` tokens over the whole vocabulary.
 
@@ -365,18 +350,15 @@ def fold(
         project (`Projection`): The head.
         hidden (`Tensor` of shape `(n, H)`): Hidden states of the dtype of the head's weight, contiguous.
         targets (`Tensor` of shape `(n,)`, int64): Their targets.
-        window (`tuple[Tensor, Tensor]`, *optional*): For the rank, the upper and the lower end `(n,)` of a window
-            around each target's logit; without it nothing is counted.
-        count (`str`, *optional*, defaults to `"window"`): Of the window, count all words, or those before the target.
+        window (`Window`, *optional*): Of each target's logit, for the rank; without it nothing is counted.
+        count (`str`, *optional*, defaults to `"window"`): Words of the window that are counted.
     """
     if hidden.shape[1] <= FUSED_UP_TO and (hidden.dtype != torch.float32 or INTERPRETED):
         return _fused(project, hidden, targets, window, count)
     return _by_tiles(project, hidden, targets, window, count)
 
 
-def _fused(
-    project: Projection, hidden: Tensor, targets: Tensor, window: tuple[Tensor, Tensor] | None, count: str
-) -> Sums:
+def _fused(project: Projection, hidden: Tensor, targets: Tensor, window: Window | None, count: Count) -> Sums:
     n, vocabulary = len(hidden), len(project.weight)
     multiprocessors, major = _device(hidden.device)
     shape = blocks_for(major, plain=project.bias is None and project.softcap is None)
@@ -409,26 +391,11 @@ def _fused(
         num_warps=8,
         num_stages=shape.stages,
     )
-    maxima, s0, s1, s2, above, within, own = out.unbind(1)
-    maximum = maxima.amax(0)
-    shift = (maxima - maximum.clamp(min=torch.finfo(torch.float32).min)).clamp(min=FLOOR)
-    decay = shift.exp()
-    return Sums(
-        maximum,
-        (decay * s0).sum(0),
-        (decay * (s1 + shift * s0)).sum(0),
-        (decay * (s2 + 2 * shift * s1 + shift.square() * s0)).sum(0),
-        above.sum(0),
-        within.sum(0),
-        own.sum(0),
-    )
+    return merged(out)
 
 
-def _by_tiles(
-    project: Projection, hidden: Tensor, targets: Tensor, window: tuple[Tensor, Tensor] | None, count: str
-) -> Sums:
-    sums = torch.zeros(7, len(hidden), dtype=torch.float32, device=hidden.device)
-    sums[0] = -math.inf
+def _by_tiles(project: Projection, hidden: Tensor, targets: Tensor, window: Window | None, count: Count) -> Sums:
+    sums = empty(1, len(hidden), device=hidden.device)[0]
     high, low = window or (sums[0], sums[0])
     bias, options = _transform(project)
     for tile in project.tiles(hidden, TILE_TOKENS, TILE_WORDS):
@@ -452,21 +419,13 @@ def _by_tiles(
     return Sums(*sums)
 
 
-def product_gradient(
-    project: Projection, tile: Tile, targets: Tensor, maximum: Tensor, factors: tuple[Tensor, Tensor, Tensor]
-) -> Tensor:
-    """Gradient `(n, t)` of a tile of `hidden @ weight.T`, in the dtype in which it is to be multiplied.
+def gradient_tiles(weight: Tensor) -> tuple[int, int]:
+    """Tokens and words of a tile in the backward pass."""
+    return GRADIENT_TOKENS, TILE_WORDS
 
-    With `z` the logit less the maximum, the gradient of a logit is `e^z (constant + per_z z)`, and less `by_surprisal`
-    for the target.
 
-    Args:
-        project (`Projection`): The head.
-        tile (`Tile`): The tokens, the words and their product.
-        targets (`Tensor` of shape `(N,)`, int64): Targets of all tokens.
-        maximum (`Tensor` of shape `(N,)`): Their largest logits.
-        factors (`tuple[Tensor, Tensor, Tensor]`): `constant`, `per_z` and `by_surprisal`, each `(N,)` float32.
-    """
+def product_gradient(project: Projection, tile: Tile, targets: Tensor, maximum: Tensor, factors: Factors) -> Tensor:
+    """Gradient `(n, t)` of a tile of products, see `torch_head.product_gradient`."""
     bias, options = _transform(project)
     out = torch.empty_like(tile.product, dtype=project.gradient_dtype)
     n, width = out.shape

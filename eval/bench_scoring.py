@@ -526,7 +526,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
         "|---:|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     reasons: dict[tuple[str, str], list[str]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: int(row["tokens"])):
         if row["why_not"]:
             reasons.setdefault((row["variant"], row["why_not"]), []).append(f"{int(row['tokens']):,}")
             continue

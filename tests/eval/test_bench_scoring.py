@@ -18,6 +18,7 @@ from eval import bench_scoring as bench
 from ugap.cli.arguments import parse
 from ugap.errors import InputError
 from ugap.scoring import cpu_head
+from ugap.scoring.head import head_statistics
 
 heads = bench._heads()
 HIDDEN, VOCABULARY, TOKENS = 24, 700, 40
@@ -58,7 +59,7 @@ def test_rows_and_table(
     for row in rows:
         assert tuple(row) == bench.COLUMNS
         by_case.setdefault((row["dtype"], row["tokens"], row["pass"]), {})[row["variant"]] = row
-    passes = [(n, which) for n in ("9", str(TOKENS)) for which in bench.PASSES]
+    passes = [(n, which) for n in (str(TOKENS), "9") for which in bench.PASSES]
     assert list(by_case) == [(dtype, *one) for dtype in ("float32", "bfloat16") for one in passes]
     for (dtype, tokens, which), case in by_case.items():
         assert list(case) == list(heads.HEADS)
@@ -206,7 +207,7 @@ def test_an_interrupted_run_keeps_the_cases_it_has_done(
     whole = bench.measure
 
     def interrupted(row: dict[str, str], names: list[str], arguments: bench.Arguments) -> list[dict[str, Any]]:
-        if row["tokens"] != "9":
+        if row["tokens"] == "9":
             raise KeyboardInterrupt
         return whole(row, names, arguments)
 
@@ -216,8 +217,8 @@ def test_an_interrupted_run_keeps_the_cases_it_has_done(
     with pytest.raises(KeyboardInterrupt):
         run([*words, "--tokens", "9", "--passes", "forward", "--variants", "gemm", "naive", "--output", str(folder)])
     assert [(row["tokens"], row["variant"]) for row in read(folder / "bench_scoring.csv")] == [
-        ("9", "gemm"),
-        ("9", "naive"),
+        (str(TOKENS), "gemm"),
+        (str(TOKENS), "naive"),
     ]
 
 
@@ -234,8 +235,10 @@ def test_gradients_of_every_head(trained_head: bool, softcap: float | None) -> N
     entropy = -(log_p.exp() * log_p).sum(-1)
     (expected,) = torch.autograd.grad([surprisal, entropy], [weight], [one.double() for one in case.upstream])
     torch.testing.assert_close(right.surprisal, surprisal.detach()[case.checked()])
-    for name in ("naive", "trl", "ours-torch"):
+    for name in ("naive", "trl", "liger", "ours-torch", "ours-compiled"):
         head = heads.HEADS[name]
+        if name == "liger" and head.needs(case, "backward"):
+            continue  # it is not among what the tests need, and has no soft cap
         for which in bench.PASSES:
             found = head.run(case, which)
             assert len(found.gradients) == (0 if which == "forward" else 2 if trained_head else 1)
@@ -261,7 +264,7 @@ def test_inputs_look_like_a_language_model() -> None:
     case = heads.Case.draw(heads.Shape("", 64, 20_000), 512, torch.float32, "cpu")
     logits = case.hidden @ case.weight.T
     assert logits.std().item() == pytest.approx(3, abs=0.1)
-    statistics_ = fused_head.head_statistics(case.hidden, case.weight, case.targets, impl="torch")
+    statistics_ = head_statistics(case.hidden, case.weight, case.targets, impl="torch")
     assert statistics_.surprisal.mean().item() == pytest.approx(statistics_.entropy.mean().item(), abs=0.3)
     quartiles = statistics_.rank.quantile(torch.tensor([0.25, 0.75]))
     assert quartiles[0] < 20
@@ -336,7 +339,7 @@ def test_our_kernels_under_the_interpreter() -> None:
     root = Path(bench.__file__).parents[1]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "no assembler []\n"
+    assert done.stdout == "no assembler {}\n"
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format bench clean
+.PHONY: help install demo test test-slow lint format bench bench-gpu clean
 
 help:  ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -38,8 +38,15 @@ bench: $(VENV)/.installed-bench  ## time the scoring of texts, then the scoring 
 	@$(BIN)/python eval/bench_texts.py
 	@$(BIN)/python eval/bench_scoring.py
 
+# On a bare GPU machine: its own Python, and in .whl/ the wheels that it lacks.
+bench-gpu: GPU_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+bench-gpu:  ## run what a GPU has to tell, in ten minutes: make bench-gpu OUT=FOLDER
+	@test -n "$(OUT)" || { echo "make bench-gpu OUT=FOLDER: name the folder of the results" >&2; exit 2; }
+	@test ! -d .whl || $(GPU_PYTHON) -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target .site .whl/*.whl
+	@PYTHONPATH=$(CURDIR)/.site:$(CURDIR) $(GPU_PYTHON) eval/bench_gpu.py --output $(OUT)
+
 clean:  ## remove the environment, builds and caches
-	@rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf $(VENV) .site build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -20,7 +20,6 @@ import math
 import re
 import statistics
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -362,7 +361,7 @@ def measure(row: Row, names: Sequence[str], arguments: Arguments) -> list[dict[s
             for name, head in heads_of.items():
                 if "why_not" not in found[name]:
                     with _attempt(device, found[name]):
-                        seconds[name].append(_timed(functools.partial(head.run, case, which), device))
+                        seconds[name].append(_heads().seconds_of(functools.partial(head.run, case, which), device))
     logits = int(row["vocabulary"]) * int(row["tokens"]) * _bytes(row["dtype"])
     median = {name: statistics.median(seconds[name]) for name, one in found.items() if "why_not" not in one}
     for name, one in found.items():
@@ -439,28 +438,6 @@ def _free(device: str) -> None:
         import torch
 
         torch.cuda.empty_cache()
-
-
-def _timed(work: Callable[[], object], device: str) -> float:
-    """Seconds of one call."""
-    if device == "cpu":
-        begin = time.perf_counter()
-        work()
-        return time.perf_counter() - begin
-    import torch
-
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    # A call for which memory had to be fetched from the device would be timed with that: it is repeated, once.
-    for _ in range(2):
-        fetched = torch.cuda.memory_stats().get("num_device_alloc", 0)
-        torch.cuda.synchronize()
-        start.record()
-        work()
-        end.record()
-        end.synchronize()
-        if torch.cuda.memory_stats().get("num_device_alloc", 0) == fetched:
-            break
-    return start.elapsed_time(end) / 1e3
 
 
 def _peak_on_gpu(work: Callable[[], object]) -> int:

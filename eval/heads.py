@@ -13,11 +13,12 @@ Design choices:
 
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 from unittest.mock import patch
 
 import torch
@@ -165,6 +166,7 @@ def reference(whole: Case, *, gradients: bool) -> Reference:
 
 
 Pass = Literal["forward", "backward"]
+Result = TypeVar("Result")
 Run = Callable[[Case], Found]
 Values = Callable[[Case], tuple[Tensor, ...]]
 Needs = Callable[[Case, Pass], str | None]
@@ -218,6 +220,26 @@ class Head:
             return surprisal, None
         expected = right.by_surprisal + right.by_entropy if self.has_entropy else right.by_surprisal
         return surprisal, float((found.gradients[0][index].double() - expected).norm() / expected.norm())
+
+
+def seconds_of(work: Callable[[], object], device: str) -> float:
+    """Seconds of one call."""
+    if device == "cpu":
+        begin = time.perf_counter()
+        work()
+        return time.perf_counter() - begin
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    # A call for which memory had to be fetched from the device would be timed with that: it is repeated, once.
+    for _ in range(2):
+        fetched = torch.cuda.memory_stats().get("num_device_alloc", 0)
+        torch.cuda.synchronize()
+        start.record()
+        work()
+        end.record()
+        end.synchronize()
+        if torch.cuda.memory_stats().get("num_device_alloc", 0) == fetched:
+            break
+    return start.elapsed_time(end) / 1e3
 
 
 def _differentiated(values: Values, case: Case) -> Found:
@@ -350,10 +372,10 @@ def _kernels(case: Case, which: Pass, *, fused: bool) -> str | None:
     return _peer("triton", "Triton", cuda=True)(case, which)
 
 
-def _by_kernels(run: Run, *, fused: bool) -> Run:
+def by_kernels(run: Callable[[Case], Result], *, fused: bool) -> Callable[[Case], Result]:
     """`run` on the fused kernel, or on tiles, at every hidden size; raises where torch steps in for the kernels."""
 
-    def forced(case: Case) -> Found:
+    def forced(case: Case) -> Result:
         from ugap.scoring import implementation, triton_head
 
         given_up: dict[str, Exception] = {}
@@ -375,8 +397,8 @@ def _our_head(impl: Literal["torch", "compiled"], needs: Needs) -> Head:
 
 
 def _our_kernels(*, fused: bool) -> Head:
-    forward = _by_kernels(partial(_ours, impl="triton"), fused=fused)
-    backward = _by_kernels(partial(_differentiated, partial(_our_values, impl="triton")), fused=fused)
+    forward = by_kernels(partial(_ours, impl="triton"), fused=fused)
+    backward = by_kernels(partial(_differentiated, partial(_our_values, impl="triton")), fused=fused)
     return Head(FOUR, forward, backward, GRADIENT[TWO], needs=partial(_kernels, fused=fused))
 
 

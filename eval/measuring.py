@@ -2,6 +2,7 @@
 
 import ctypes
 import datetime
+import gc
 import importlib.metadata
 import json
 import platform
@@ -27,6 +28,27 @@ def peak_extra(work: Callable[[], object]) -> dict[str, Any]:
         return {"why_not": f"that needs Linux with glibc ({error})"}
     work()
     return {"peak_extra_bytes": max(0, _resident("VmHWM") - before), "resident_bytes": before}
+
+
+def peak_extra_on_gpu(work: Callable[[], object]) -> dict[str, Any]:
+    """Bytes that `work` adds at its peak to what torch has allocated on the GPU before it."""
+    import torch
+
+    gc.collect()  # what is freed during the work would hide as much of the peak
+    synchronize("cuda")
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    work()
+    synchronize("cuda")
+    return {"peak_extra_bytes": torch.cuda.max_memory_allocated() - before, "allocated_bytes": before}
+
+
+def synchronize(device: str) -> None:
+    """Wait for what a device (`"cpu"`, `"cuda"`) has still to do: a clock that is read earlier misses it."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
 
 
 def _resident(field: str) -> int:

@@ -9,7 +9,7 @@ from ugap.scoring import cpu_head, implementation, projection
 from ugap.scoring.bfloat16 import has_bfloat16_units
 from ugap.scoring.gradient import surprisal_entropy
 from ugap.scoring.head import head_statistics
-from ugap.scoring.implementation import Impl
+from ugap.scoring.implementation import KERNEL_DTYPES, Impl
 from ugap.scoring.output_head import OutputHead
 
 # More than a block, a tile and a superblock hold.
@@ -47,7 +47,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())
-@pytest.mark.parametrize("dtype", cpu_head.DTYPES)
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES)
 def test_agrees_with_float64(recipe, dtype, units, monkeypatch):
     hidden, weight, targets = inputs(dtype)
     expected = head_statistics(hidden.double(), weight.double(), targets, **recipe, impl="torch")
@@ -63,7 +63,7 @@ def test_agrees_with_float64(recipe, dtype, units, monkeypatch):
 
 def test_ties_in_one_block_and_across_blocks(units):
     """Whole numbers are multiplied exactly: ranks are those of float64 to the last one."""
-    for dtype in cpu_head.DTYPES:
+    for dtype in KERNEL_DTYPES:
         hidden, weight, targets = (x.round() if x.is_floating_point() else x for x in inputs(dtype, 3))
         weight[SPECIAL] = weight[127].clone()
         expected = head_statistics(hidden.double(), weight.double(), targets, impl="torch")
@@ -73,7 +73,7 @@ def test_ties_in_one_block_and_across_blocks(units):
 
 
 @pytest.mark.parametrize("size", [1, 15])
-@pytest.mark.parametrize("dtype", cpu_head.DTYPES)
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES)
 def test_an_odd_hidden_size(size, dtype):
     hidden, weight, targets = inputs(dtype, size, 40, 300)
     got = head_statistics(hidden, weight, targets, impl="compiled")
@@ -102,14 +102,14 @@ def test_no_target_is_counted_again(monkeypatch):
         return real(project, hidden, targets, window, count)
 
     monkeypatch.setattr(cpu_head, "fold", watched)
-    for dtype in cpu_head.DTYPES:
+    for dtype in KERNEL_DTYPES:
         hidden, weight, targets = inputs(dtype, 64)
         head_statistics(hidden, weight, targets, RECIPES["all"]["bias"], 15.0, impl="compiled")
     assert sum(again) <= 0.02 * 3 * TOKENS
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())
-@pytest.mark.parametrize("dtype", cpu_head.DTYPES)
+@pytest.mark.parametrize("dtype", KERNEL_DTYPES)
 def test_gradients_agree_with_float64(recipe, dtype, units):
     hidden, weight, targets = inputs(dtype)
     targets[::7] = -100

@@ -29,7 +29,7 @@ def compile_kernels(capability: int) -> list[dict[str, Any]]:
         inputs = {"hidden": pointer, "weight": pointer, "bias": pointer, "out": "*fp32", **SUMS}
         blocks = kernels.blocks_for(capability // 10, plain=not full)
         fused = {"UPCAST": False, "BLOCK_T": blocks.tokens, "BLOCK_V": blocks.words, "BLOCK_H": blocks.hidden}
-        options = {"num_warps": 8, "num_stages": blocks.stages}
+        options = {"num_warps": blocks.warps, "num_stages": blocks.stages}
         for count in ("nothing", "window", "earlier") if pointer == "*bf16" else ():
             constants = {**recipe, **fused, "COUNT": count}
             found.append(report(kernels._fused_kernel, inputs, constants, capability, **options))

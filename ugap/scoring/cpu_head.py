@@ -24,10 +24,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ugap.scoring import torch_head
+from ugap.scoring.implementation import KERNEL_DTYPES
 from ugap.scoring.projection import Projection, Tile
 from ugap.scoring.sums import Count, Factors, Sums, Window, empty, merged
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SOURCE = Path(__file__).with_suffix(".cpp")
 TOKENS = 64  # of a block, as in the C++
 # Tiles of logits in memory.
@@ -66,7 +66,7 @@ def check() -> None:
         OSError: If it cannot be loaded here.
     """
     generator = torch.Generator().manual_seed(0)
-    for dtype in DTYPES:
+    for dtype in KERNEL_DTYPES:
         hidden, weight = (torch.randn(n, 32, generator=generator).to(dtype) for n in (5, 300))
         project, targets = Projection(weight, None, None, 1.0), torch.arange(5)
         got, expected = (torch.stack(way.fold(project, hidden, targets)) for way in (sys.modules[__name__], torch_head))

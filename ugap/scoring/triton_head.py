@@ -45,12 +45,13 @@ ROWS, COLUMNS = 1, 4096
 
 
 class Blocks(NamedTuple):
-    """How the fused kernel cuts its work: tokens, words and hidden units of a block, and stages of its pipeline."""
+    """How the fused kernel cuts its work: tokens, words and hidden units of a block, stages of its pipeline, warps."""
 
     tokens: int
     words: int
     hidden: int
     stages: int
+    warps: int = 8
 
 
 # Wide blocks need the least traffic between the L2 cache and the multiprocessors.
@@ -388,7 +389,7 @@ def _fused(project: Projection, hidden: Tensor, targets: Tensor, window: Window 
         BLOCK_T=shape.tokens,
         BLOCK_V=shape.words,
         BLOCK_H=shape.hidden,
-        num_warps=8,
+        num_warps=shape.warps,
         num_stages=shape.stages,
     )
     return merged(out)

@@ -63,7 +63,7 @@ ON_A_GPU = {
     "head": "--shapes 4096x131072 640x262144 --tokens 8192 2048 32768 --trained_head --dtype bfloat16 --repeats 5",
     "sampler": "--step_batch_sizes 1 8 64 --batch_size 64 --new_tokens 32 --repeats 3",
     "scorer": "--tokens 32768 --length 1024 --repeats 3",
-    "training": "--steps 10",
+    "training": "--steps 10 --variants trl trivial shared sft-trl sft-ours",
     "blocks": "--shapes 4096x131072 640x262144 --tokens 8192 --repeats 5",
 }
 REHEARSAL = {
@@ -72,7 +72,7 @@ REHEARSAL = {
     "head": "--shapes 32x300 --tokens 40 16 --trained_head --dtype bfloat16 --repeats 2 --memory no",
     "sampler": "--step_batch_sizes 2 3 --batch_size 3 --new_tokens 4 --repeats 2",
     "scorer": "--tokens 128 --length 64 --repeats 1 --memory no --variants backbone gemm ours-eager naive",
-    "training": "--steps 2 --num_generations 2 --batch_size 2 --new_tokens 8",
+    "training": "--steps 2 --num_generations 2 --batch_size 2 --new_tokens 8 --text_tokens 16",
     "blocks": "--shapes 32x300 --tokens 24 --repeats 1",
 }
 LEAST = 10.0  # seconds: with less left, a step is not begun
@@ -178,7 +178,7 @@ def steps(work: Path, output: Path, device: str) -> Iterator[Step]:
     yield Step("model", 60, [sys.executable, "-c", MAKE_MODEL, str(work), "tiny" if tiny else "1b", device])
     yield Step("sampler", 70, sampler, needs_model=True)
     yield Step("scorer", 60, scorer, needs_model=True)
-    yield Step("training", 150, training, needs_model=True)
+    yield Step("training", 190, training, needs_model=True)
     yield Step("blocks", 120, program("blocks", "bench_kernels", "--what", "blocks"), interpreted=tiny)
 
 

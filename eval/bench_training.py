@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import platform
 import random
 import resource
 import statistics
@@ -60,6 +61,13 @@ VARIANTS = {
     "sft-ours": "sft-trl",
 }
 PARTS = ("generate", "reward", "loss", "backward", "other")
+# What of a trainer is timed. TRL calls a rollout function in `_generate`, and tokenises and decodes there in any case.
+METHODS = {
+    "generate": "_generate",
+    "reward": "_calculate_rewards",
+    "loss": "compute_loss",
+    "backward": "accelerator.backward",
+}
 
 progress = partial(print, file=sys.stderr, flush=True)
 
@@ -88,7 +96,10 @@ class Arguments:
     text_tokens: int = option("tokens of a text of SFT", default=128, group="bench")
     variants: list[str] = option("variants to compare (default: all)", default=[], group="bench", metavar="NAME")
     only: str | None = option(
-        "measure this variant in this process, and print its figures as JSON", default=None, group="bench"
+        "measure this variant in this process, and print its figures as JSON",
+        default=None,
+        group="bench",
+        metavar="NAME",
     )
     output: str | None = option(
         "JSON file to write, anew after each variant", default=None, group="output", metavar="FILE"
@@ -105,12 +116,9 @@ def run(arguments: Arguments) -> None:
     if arguments.only is not None:
         print(json.dumps(measure(arguments, arguments.only)))
         return
-    from ugap.study.study import environment
-
-    machine = {**environment(), **{name: version(name) for name in ("trl", "peft")}}
-    record: dict[str, Any] = {"settings": {**asdict(arguments), "environment": machine}, "variants": {}, "failed": {}}
+    record: dict[str, Any] = {"settings": settings_of(arguments), "variants": {}, "failed": {}}
     measured, failed = record["variants"], record["failed"]
-    print(heading(arguments, str(machine["machine"])), flush=True)
+    print(heading(arguments, record["settings"]["environment"]["machine"]), flush=True)
     for variant in VARIANTS:
         if arguments.variants and variant not in arguments.variants:
             continue
@@ -129,7 +137,18 @@ def run(arguments: Arguments) -> None:
     if failed:
         print("", *(f"- `{variant}` was not measured: {reason}" for variant, reason in failed.items()), sep="\n")
     if not measured:
-        raise InputError(f"no variant was measured; {next(f'{name}: {why}' for name, why in failed.items())}")
+        first = next(iter(failed))
+        raise InputError(f"no variant was measured; {first}: {failed[first]}")
+
+
+def settings_of(arguments: Arguments) -> dict[str, Any]:
+    """The arguments, with versions and machine."""
+    from ugap.study.study import environment
+
+    found = {**environment(), **{name: version(name) for name in ("trl", "peft")}}
+    if arguments.device == "cpu":
+        found["machine"] = platform.machine()  # not the GPU beside it
+    return {**asdict(arguments), "environment": found}
 
 
 def check(arguments: Arguments) -> None:
@@ -144,9 +163,8 @@ def check(arguments: Arguments) -> None:
         )
     for name in (*arguments.variants, *([] if arguments.only is None else [arguments.only])):
         if name not in VARIANTS:
-            raise InputError(
-                f"unknown variant {name!r}{did_you_mean(name, VARIANTS) or f' ({chr(44).join(VARIANTS)})'}"
-            )
+            guess = did_you_mean(name, VARIANTS) or f" (there are {', '.join(VARIANTS)})"
+            raise InputError(f"unknown variant {name!r}{guess}")
     if arguments.device == "cuda":
         import torch
 
@@ -173,11 +191,11 @@ def in_child(arguments: Arguments, variant: str) -> tuple[dict[str, Any] | None,
 def heading(arguments: Arguments, machine: str) -> str:
     """What is measured, and the head of the table."""
     a = arguments
-    names = ["variant", "peak GB", "of trl's", "s per step", "of trl's", *PARTS]
+    columns = ["variant", "peak GB", "of trl's", "s per step", "of trl's", *PARTS]
     return (
         f"{a.model}, {a.dtype}, on {machine}: {a.steps} steps of {a.batch_size} completions of {a.new_tokens} tokens "
         f"(GRPO) or {a.batch_size} texts of {a.text_tokens} (SFT); parts are in seconds per step.\n\n"
-        f"| {' | '.join(names)} |\n|---|{'---:|' * (len(names) - 1)}"
+        f"| {' | '.join(columns)} |\n|---|{'---:|' * (len(columns) - 1)}"
     )
 
 
@@ -199,40 +217,23 @@ def measure(arguments: Arguments, variant: str) -> dict[str, Any]:
 
     Raises:
         InputError: The model, its profile or the texts cannot be used.
-        RuntimeError: Not every part was seen in every step.
+        RuntimeError: Not every step was made, or a part was not seen in one.
     """
     import torch
-    from peft import LoraConfig
 
-    from ugap.data import load_texts
-    from ugap.training.policy import ALL_LINEAR, load_policy
-
-    sft = variant.startswith("sft")
-    lora = LoraConfig(target_modules=ALL_LINEAR, task_type="CAUSAL_LM")
-    policy = load_policy(arguments.model, lora=lora, dtype=arguments.dtype, device=arguments.device)
-    cpu = policy.model.device.type == "cpu"
-    watch = Stopwatch((lambda: None) if cpu else torch.cuda.synchronize)
+    parts = PARTS[2:] if variant.startswith("sft") else PARTS
     with tempfile.TemporaryDirectory() as folder:
-        settings = {
-            "output_dir": folder,
-            "use_cpu": cpu,
-            "bf16": False,  # no autocast: the weights have their type already
-            "report_to": "none",
-            "disable_tqdm": True,
-            "max_steps": arguments.steps,
-            "per_device_train_batch_size": arguments.batch_size,
-            "gradient_checkpointing": False,
-            "logging_strategy": "no",
-            "save_strategy": "no",
-        }
-        make = sft_trainer if sft else grpo_trainer
-        trainer = make(arguments, variant, policy, load_texts(arguments.data), settings)
-        attach(watch, trainer, sft=sft)
+        trainer = build(arguments, variant, folder)
+        cpu = trainer.accelerator.device.type == "cpu"
+        watch = Stopwatch((lambda: None) if cpu else torch.cuda.synchronize)
+        attach(watch, trainer, parts)
         trainer.train()
+    if len(watch.steps) != arguments.steps:
+        raise RuntimeError(f"{len(watch.steps)} of {arguments.steps} steps were made")
+    for part in parts:
+        if any(part not in step for step in watch.steps):
+            raise RuntimeError(f"{part}: what is timed for it did not run in every step")
     steps = watch.steps[1:] or watch.steps
-    parts = PARTS[2:] if sft else PARTS
-    if len(watch.steps) != arguments.steps or any(set(step) != set(parts) for step in steps):
-        raise RuntimeError(f"of {arguments.steps} steps of {', '.join(parts)}, these were seen: {watch.steps}")
     # Linux counts kilobytes, macOS bytes.
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {
@@ -240,6 +241,31 @@ def measure(arguments: Arguments, variant: str) -> dict[str, Any]:
         "step_seconds": statistics.median(sum(step.values()) for step in steps),
         "parts": {part: statistics.median(step[part] for step in steps) for part in parts},
     }
+
+
+def build(arguments: Arguments, variant: str, folder: str) -> Any:
+    """The trainer of a variant, with the policy on its device."""
+    from peft import LoraConfig
+
+    from ugap.data import load_texts
+    from ugap.training.policy import ALL_LINEAR, load_policy
+
+    lora = LoraConfig(target_modules=ALL_LINEAR, task_type="CAUSAL_LM")
+    policy = load_policy(arguments.model, lora=lora, dtype=arguments.dtype, device=arguments.device)
+    settings = {
+        "output_dir": folder,
+        "use_cpu": policy.model.device.type == "cpu",
+        "bf16": False,  # no autocast: the weights have their type already
+        "report_to": "none",
+        "disable_tqdm": True,
+        "max_steps": arguments.steps,
+        "per_device_train_batch_size": arguments.batch_size,
+        "gradient_checkpointing": False,
+        "logging_strategy": "no",
+        "save_strategy": "no",
+    }
+    make = sft_trainer if variant.startswith("sft") else grpo_trainer
+    return make(arguments, variant, policy, load_texts(arguments.data), settings)
 
 
 class Stopwatch:
@@ -294,8 +320,8 @@ class Stopwatch:
         self._since = now
 
 
-def attach(watch: Stopwatch, trainer: Any, *, sft: bool) -> None:
-    """Let a stopwatch time a trainer, whose steps go from the end of one to the end of the next.
+def attach(watch: Stopwatch, trainer: Any, parts: Sequence[str]) -> None:
+    """Let a stopwatch time the parts of a trainer's steps, which go from the end of one to the end of the next.
 
     Raises:
         AttributeError: If the trainer lacks a method that is timed.
@@ -309,14 +335,12 @@ def attach(watch: Stopwatch, trainer: Any, *, sft: bool) -> None:
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             watch.lap()
 
-    trainer.remove_callback(PrinterCallback)  # it prints to stdout, at the end of the training too
+    trainer.remove_callback(PrinterCallback)  # it prints to stdout, whatever is logged
     trainer.add_callback(Laps)
-    watch.time(trainer, "compute_loss", "loss")
-    watch.time(trainer.accelerator, "backward", "backward")
-    if not sft:
-        # Around the rollout function as around TRL's own generation: tokenising and decoding are in both.
-        watch.time(trainer, "_generate", "generate")
-        watch.time(trainer, "_calculate_rewards", "reward")
+    for part in parts:
+        if part in METHODS:
+            path, _, method = METHODS[part].rpartition(".")
+            watch.time(getattr(trainer, path) if path else trainer, method, part)
 
 
 def grpo_trainer(
@@ -351,8 +375,9 @@ def grpo_trainer(
     trivial = variant == "trivial"
     reward: Any = length_reward
     if not trivial:
-        copy = {"dtype": arguments.dtype, "device": arguments.device}
-        scorer = Scorer.from_pretrained(arguments.model, **copy) if variant == "separate" else None
+        scorer = None
+        if variant == "separate":
+            scorer = Scorer.from_pretrained(arguments.model, dtype=arguments.dtype, device=arguments.device)
         reward = UncertaintyReward(arguments.profile, scorer)
     config = UncertaintyGRPOConfig(**settings, target_entropy_coef=0.0 if trivial else 0.1)
     return UncertaintyGRPOTrainer(policy.model, [reward], config, rollout_func=SampledRollouts(seed=0), **given)

@@ -4,7 +4,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -12,13 +12,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ugap.cli.arguments import option
 from ugap.cli.main import main
+from ugap.cli.programs import load_program
+from ugap.errors import InputError
 from ugap.files import replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import LogitsProcessor, PreTrainedModel
 
+    from eval import measuring
     from ugap.sampling import HumanEntropyLogitsProcessor
+else:
+    measuring = load_program(Path(__file__).with_name("measuring.py"))
 
 DESCRIPTION = """\
 Time the samplers: tokens per second of generate() against stock sampling, and their share of a decoding step.
@@ -26,13 +31,16 @@ Time the samplers: tokens per second of generate() against stock sampling, and t
 examples:
   ugap eval bench_sampling --model gemma-3-270m
   ugap eval bench_sampling --model gemma-3-270m --threads 1 --repeats 9 --output runs/sampling.json
+  ugap eval bench_sampling --model runs/model --profile runs/profile.json --dtype bfloat16 --step_batch_sizes 1 8 64
 
 Variants take turns, so that what else the machine does falls on all of them; medians are shown, and every ratio is of
 times of one run. stock: do_sample=True at T=1, no warpers. draw: the same distribution, drawn in two levels.
-ugap: the sampler at human uncertainty, drawing. ugap-scores: the same, drawn by generate(). greedy: no draw at all."""
+ugap: the sampler at human uncertainty, drawing. ugap-scores: the same, drawn by generate(). greedy: no draw at all.
+
+The step is one forward pass with a cache, and then one way to deal with its logits. argmax is that of greedy decoding.
+ugap and ugap-scores begin with a prompt. In a later step, the usual one, they also follow the sequences."""
 
 PROMPT = "Once upon a time there was a king who"
-VARIANTS = ("stock", "draw", "ugap", "ugap-scores", "greedy")
 
 
 @dataclass(kw_only=True)
@@ -40,38 +48,47 @@ class Arguments:
     """Arguments of `ugap eval bench_sampling`."""
 
     model: str = option("asset, folder, .gguf file or Hub id", default="gemma-3-270m", group="model", metavar="NAME")
+    profile: str | None = option(
+        "human profile of the model (default: the shipped one)", default=None, group="model", metavar="FILE"
+    )
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = option(
         "type of the weights", default="float32", group="model"
     )
     device: str | None = option("where the model runs (default: the GPU if there is one)", default=None, group="model")
     batch_size: int = option("sequences of the tokens per second", default=16, group="bench")
-    step_batch_size: int = option("sequences of the decoding step", default=8, group="bench")
+    step_batch_sizes: list[int] = option("sequences of the decoding step", default=[8], group="bench")
     new_tokens: int = option("tokens that are generated", default=32, group="bench")
     repeats: int = option("runs of each variant, after one to warm up", default=5, group="bench")
     threads: int | None = option("threads of torch (default: its own choice)", default=None, group="bench")
     output: str | None = option("JSON file to write", default=None, group="output", metavar="FILE")
+
+    def check(self) -> None:
+        """Refuse numbers that fit nothing."""
+        for name in ("batch_size", "step_batch_sizes", "new_tokens", "repeats", "threads"):
+            given = getattr(self, name)
+            for value in given if isinstance(given, list) else [given]:
+                if value is not None and value < 1:
+                    raise InputError(f"{name}: expected a positive number, got {value}")
 
 
 def run(arguments: Arguments) -> None:
     """Time, print and, where asked, write.
 
     Raises:
-        InputError: The model cannot be used or has no shipped human profile, or a number is less than 1.
+        InputError: The model cannot be used or has no human profile, the profile is another model's, or a number is
+            less than 1.
     """
     import torch
 
-    from ugap.errors import InputError
     from ugap.models import load_model
     from ugap.sampling import DrawLogitsProcessor, HumanEntropyLogitsProcessor, profile_of
     from ugap.study.study import environment
 
-    for name in ("batch_size", "step_batch_size", "new_tokens", "repeats"):
-        if getattr(arguments, name) < 1:
-            raise InputError(f"{name}: expected a positive number, got {getattr(arguments, name)}")
+    arguments.check()
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     model, tokenizer = load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
-    profile = profile_of(model)
+    profile = profile_of(model, arguments.profile)
     ids = torch.tensor([tokenizer(PROMPT)["input_ids"]], device=model.device)
 
     def human(draw: bool) -> HumanEntropyLogitsProcessor:
@@ -84,31 +101,37 @@ def run(arguments: Arguments) -> None:
         "ugap-scores": lambda: (True, [human(draw=False)]),
         "greedy": lambda: (False, []),
     }
+    torch.manual_seed(0)
+    measuring.progress(f"{arguments.batch_size} sequences of {arguments.new_tokens} tokens")
     speed = tokens_per_second(model, ids.repeat(arguments.batch_size, 1), makers, arguments)
-    step = step_costs(model, ids.repeat(arguments.step_batch_size, 1), human, arguments.repeats * 4)
-    record = {
-        "settings": {**asdict(arguments), "environment": environment()},
-        "tokens_per_second": speed,
-        "step_seconds": step,
-    }
+    settings = {**asdict(arguments), "environment": environment()}
+    record: dict[str, Any] = {"settings": settings, "tokens_per_second": speed, "step_seconds": {}}
+    where = torch.cuda.get_device_name() if ids.is_cuda else f"{torch.get_num_threads()} threads"
     print(
-        f"{arguments.model}, {torch.get_num_threads()} threads, "
+        f"{arguments.model}, {arguments.dtype}, {where}: "
         f"{arguments.batch_size} sequences of {arguments.new_tokens} tokens\n"
     )
-    print(f"{'variant':<12} {'tokens/s':>9} {'of stock':>9}")
-    for name, value in speed.items():
-        print(f"{name:<12} {value:>9.1f} {value / speed['stock']:>8.2f}x")
-    drawing = "softmax and multinomial"
-    whole = step["model"] + step[drawing]
-    print(f"\none step of {arguments.step_batch_size} sequences: the model {1e3 * step['model']:.1f} ms")
-    for name in ("ugap", "ugap-scores", drawing):
-        shares = (
-            f"{100 * step[name] / step['model']:.1f}% of that, {100 * step[name] / whole:.1f}% of it with {drawing}"
-        )
-        print(f"{name:<24} {1e3 * step[name]:>6.1f} ms: {shares}")
+    print(speed_table(speed), flush=True)
+    for size in arguments.step_batch_sizes:
+        measuring.progress(f"one step of {size} sequences")
+        step = step_costs(model, ids.repeat(size, 1), human, arguments.repeats * 4)
+        record["step_seconds"][size] = step
+        print(f"One step of {size} sequences:\n\n{step_table(step)}", flush=True)
     if arguments.output is not None:
         with replacing(Path(arguments.output)) as temporary:
             temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def speed_table(speed: Mapping[str, float]) -> str:
+    """Tokens per second in Markdown."""
+    rows = [f"| {name} | {value:,.1f} | {value / speed['stock']:.2f} |\n" for name, value in speed.items()]
+    return "| variant | tokens/s | of stock |\n|---|---:|---:|\n" + "".join(rows)
+
+
+def step_table(step: Mapping[str, float]) -> str:
+    """What a step is made of, in Markdown."""
+    rows = [f"| {name} | {1e3 * value:.3f} | {100 * value / step['model']:.1f}% |\n" for name, value in step.items()]
+    return "| work | ms | of the model's step |\n|---|---:|---:|\n" + "".join(rows)
 
 
 def tokens_per_second(
@@ -118,6 +141,7 @@ def tokens_per_second(
     arguments: Arguments,
 ) -> dict[str, float]:
     """Median tokens per second of `generate()` by variant."""
+    from torch import ones_like
     from transformers import GenerationConfig, LogitsProcessorList
 
     def once(name: str) -> float:
@@ -130,9 +154,14 @@ def tokens_per_second(
             eos_token_id=model.generation_config.eos_token_id,
             pad_token_id=0,
         )
-        begin = time.perf_counter()
-        model.generate(ids, generation_config=config, logits_processor=LogitsProcessorList(processors))
-        return len(ids) * arguments.new_tokens / (time.perf_counter() - begin)
+        work = partial(
+            model.generate,
+            ids,
+            attention_mask=ones_like(ids),
+            generation_config=config,
+            logits_processor=LogitsProcessorList(processors),
+        )
+        return len(ids) * arguments.new_tokens / timed(work, ids.device.type)
 
     return in_turns({name: partial(once, name) for name in makers}, arguments.repeats)
 
@@ -143,36 +172,56 @@ def step_costs(
     """Median seconds of a decoding step of the model, and of what each way to draw does with its logits."""
     import torch
 
-    def timed(work: Callable[[], Any]) -> float:
-        begin = time.perf_counter()
-        work()
-        if ids.is_cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter() - begin
+    from ugap.sampling import DrawLogitsProcessor
+
+    device = ids.device.type
+
+    def step(token: "Tensor") -> "Tensor":
+        logits = model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+        cache.crop(-1)
+        return logits
+
+    def first_step(processor: "HumanEntropyLogitsProcessor") -> float:
+        # A fresh prompt each time: a step of the sampler without the memory of others.
+        processor.reset()
+        return timed(lambda: processor(ids, logits), device)
+
+    def later_step(processor: "HumanEntropyLogitsProcessor") -> float:
+        # The step after a fresh prompt, each time: what is remembered of the sequences does not grow.
+        processor.reset()
+        longer = torch.cat([ids, processor(ids, logits).argmax(-1, keepdim=True)], dim=1)
+        return timed(lambda: processor(longer, logits), device)
 
     with torch.no_grad():
         start = model(input_ids=ids, use_cache=True, logits_to_keep=1)
-        logits, token = start.logits[:, -1].float(), start.logits[:, -1:].argmax(-1)
         cache = start.past_key_values
-
-        def model_step() -> None:
-            model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache.crop(-1)
-
-        def first_step(processor: "HumanEntropyLogitsProcessor") -> float:
-            # A fresh prompt each time: a step of the sampler without the memory of others.
-            processor.reset()
-            return timed(lambda: processor(ids, logits))
-
+        # The solver takes as long as its slowest row. So each sequence goes on with a token of its own.
+        token = torch.multinomial(start.logits[:, -1].float().softmax(-1), 1)
+        logits = step(token).float()
+        draw = DrawLogitsProcessor()
+        drawing, scoring = human(True), human(False)
         return in_turns(
             {
-                "model": lambda: timed(model_step),
-                "ugap": partial(first_step, human(True)),
-                "ugap-scores": partial(first_step, human(False)),
-                "softmax and multinomial": lambda: timed(lambda: torch.multinomial(logits.softmax(-1), 1)),
+                "model": lambda: timed(lambda: step(token), device),
+                "argmax": lambda: timed(lambda: logits.argmax(-1), device),
+                "draw": lambda: timed(lambda: draw(ids, logits), device),
+                "ugap": partial(first_step, drawing),
+                "ugap, later step": partial(later_step, drawing),
+                "ugap-scores": partial(first_step, scoring),
+                "ugap-scores, later step": partial(later_step, scoring),
+                "softmax and multinomial": lambda: timed(lambda: torch.multinomial(logits.softmax(-1), 1), device),
             },
             repeats,
         )
+
+
+def timed(work: "Callable[[], Any]", device: str) -> float:
+    """Seconds of a call, until the device has done it, and of nothing that came before."""
+    measuring.synchronize(device)
+    begin = time.perf_counter()
+    work()
+    measuring.synchronize(device)
+    return time.perf_counter() - begin
 
 
 def in_turns(work: dict[str, Callable[[], float]], repeats: int) -> dict[str, float]:

@@ -17,7 +17,8 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -336,22 +337,32 @@ def time_interleaved(
     # On a GPU kernels are chosen, and memory is fetched, by size: only a round of all texts warms it up.
     warm_up = n_texts if device == "cuda" else min(2, n_texts)
     for turn in range(repeats + 1):
-        for name in list(seconds):
-            try:
-                value, surprisals = timed(partial(runs[name], n_texts if turn else warm_up), device)
-            except InputError:
-                raise
-            except Exception as error:  # of any kind: libraries of others fail in their own ways
-                why_not[name] = reason(error)
-                del seconds[name]
-                found.pop(name, None)
+        for name, run in runs.items():
+            if name in why_not:
                 continue
-            if turn:
-                seconds[name].append(value)
-                measuring.progress(f"  round {turn} of {repeats}: {name} {value:.3f} s")
+            with attempt(name, why_not):
+                value, surprisals = timed(partial(run, n_texts if turn else warm_up), device)
+                if turn:
+                    seconds[name].append(value)
+                    measuring.progress(f"  round {turn} of {repeats}: {name} {value:.3f} s")
                 if surprisals is not None:
                     found[name] = surprisals
+    for name in why_not:
+        del seconds[name]
+        found.pop(name, None)
     return seconds, found, why_not
+
+
+@contextmanager
+def attempt(name: str, why_not: Reasons) -> Iterator[None]:
+    """Write down why a variant cannot be measured, so that the others go on; bad input is no such reason."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # of any kind: libraries of others fail in their own ways
+        why_not[name] = reason(error)
+        measuring.progress(f"  {name} was not measured: {why_not[name]}")
 
 
 def timed(work: Callable[[], np.ndarray | None], device: str) -> tuple[float, np.ndarray | None]:
@@ -368,32 +379,35 @@ def measure_alone(arguments: Arguments, name: str) -> dict[str, Any]:
     case, _ = load_case(arguments, arguments.dtype[0])
     # A new scorer probes the model: after it, weights that are mapped from the file are resident.
     _ = case.scorer if VARIANTS[name].whole else case.hidden
-    if case.device == "cuda":
-        return memory_on_gpu(case, name)
-    try:
-        return measuring.peak_extra(lambda: VARIANTS[name].prepare(case)(len(case.texts)))
-    except NotMeasuredError as error:
-        return {"why_not": str(error)}
+    why_not: Reasons = {}
+    with attempt(name, why_not):
+        if case.device == "cpu":
+            return measuring.peak_extra(lambda: VARIANTS[name].prepare(case)(len(case.texts)))
+        run = VARIANTS[name].prepare(case)
+        run(len(case.texts))  # what kernels need to be chosen and compiled is left out
+        return peak_on_gpu(name, run, len(case.texts))
+    return {"why_not": why_not[name]}
+
+
+def peak_on_gpu(name: str, run: Run, n_texts: int) -> dict[str, Any]:
+    """Bytes that a run adds at its peak on the GPU; it must have run before."""
+    why_not: Reasons = {}
+    with attempt(name, why_not):
+        found = measuring.peak_extra_on_gpu(partial(run, n_texts))
+        measuring.progress(f"  memory of {name}, {n_texts} texts: {found}")
+        return found
+    return {"why_not": why_not[name]}
 
 
 @torch.no_grad()
-def memory_on_gpu(case: Case, name: str) -> dict[str, Any]:
-    """Bytes that a variant adds at its peak on the GPU, after a call to warm up; its inputs do not count."""
-    try:
-        run = VARIANTS[name].prepare(case)
-        run(min(2, len(case.texts)))
-        return measuring.peak_extra_on_gpu(partial(run, len(case.texts)))
-    except Exception as error:  # as in `time_interleaved`
-        return {"why_not": reason(error)}
-
-
-def measure_memory_on_gpu(case: Case, names: Sequence[str]) -> Memory:
+def measure_memory_on_gpu(case: Case, runs: Mapping[str, Run]) -> Memory:
     """Peak memory of each variant, and of our scorers on more texts."""
-    memory = {name: memory_on_gpu(case, name) for name in names}
+    memory = {name: peak_on_gpu(name, run, len(case.texts)) for name, run in runs.items()}
     more = replace(case, texts=case.texts * MORE_TEXTS)
     for name in ("ours-eager", "ours-triton"):
         if name in memory:
-            memory[f"{name}, {MORE_TEXTS} times the tokens"] = memory_on_gpu(more, name)
+            found = peak_on_gpu(name, VARIANTS[name].prepare(more), len(more.texts))
+            memory[f"{name}, {MORE_TEXTS} times the tokens"] = found
     return memory
 
 
@@ -460,11 +474,11 @@ def measure(arguments: Arguments, dtype: str) -> dict[str, Any]:
     runs, left_out = prepare(case, arguments.variants)
     seconds, found, failed = time_interleaved(runs, len(case.texts), arguments.repeats, case.device)
     notes += [f"`{name}` was not measured: {why_not}." for name, why_not in {**left_out, **failed}.items()]
-    sharing, about = measure_sharing(case, continuations, arguments.repeats)
+    sharing, about = measure_sharing(case, continuations, arguments)
     notes.append(about)
     memory: Memory = {}
     if arguments.memory and case.device == "cuda":
-        memory = measure_memory_on_gpu(case, list(seconds))
+        memory = measure_memory_on_gpu(case, {name: runs[name] for name in seconds})
     del case, runs
     gc.collect()
     if arguments.memory and arguments.device == "cpu":
@@ -483,25 +497,24 @@ def prepare(case: Case, names: Sequence[str]) -> tuple[dict[str, Run], Reasons]:
     runs: dict[str, Run] = {}
     why_not: Reasons = {}
     for name in names:
-        try:
+        with attempt(name, why_not):
             runs[name] = VARIANTS[name].prepare(case)
-        except NotMeasuredError as error:
-            why_not[name] = str(error)
     return runs, why_not
 
 
 def about_batches(case: Case) -> str:
     """What is worked on at a time."""
     ours = f"`Scorer.score` takes up to {case.scorer.token_budget:,} tokens at a time"
-    return f"{ours}; `backbone`, `trl` and `naive` take {case.at_once} text{'s' if case.at_once > 1 else ''}."
+    baselines = f"`backbone`, `trl` and `naive` take {case.at_once} text{'s' if case.at_once > 1 else ''}"
+    return f"{ours}, {baselines}, `gemm` {GEMM_ROWS[case.device]:,} rows."
 
 
-def measure_sharing(case: Case, continuations: Sequence[str], repeats: int) -> tuple[dict[str, float], str]:
+def measure_sharing(case: Case, continuations: Sequence[str], arguments: Arguments) -> tuple[dict[str, float], str]:
     """Median seconds with the cache of a prefix shared and without, and what is to be said about them."""
     runs = prepare_sharing(case, continuations)
-    times, _, why_not = time_interleaved(runs, len(continuations), repeats, case.device)
+    times, _, why_not = time_interleaved(runs, len(continuations), arguments.repeats, case.device)
     median = {name: statistics.median(values) for name, values in times.items()}
-    about = f"{len(continuations)} continuations of {len(encode(case.tokenizer, continuations[0], bos=[]).token_ids)} tokens"
+    about = f"{len(continuations)} continuations of {arguments.length // 16} tokens"
     about += f" after a prefix of {len(case.rows[0]) * 3 // 4}"
     if why_not:
         return median, f"{about} were not measured: {'; '.join(why_not.values())}."

@@ -26,6 +26,8 @@ from ugap.profile import HumanProfile
 from ugap.scoring import Scorer, TokenScores
 
 LOGIT_SPREAD = 3.0
+# People's tokens rank up to this part of the vocabulary, as in the shipped profiles.
+DEEPEST = 16
 # "1b" has the shape of Llama 3.2 1B, with a head of its own.
 SIZES: dict[str, dict[str, int]] = {
     "1b": {
@@ -68,11 +70,12 @@ def make(folder: Path, size: str, device: str) -> None:
     _tokenizer(list(texts.values())).save_pretrained(folder / MODEL)
     _model(SIZES[size], device).save_pretrained(folder / MODEL)
     model, tokenizer = load_model(str(folder / MODEL), dtype="bfloat16", device=device)
-    scores = [_people(one) for one in Scorer(model, tokenizer).score(list(texts.values()))]
+    deepest = SIZES[size]["vocab_size"] // DEEPEST
+    scores = [_people(one, deepest) for one in Scorer(model, tokenizer).score(list(texts.values()))]
     HumanProfile.fit({"creative": scores, "functional": scores}, source="made up", resamples=2).save(folder / PROFILE)
 
 
-def _people(scores: TokenScores) -> TokenScores:
+def _people(scores: TokenScores, deepest: int) -> TokenScores:
     """The entropies of a text, with the surprisals and ranks of people who are as surprising as the model expects."""
     rng = np.random.default_rng(0)
     surprisal = (scores.entropy * rng.gamma(2.0, 0.5, len(scores.entropy))).astype(np.float32)

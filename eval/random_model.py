@@ -79,12 +79,8 @@ def _people(scores: TokenScores, deepest: int) -> TokenScores:
     """The entropies of a text, with the surprisals and ranks of people who are as surprising as the model expects."""
     rng = np.random.default_rng(0)
     surprisal = (scores.entropy * rng.gamma(2.0, 0.5, len(scores.entropy))).astype(np.float32)
-    return replace(
-        scores,
-        surprisal=surprisal,
-        rank=1 + np.floor(np.exp(surprisal)),
-        marginal_surprisal=surprisal * np.float32(1.1),
-    )
+    rank = np.minimum(1 + np.floor(np.exp(surprisal)), deepest).astype(np.float32)
+    return replace(scores, surprisal=surprisal, rank=rank, marginal_surprisal=surprisal * np.float32(1.1))
 
 
 def _model(shape: dict[str, int], device: str) -> LlamaForCausalLM:

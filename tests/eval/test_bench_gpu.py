@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 
 from eval import bench_gpu as bench
+from eval import random_model
 from ugap.cli.arguments import parse
 from ugap.errors import InputError
+from ugap.profile import HumanProfile
+from ugap.sampling.figures import human_figures
 
 STEPS = ["tests", "agreement", "head", "model", "sampler", "scorer", "training", "blocks"]
 
@@ -141,3 +144,13 @@ def test_bad_input(use: Callable[..., None], tmp_path: Path) -> None:
     (tmp_path / "results.jsonl").write_text("[]\n")
     with pytest.raises(InputError, match=r"results\.jsonl is not of this benchmark"):
         run(tmp_path)
+
+
+def test_the_random_model_has_people_that_a_sampler_can_follow(tmp_path: Path) -> None:
+    random_model.make(tmp_path, "tiny", "cpu")
+    profile = HumanProfile.load(tmp_path / random_model.PROFILE)
+    vocabulary = random_model.SIZES["tiny"]["vocab_size"]
+    assert max(human_figures(profile, "creative")["ranks"]) <= 1 + vocabulary // random_model.DEEPEST
+    means = profile.domain("creative").means
+    assert means["surprisal"] == pytest.approx(means["entropy"], rel=0.05)
+    assert 1 < means["entropy"] < 5  # as uncertain as a real model, not as a flat distribution

@@ -1,10 +1,11 @@
 """What runs together: requests cut to the model's window, sorted by length, batched by a token budget.
 
 Requests of one context (continuations of one prefix) form batches of their own, which share that context's KV cache.
+Requests whose rotary embeddings depend on their length run apart from those of another regime.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 # A shorter context is not worth a forward pass of its own.
@@ -52,26 +53,40 @@ def windows(request: Request, bos: list[int], max_length: int) -> list[Request]:
     return out
 
 
-def plan(requests: Iterable[Request], token_budget: int) -> list[Batch]:
+def plan(
+    requests: Iterable[Request],
+    token_budget: int,
+    *,
+    share: bool = True,
+    regime: Callable[[int], int] = lambda length: 0,
+) -> list[Batch]:
     """Batches of at most `token_budget` padded tokens each (or one request), longest first.
 
     Args:
         requests (`Iterable[Request]`): What to run, in any order.
         token_budget (`int`): Rows times longest row, with the shared context counted for every row (its keys and
             values are held for each).
+        share (`bool`, *optional*, defaults to `True`): Whether requests after one context may share its cache.
+        regime (`Callable[[int], int]`, *optional*): Of the length of a row that runs; rows of different regimes are in
+            different batches, and a context is shared only by rows of its own regime.
     """
     by_context: dict[tuple[int, ...], list[Request]] = defaultdict(list)
+    alone: dict[int, list[Request]] = defaultdict(list)
     for request in requests:
-        by_context[tuple(request.context)].append(request)
-    alone: list[Request] = []
+        # The last token of a row predicts nothing and does not run.
+        of_row = regime(len(request) - 1)
+        if share and len(request.context) > MIN_SHARED and of_row == regime(len(request.context) - 1):
+            by_context[tuple(request.context)].append(request)
+        else:
+            alone[of_row].append(request)
     batches: list[Batch] = []
     for context, group in by_context.items():
-        if len(group) > 1 and len(context) > MIN_SHARED:
+        if len(group) > 1:
             # The last context token stays with each row: its hidden state predicts the row's first token.
             batches += [Batch(rows, len(context) - 1) for rows in _fill(group, token_budget)]
         else:
-            alone += group
-    batches += [Batch(rows) for rows in _fill(alone, token_budget)]
+            alone[regime(len(group[0]) - 1)] += group
+    batches += [Batch(rows) for group in alone.values() for rows in _fill(group, token_budget)]
     return sorted(batches, key=lambda batch: -len(batch.requests[0]))
 
 

@@ -84,6 +84,8 @@ def encode(
     straddles = bool(n_before and spans[n_before - 1, 1] > border)
     context = bos + ids[:n_before] if isinstance(prefix, str) else list(prefix)
     token_ids = ids[n_before:]
+    if not len(spans):
+        raise InputError(f"{name}: the tokenizer makes no token of the text")
     if not token_ids:
         raise InputError(f"{name}: nothing is left to score, its only token also covers the end of the prefix")
     if len(token_ids) == 1 and len(context) <= len(bos):

@@ -13,15 +13,19 @@ _BASE = ".base_layer."
 
 
 @torch.no_grad()
-def weight_hash(model: torch.nn.Module) -> str:
+def weight_hash(model: torch.nn.Module, *, adapters: bool = False) -> str:
     """SHA-256 over the name, shape and up to 4,096 evenly spaced values of every parameter; 16 hexadecimal digits.
 
     Values are rounded to bfloat16 first, so a float32 and a bfloat16 load of one checkpoint have one hash. A sample of
     each tensor tells checkpoints apart at no cost; it is no proof against tampering. A base model inside a PEFT model
-    has the hash of the base model alone, an offloaded model the one that it has in memory.
+    has the hash of the base model alone, or with `adapters` that of both. An offloaded model has the one that it has in
+    memory.
     """
     digest = hashlib.sha256()
-    for name, place in sorted(_own_parameters(model)):
+    own = dict(_own_parameters(model))
+    if adapters:
+        own |= {name: name for name, _ in model.named_parameters() if name not in own.values()}
+    for name, place in sorted(own.items()):
         owner, _, leaf = place.rpartition(".")
         module = model.get_submodule(owner)
         with align_module_device(module):  # fetches what is offloaded

@@ -136,6 +136,8 @@ def _probe(model: PreTrainedModel, name: str) -> tuple[torch.Tensor, torch.Tenso
     hidden = backbone(model)(input_ids=ids, use_cache=False).last_hidden_state
     half = _is_half(hidden)
     if not torch.allclose(hidden[0, :-1], hidden[1, :-1], rtol=0.05 if half else 1e-3, atol=0.1 if half else 1e-3):
+        if model.training:
+            raise InputError(f"{name}: the model is in training mode, where dropout changes its states: call eval()")
         raise InputError(f"{name}: {type(model).__name__} is not causal, a later token changes an earlier state")
     return hidden[0], model(input_ids=ids[:1], use_cache=False).logits[0].float()
 
@@ -151,7 +153,9 @@ def input_device(model: PreTrainedModel) -> torch.device:
 
 def backbone(model: PreTrainedModel) -> torch.nn.Module:
     """The model without its head: token ids to the last hidden states, final norm included."""
-    return model.base_model
+    inner = model.base_model
+    # Where a multimodal model's text part stands alone, the name of its inner model is not where transformers looks.
+    return getattr(model, "model", model) if inner is model else inner
 
 
 def _whole(parameter: Any) -> Any:

@@ -6,20 +6,21 @@ mask: no real token sees a padded one.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
 from rich.progress import Progress
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ugap.errors import InputError
 from ugap.models import load_model
 from ugap.scoring.batches import Batch, Request, plan, windows
 from ugap.scoring.bfloat16 import FloatProducts, has_bfloat16_units
+from ugap.scoring.context import Regimes, context_limit, shares_prefixes, states_after
 from ugap.scoring.dataset import AnyDataset, score_dataset
 from ugap.scoring.encoding import Encoded, encode
 from ugap.scoring.identity import weight_hash
@@ -27,6 +28,9 @@ from ugap.scoring.implementation import Impl
 from ugap.scoring.output_head import OutputHead, backbone, input_device
 from ugap.scoring.projection import Precision
 from ugap.scoring.token_scores import ScorerId, TokenScores
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +41,7 @@ class Scorer:
     """Scores texts with a causal language model.
 
     Args:
-        model (`PreTrainedModel`): A causal language model of transformers.
+        model (`PreTrainedModel` or `PeftModel`): A causal language model of transformers. Adapters count as they are.
         tokenizer (`PreTrainedTokenizerBase`): Its fast tokenizer.
         name (`str`, *optional*): Name in records and errors; by default the path or id that the model was loaded by.
         bos (`bool`, *optional*): Whether a text starts with the tokenizer's BOS. By default it does where there is one
@@ -61,7 +65,7 @@ class Scorer:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: "PreTrainedModel | PeftModel",
         tokenizer: PreTrainedTokenizerBase,
         *,
         name: str | None = None,
@@ -72,14 +76,15 @@ class Scorer:
         precision: Precision = "exact",
     ):
         self.name = name or model.config.name_or_path or type(model).__name__
+        model = self._unwrapped(model)
         if not tokenizer.is_fast:
             raise InputError(f"{self.name}: character offsets need a fast tokenizer")
         if bos and tokenizer.bos_token_id is None:
             raise ValueError(f"{self.name}: bos=True, but the tokenizer has no BOS token")
         if token_budget is not None and token_budget < 1:
             raise ValueError(f"token_budget is {token_budget}, not a positive number")
-        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self.max_length = max_length if max_length is not None else limit or 2**31
+        config = model.config.get_text_config()
+        self.max_length = context_limit(config) if max_length is None else max_length
         if self.max_length < 8:
             raise ValueError(f"max_length is {self.max_length}, fewer than 8 tokens")
         self.model = model
@@ -91,6 +96,9 @@ class Scorer:
         self.head = OutputHead.of(model, self.name)
         emulated = model.dtype == torch.bfloat16 and model.device.type == "cpu" and not has_bfloat16_units()
         self._products: Callable[[], AbstractContextManager] = FloatProducts if emulated else nullcontext
+        self._regimes = Regimes(config)
+        with self._products():
+            self._shares = shares_prefixes(backbone(model), model, input_device(model), self.name)
 
     @classmethod
     def from_pretrained(
@@ -121,7 +129,16 @@ class Scorer:
     @cached_property
     def id(self) -> ScorerId:
         """Name and weight hash, as they stand in records and profiles."""
-        return ScorerId(self.name, weight_hash(self.model))
+        return ScorerId(self.name, weight_hash(self.model, adapters=self._adapted))
+
+    def _unwrapped(self, model: Any) -> PreTrainedModel:
+        """The model of transformers inside one of PEFT, with its adapters in their places."""
+        self._adapted = hasattr(model, "get_base_model")
+        if not self._adapted:
+            return model
+        if model.active_peft_config.is_prompt_learning:
+            raise InputError(f"{self.name}: its adapter adds a prompt, which the scorer does not put in front of texts")
+        return model.get_base_model()
 
     @overload
     def score(
@@ -309,7 +326,7 @@ class Scorer:
         return out
 
     def _run_batches(self, requests: list[Request]) -> Iterator[tuple[Batch, list[np.ndarray]]]:
-        pending = plan(requests, self.token_budget)
+        pending = self._plan(requests)
         while pending:
             batch = pending[0]
             try:
@@ -319,10 +336,13 @@ class Scorer:
                     raise
                 self.token_budget = max(1, min(self.token_budget, sum(map(len, batch.requests))) // 2)
                 logger.warning("out of memory: going on with batches of %d tokens", self.token_budget)
-                pending = plan([request for batch in pending for request in batch.requests], self.token_budget)
+                pending = self._plan([request for batch in pending for request in batch.requests])
                 continue
             pending = pending[1:]
             yield batch, results
+
+    def _plan(self, requests: Iterable[Request]) -> list[Batch]:
+        return plan(requests, self.token_budget, share=self._shares, regime=self._regimes)
 
     @torch.no_grad()
     def _run(self, batch: Batch) -> list[np.ndarray]:
@@ -360,13 +380,11 @@ class Scorer:
     def _hidden(self, ids: torch.Tensor, shared: list[int]) -> torch.Tensor:
         """Last hidden states `(B, L, H)` of `ids` after the shared context, whose keys and values are made once."""
         run = backbone(self.model)
+        self._regimes.reset(run)
         with self._products():
             if not shared:
                 return run(input_ids=ids, use_cache=False).last_hidden_state
-            cache = DynamicCache(config=self.model.config)
-            run(input_ids=torch.tensor([shared], device=ids.device), past_key_values=cache, use_cache=True)
-            cache.batch_repeat_interleave(ids.shape[0])
-            return run(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
+            return states_after(run, self.model.config, torch.tensor([shared], device=ids.device), ids)
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -69,9 +69,10 @@ class Regimes:
                 frequencies.copy_(getattr(module, f"{of_layers}original_inv_freq"))
 
 
-def states_after(run: Any, config: Any, prefix: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+def states_after(run: Any, prefix: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """Last hidden states `(B, L, H)` of rows `ids` `(B, L)` after a prefix `(1, P)`, which runs once for all rows."""
-    cache = DynamicCache(config=config)
+    # Made of a config, the cache would drop what lies beyond a window that not every model with one applies.
+    cache = DynamicCache()
     run(input_ids=prefix, past_key_values=cache, use_cache=True)
     cache.batch_repeat_interleave(len(ids))
     return run(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
@@ -93,7 +94,7 @@ def shares_prefixes(run: Any, model: PreTrainedModel, device: torch.device, name
     rows = torch.tensor([tokens[_PREFIX : _PREFIX + _REST], tokens[_PREFIX + _REST :]], device=device)
     whole = run(input_ids=torch.cat([prefix.expand(2, -1), rows], dim=1), use_cache=False).last_hidden_state
     try:
-        found = states_after(run, model.config, prefix, rows)
+        found = states_after(run, prefix, rows)
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # models fail in their own ways

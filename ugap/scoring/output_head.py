@@ -8,7 +8,7 @@ The weight may be trained, sharded (FSDP2, ZeRO-3), offloaded, or carry a LoRA: 
 the moment, whole, and gathered once however often it is read.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +22,12 @@ from ugap.errors import InputError
 from ugap.scoring.head import HeadStatistics, head_statistics
 from ugap.scoring.implementation import Impl, untraced
 from ugap.scoring.projection import Precision
+
+
+# What the configs of transformers call the recipe of their logits.
+_FACTORS = ("logit_scale", "lm_head_multiplier")
+_DIVISORS = ("logits_scaling", "logits_mup_width_multiplier")
+_SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,10 +57,8 @@ class OutputHead:
         if projection is None or backbone(model) is model:
             raise InputError(f"{name}: {type(model).__name__} has no causal language-model head")
         config = model.config.get_text_config()
-        scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0
-        scale /= getattr(config, "logits_scaling", None) or 1.0
-        softcap = getattr(config, "final_logit_softcapping", None)
-        head = cls(projection.weight, getattr(projection, "bias", None), softcap, float(scale))
+        scale = _named(config, _FACTORS, 1.0) / _named(config, _DIVISORS, 1.0)
+        head = cls(projection.weight, getattr(projection, "bias", None), _named(config, _SOFTCAPS, None), scale)
         hidden, logits = _probe(model, name)
         if not head.within(model, lambda live, states: live._makes(logits, states), hidden):
             raise InputError(f"{name}: the head of {type(model).__name__} is of a kind that the scorer does not know")
@@ -120,10 +124,17 @@ class OutputHead:
         ours = ours.to(logits.device) * self.logit_scale
         if self.softcap is not None:
             ours = self.softcap * torch.tanh(ours / self.softcap)
-        tolerance = (0.03 if _is_half(hidden) else 1e-3) * max(1.0, float(logits.abs().amax()))
+        largest = float(logits.abs().amax())
+        tolerance = 0.03 * max(1.0, largest) if _is_half(hidden) else 1e-4 * largest
         if logits.shape != ours.shape:
             return torch.tensor(False)
         return ((logits - ours).abs().amax() <= tolerance) | ~logits.isfinite().all()
+
+
+def _named(config: Any, names: Sequence[str], default: Any) -> Any:
+    """The first of some settings that a config has and that is not 0, as a float."""
+    found = (getattr(config, name, None) for name in names)
+    return next((float(value) for value in found if value), default)
 
 
 @torch.no_grad()

@@ -384,7 +384,7 @@ class Scorer:
         with self._products():
             if not shared:
                 return run(input_ids=ids, use_cache=False).last_hidden_state
-            return states_after(run, self.model.config, torch.tensor([shared], device=ids.device), ids)
+            return states_after(run, torch.tensor([shared], device=ids.device), ids)
 
 
 def is_out_of_memory(error: Exception) -> bool:

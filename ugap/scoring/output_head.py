@@ -23,7 +23,6 @@ from ugap.scoring.head import HeadStatistics, head_statistics
 from ugap.scoring.implementation import Impl, untraced
 from ugap.scoring.projection import Precision
 
-
 # What the configs of transformers call the recipe of their logits.
 _FACTORS = ("logit_scale", "lm_head_multiplier")
 _DIVISORS = ("logits_scaling", "logits_mup_width_multiplier")

@@ -10,7 +10,17 @@ from ugap.data.facts import Fact, load_facts
 from ugap.errors import InputError
 from ugap.statistics import wilson
 from ugap.study import factuality
-from ugap.study.factuality import FactResult, accuracies, answer_words, compare, contrastive, generative, is_answer
+from ugap.study.factuality import (
+    FactResult,
+    accuracies,
+    answer_words,
+    compare,
+    contrastive,
+    first_named,
+    generative,
+    is_answer,
+    starts_with,
+)
 
 FACTS = [
     Fact("capitals/france", "capitals", "The capital of France is", "Paris", ("Lyon", "Marseille", "Bordeaux")),
@@ -130,6 +140,16 @@ class TestIsAnswer:
             ("A", ["a"]),
             ("", []),
             (" ...", []),
+            ("+ -", []),
+            ("-5", ["-5"]),
+            (" \N{MINUS SIGN}1,000.5, (-.5) and +5", ["-1000.5", "-0.5", "and", "5"]),
+            ("10-12 or (x)-3", ["10", "12", "or", "x", "3"]),
+            ("- 5, ...5 and v.5", ["5", "5", "and", "v", "5"]),
+            ("C++, C# or A+; C++11, x+y, 5+", ["c++", "c#", "or", "a+", "c++", "11", "x", "y", "5"]),
+            ("東京都です。", ["東", "京", "都", "で", "す"]),
+            ("ไทย, ROM東京", ["ไ", "ท", "ย", "rom", "東", "京"]),
+            ("दिल्ली है।", ["दिल्ली", "है"]),
+            ("서울 мой", ["서울", "мои"]),
         ],
     )
     def test_words(self, text, words):
@@ -157,6 +177,36 @@ class TestIsAnswer:
     )
     def test_other_spellings_count_and_longer_numbers_do_not(self, completion, right):
         assert is_answer(completion, FACTS[1]) is right
+
+
+class TestMatching:
+    @pytest.mark.parametrize(
+        ("answer", "completion", "right"),
+        [
+            ("-5", " -5.", True),
+            ("-5", " 5", False),
+            ("5", " -5", False),
+            ("5", " +5", True),
+            ("0.5", " .5", True),
+            ("5", " .5", False),
+            ("C", " C++", False),
+            ("C", " C.", True),
+            ("C++", " C++.", True),
+            ("東京", "東京都です", True),
+            ("東京", "京都です", False),
+            ("ばば", "はは", False),
+            ("दिल्ली", " दाल ला", False),
+        ],
+    )
+    def test_signs_and_scripts(self, answer, completion, right):
+        assert starts_with(completion, [answer]) is right
+        assert (first_named(completion, [answer]) == 0) is right
+
+    @pytest.mark.parametrize("answer", ["", " ", "+", "-", "..."])
+    def test_an_answer_without_words_matches_nothing(self, answer):
+        for completion in ("Paris", "", answer):
+            assert starts_with(completion, [answer]) is False
+            assert first_named(completion, [answer]) is None
 
 
 class TestGenerative:

@@ -1,11 +1,12 @@
 """The GRPO trainer: advantages by domain, the entropy term, the constraint's effect on gradients, and refusals."""
 
+import copy
 import math
 
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 
 from ugap.errors import InputError
 from ugap.scoring import Scorer
@@ -38,7 +39,9 @@ class Lucky(FactualityReward):
 def make_trainer(base_model, tokenizer, prompts, human_profile, tmp_path):
     """`make_trainer(rewards=None, data=prompts, full=False, **config)`: a trainer of a tiny model."""
 
-    def make(rewards=None, data=prompts, full=False, trainer=UncertaintyGRPOTrainer, **config):
+    def make(
+        rewards=None, data=prompts, full=False, trainer=UncertaintyGRPOTrainer, eval_dataset=None, model=None, **config
+    ):
         settings = {
             "use_cpu": True,
             "bf16": False,
@@ -58,10 +61,11 @@ def make_trainer(base_model, tokenizer, prompts, human_profile, tmp_path):
         }
         rewards = [UncertaintyReward(human_profile), Lucky()] if rewards is None else rewards
         return trainer(
-            base_model(),
+            base_model() if model is None else model,
             rewards,
             UncertaintyGRPOConfig(str(tmp_path / "run"), **settings),
             train_dataset=data,
+            eval_dataset=eval_dataset,
             processing_class=tokenizer,
             peft_config=None if full else LoraConfig(target_modules="all-linear", r=4),
             rollout_func=SampledRollouts(seed=0),
@@ -226,26 +230,126 @@ def test_functional_rows_are_held_near_the_base_and_creative_ones_are_free(make_
     assert any(parameter.grad.abs().sum() > 0 for parameter in trainer.model.parameters() if parameter.grad is not None)
 
 
+@pytest.mark.parametrize(
+    ("tied", "adapter"),
+    [
+        (False, {"modules_to_save": ["lm_head"]}),
+        (True, {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}),
+    ],
+)
+def test_the_base_has_its_own_head_and_no_dropout(tied, adapter, make_trainer, make_model):
+    config = {"initializer_range": 0.15, "tie_word_embeddings": tied, "attention_dropout": 0.5}
+    base = make_model("llama", **config).eval()
+    lora = LoraConfig(target_modules=["q_proj"], r=4, lora_dropout=0.5, **adapter)
+    policy = get_peft_model(copy.deepcopy(base), lora)
+    trainer = make_trainer(
+        rewards=[length_reward, Lucky()], full=True, model=policy, functional_beta=1.0, target_entropy_coef=0.0
+    )
+    batch, _ = scored_batch(trainer)
+    still = {**batch, "advantages": batch["advantages"] * 0}
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    assert trainer._compute_loss(trainer.model, still).item() == pytest.approx(0, abs=1e-6)
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn_like(parameter)
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+    with torch.no_grad():
+        logits = base(input_ids=ids, attention_mask=mask).logits[:, batch["prompt_ids"].shape[1] - 1 : -1]
+    expected = logits.log_softmax(-1).gather(2, batch["completion_ids"].unsqueeze(2)).squeeze(2)
+    own = batch["completion_mask"].bool() & ~batch["creative"].unsqueeze(1)
+    again = trainer._base_on_functional(batch)[0]
+    torch.testing.assert_close(again[own], expected[own], rtol=1e-4, atol=1e-4)
+
+
+def test_tokens_that_are_trained_in_the_head_are_refused(make_trainer, make_model):
+    model = make_model("llama", tie_word_embeddings=True)
+    policy = get_peft_model(model, LoraConfig(target_modules=["q_proj"], trainable_token_indices=[5, 6]))
+    with pytest.raises(InputError, match="trainable_token_indices reach the output head"):
+        make_trainer(rewards=[length_reward, Lucky()], full=True, model=policy, target_entropy_coef=0.0)
+
+
+def own_nll(trainer, batch):
+    """The policy's mean surprisal `(B,)` of the completions, end tokens left out."""
+    mask = batch["completion_mask"]
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    whole = torch.cat([batch["prompt_mask"], mask], 1)
+    with torch.no_grad():
+        logps = trainer._get_per_token_logps_and_entropies(trainer.model, ids, whole, mask.shape[1])[0]
+    counted = mask * (batch["completion_ids"] != trainer.processing_class.eos_token_id)
+    return -(logps * counted).sum(1) / counted.sum(1)
+
+
+def answering(completions):
+    """Rollouts that say one thing after another."""
+
+    def roll(prompts, trainer):
+        said = [completions[i % len(completions)] for i in range(len(prompts))]
+        return {"prompt_ids": trainer._tokenize_prompts(prompts)[0], "completion_ids": said, "logprobs": None}
+
+    return roll
+
+
+def divergence_of(trainer, batch):
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    trainer._metrics["train"].clear()
+    trainer._compute_loss(trainer.model, batch)
+    return trainer._metrics["train"]["entropy/divergence"][0]
+
+
+@pytest.mark.parametrize("length", [1, 2, 6])
+def test_a_policy_that_is_the_scorer_has_no_divergence(length, make_trainer, tokenizer):
+    """With an end token behind short answers, and with tokens that their text would not be cut to again."""
+    trainer = make_trainer(target_entropy_coef=1.0)
+    trainer.rollout_func = answering(
+        [[*[17 + i, 40, 41, 42, 43, 44][:length], tokenizer.eos_token_id] for i in range(4)]
+    )
+    batch, _ = scored_batch(trainer)
+    assert divergence_of(trainer, batch) == pytest.approx(0, abs=1e-5)
+
+
+def test_masked_completions_are_left_out_of_the_divergence(make_trainer, tokenizer):
+    trainer = make_trainer(target_entropy_coef=1.0, mask_truncated_completions=True)
+    trainer.rollout_func = answering([[17, 40, 41, tokenizer.eos_token_id], [18, 50, 51, 52]])
+    for name, parameter in trainer.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    batch, _ = scored_batch(trainer)
+    whole = batch["completion_mask"].any(1)
+    assert whole.tolist() == [True, False] * 4
+    counted = whole & batch["creative"]
+    expected = (batch["scorer_nll"] - own_nll(trainer, batch))[counted].mean().item()
+    assert abs(expected) > 0.01
+    assert divergence_of(trainer, batch) == pytest.approx(expected, abs=1e-5)
+    assert batch["scorer_nll"][~counted].isnan().all()
+
+
+def test_a_scorer_of_other_tokens_compares_means_of_its_own(make_trainer, human_profile, base_model, tokenizer):
+    other = copy.deepcopy(tokenizer)
+    other.add_tokens(["<another>"])
+    reward = UncertaintyReward(human_profile, Scorer(base_model().eval(), other, name="tiny"))
+    trainer = make_trainer(rewards=[reward, Lucky()], target_entropy_coef=1.0)
+    batch, rows = scored_batch(trainer)
+    said = trainer.processing_class.batch_decode(batch["completion_ids"], True)
+    told = [one.nll for one in reward.judge([row["prompt"] for row in rows], said)]
+    assert batch["scorer_nll"][batch["creative"]].tolist() == pytest.approx(told[:4], rel=1e-4)
+
+
 def test_a_policy_that_has_left_the_scorer_aims_lower(make_trainer):
     """By the divergence: its text is that much more surprising to the scorer than the policy is uncertain."""
     trainer = make_trainer(target_entropy_coef=1.0)
     batch, rows = scored_batch(trainer)
     creative = torch.tensor([row["domain"] == "creative" for row in rows])
-    expected = trainer.uncertainty.judge(
-        [row["prompt"] for row in rows], trainer.processing_class.batch_decode(batch["completion_ids"], True)
-    )
-    told = torch.tensor([float(one.nll) for one in expected])
-    torch.testing.assert_close(batch["scorer_nll"][creative], told[creative], rtol=1e-4, atol=1e-4)
+    own = own_nll(trainer, batch)
+    # The adapter is new: the policy is its base, and the scorer is that base.
+    torch.testing.assert_close(batch["scorer_nll"][creative], own[creative], rtol=1e-4, atol=1e-4)
     assert batch["scorer_nll"][~creative].isnan().all()
 
     def target(divergence):
         trainer._metrics["train"].clear()
-        mask = batch["completion_mask"]
-        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
-        whole = torch.cat([batch["prompt_mask"], mask], 1)
-        with torch.no_grad():
-            logps = trainer._get_per_token_logps_and_entropies(trainer.model, ids, whole, mask.shape[1])[0]
-        own = -(logps * mask).sum(1) / mask.sum(1)
         nll = torch.where(creative, own + divergence, torch.nan)
         trainer._compute_loss(trainer.model, {**batch, "scorer_nll": nll})
         return trainer._metrics["train"]["entropy/creative_target"][0]
@@ -338,6 +442,9 @@ def test_full_fine_tuning_needs_a_scorer_of_its_own(make_trainer, human_profile,
         ({"target_entropy_coef": -1.0}, "target_entropy_coef is -1.0"),
         ({"functional_beta": -1.0}, "functional_beta is -1.0"),
         ({"entropy_coef": 0.1}, "pull at one entropy"),
+        ({"scale_rewards": "batch"}, "scale_rewards='batch'"),
+        ({"scale_rewards": False}, "scale_rewards='none'"),
+        ({"use_vllm": True}, "use_vllm=True"),
         ({"constraint_limit": 0.1, "constraint_margin": 0.1}, "give one"),
         ({"constraint_limit": 0.1, "reward_weights": [1.0, 0.0]}, "weight of the FactualityReward is 0"),
         ({"constraint_limit": 0.1, "constraint_window": 0}, "constraint_window"),
@@ -359,3 +466,54 @@ def test_what_is_missing_is_refused_before_training(make_trainer, prompts, human
         make_trainer(rewards=[length_reward])
     with pytest.raises(InputError, match="was fitted with 'gemma-3-270m'"):
         make_trainer(rewards=[UncertaintyReward("gemma-3-270m"), Lucky()])
+
+
+class AsyncReward:
+    async def __call__(self, completions, **_):
+        return [0.0] * len(completions)
+
+
+@pytest.mark.parametrize(
+    ("reward", "says"),
+    [
+        (AsyncReward(), "reward AsyncReward: this trainer takes no async"),
+        (AsyncReward().__call__, "reward __call__: this trainer takes no async"),
+        (torch.nn.Linear(1, 1), "reward Linear: this trainer takes functions, and no models"),
+        ("some/model", "reward some/model: this trainer takes functions, and no models"),
+        (None, "reward NoneType: this trainer takes functions"),
+    ],
+)
+def test_rewards_that_are_no_plain_functions_are_refused(reward, says, make_trainer):
+    with pytest.raises(InputError, match=says):
+        make_trainer(rewards=[reward, Lucky()], target_entropy_coef=0.0)
+
+
+def test_rows_of_an_unknown_domain_are_refused_when_they_are_seen(make_trainer, prompts):
+    odd = prompts.map(lambda row: {"domain": row["domain"].replace("c", "C", 1)})
+    config = {"rewards": [length_reward, Lucky()], "target_entropy_coef": 0.0, "shuffle_dataset": None}
+    with pytest.raises(InputError, match="is of domain 'Creative', not 'creative' or 'functional'"):
+        make_trainer(data=odd.to_iterable_dataset(), **config).train()
+
+
+def test_a_stream_without_functional_rows_is_refused_under_a_constraint(make_trainer, prompts):
+    creative = prompts.filter(lambda row: row["domain"] == "creative").to_iterable_dataset()
+    config = {"rewards": [length_reward, Lucky()], "target_entropy_coef": 0.0, "shuffle_dataset": None}
+    with pytest.raises(InputError, match="no functional rows, and the constraint is held on them"):
+        make_trainer(data=creative, constraint_limit=0.1, **config).train()
+
+
+def test_evaluation_sets_need_domains_too(make_trainer, prompts):
+    bare, odd = prompts.remove_columns("domain"), prompts.map(lambda row: {"domain": "poetry"})
+    with pytest.raises(InputError, match="the evaluation set has no column 'domain'"):
+        make_trainer(eval_dataset=bare)
+    with pytest.raises(InputError, match="the evaluation set odd's row 0 is of domain 'poetry'"):
+        make_trainer(eval_dataset={"well": prompts, "odd": odd})
+
+
+def test_answers_that_nothing_can_match_are_refused_before_training(make_trainer, prompts):
+    rows = prompts.to_list()
+    rows[3]["answer"] = ["+"]
+    with pytest.raises(InputError, match=r"the training set's row 3, answer: '\+' has no word"):
+        make_trainer(data=Dataset.from_list(rows))
+    with pytest.raises(InputError, match=r"the evaluation set few's row 3, answer: '\+' has no word"):
+        make_trainer(eval_dataset={"few": Dataset.from_list(rows)})

@@ -1,10 +1,12 @@
 """The rewards: their range, their routing by domain, their two sides, and how TRL calls them."""
 
 import copy
+import dataclasses
 import json
 import math
 import pickle
 import random
+import types
 
 import numpy as np
 import pytest
@@ -134,6 +136,69 @@ def test_pickled_and_back(human_profile, scorer, human_texts):
         _ = again.scorer
 
 
+@pytest.fixture
+def two_policies(base_model, make_model):
+    """PEFT policies of two models."""
+    models = (base_model(), make_model("llama", initializer_range=0.3))
+    return [get_peft_model(model, LoraConfig(target_modules=["q_proj"])) for model in models]
+
+
+@pytest.fixture
+def own_profiles(monkeypatch, human_profile, human_texts):
+    """Every scorer has a shipped profile of its own."""
+
+    def fit(cls, scorer):
+        return dataclasses.replace(human_profile, scorer_name=scorer.name, weight_hash=scorer.weight_hash)
+
+    monkeypatch.setattr(HumanProfile, "shipped_for", classmethod(fit))
+
+
+def test_another_policy_is_bound_anew(two_policies, own_profiles, tokenizer, human_texts):
+    reward = UncertaintyReward()
+    found, levels = [], []
+    for policy in two_policies:
+        reward.bind(policy, tokenizer)
+        fresh = UncertaintyReward()
+        fresh.bind(policy, tokenizer)
+        assert isinstance(reward.scorer, SharedScorer)
+        assert reward.scorer.policy is policy
+        assert reward.profile.weight_hash == fresh.profile.weight_hash == reward.scorer.id.weight_hash
+        found.append(call(reward, human_texts[:2]))
+        assert found[-1] == call(fresh, human_texts[:2])
+        levels.append(reward.human_levels([PROMPT], human_texts[:1]))
+        assert levels[-1] == fresh.human_levels([PROMPT], human_texts[:1])
+    assert found[0] != found[1]
+    assert levels[0] != levels[1]
+    scorer = reward.scorer
+    reward.bind(two_policies[1], tokenizer)
+    assert reward.scorer is scorer
+
+
+def test_the_trainer_that_calls_is_the_one_that_is_bound(two_policies, own_profiles, tokenizer, human_texts):
+    class Trainer:
+        processing_class = tokenizer
+        accelerator = types.SimpleNamespace(unwrap_model=lambda model: model)
+
+        def __init__(self, model):
+            self.model = model
+
+        def log(self, name, value):
+            pass
+
+    reward = UncertaintyReward()
+    for policy in (*two_policies, two_policies[0]):
+        call(reward, human_texts[:1], log_metric=Trainer(policy).log)
+        assert isinstance(reward.scorer, SharedScorer)
+        assert reward.scorer.policy is policy
+
+
+def test_a_scorer_that_is_given_stays(two_policies, reward, tokenizer):
+    scorer = reward.scorer
+    for policy in two_policies:
+        reward.bind(policy, tokenizer)
+        assert reward.scorer is scorer
+
+
 def test_the_ready_instances():
     for name in ("uncertainty_reward", "surprisal_reward", "entropy_reward", "pmi_reward", "factuality_reward"):
         assert getattr(rewards, name).__name__ == name
@@ -217,6 +282,33 @@ class TestFactuality:
         )
         assert out == [1.0, None, None]
 
+    def test_numbers_are_their_text(self):
+        said, answers = [" 12", " 12", " 0.5", " True", " 1000000"], [12, 12.0, np.float32(0.5), True, [7, 1e6]]
+        assert call(FactualityReward(), said, answer=answers) == [1.0] * 5
+        assert call(FactualityReward(), [" 13"], answer=[12]) == [0.0]
+
+    @pytest.mark.parametrize(
+        ("answer", "says"),
+        [
+            ("", "'' has no word"),
+            (["four", "-"], "'-' has no word"),
+            (math.nan, "nan is no text"),
+            ([None], "None is no text"),
+            ({"text": "four"}, "is no text and no number"),
+        ],
+    )
+    def test_answers_that_nothing_can_match(self, answer, says):
+        reward = FactualityReward()
+        row = {"answer": answer, "domain": "functional"}
+        with pytest.raises(InputError, match=rf"^the training set's row 1, answer: .*{says}"):
+            reward.check([{**row, "domain": "creative"}, row])
+        with pytest.raises(InputError, match=rf"row 0 of the batch, answer: .*{says}"):
+            call(reward, [" four"], answer=[answer])
+        wrong = {"answer": "five", "wrong": answer}
+        reward.check([wrong])
+        with pytest.raises(InputError, match=rf"^the training set's row 0, wrong: .*{says}"):
+            FactualityReward("contrastive").check([wrong])
+
     def test_chats(self):
         completion = [{"role": "assistant", "content": "Paris."}]
         assert FactualityReward()([[{"role": "user", "content": "?"}]], [completion], answer=["Paris"]) == [1.0]
@@ -282,8 +374,6 @@ def test_by_name_from_the_command_line_of_trl(base_model, save_model, human_prof
     data.mkdir()
     prompts.to_json(data / "train.jsonl")
     monkeypatch.setattr(HumanProfile, "shipped_for", classmethod(lambda cls, scorer: human_profile))
-    # The instances of the module are shared by all tests: this run gets its own.
-    monkeypatch.setattr(rewards, "surprisal_reward", UncertaintyReward(features=["surprisal"], name="surprisal_reward"))
     words = ["--model_name_or_path", str(folder), "--dataset_name", str(data), "--output_dir", str(tmp_path / "run")]
     rewards_of_ours = [f"ugap.training.rewards.{name}" for name in ("surprisal_reward", "factuality_reward")]
     settings = ["--use_cpu", "--bf16", "False", "--report_to", "none", "--max_steps", "1", "--logging_steps", "1"]

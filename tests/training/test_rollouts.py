@@ -122,6 +122,11 @@ def test_a_trainer_that_would_not_know_is_refused(make_trainer, human):
         make_trainer(GRPOTrainer, SampledRollouts(human)).train()
 
 
+def test_vllm_would_count_the_ratio_twice(make_trainer):
+    with pytest.raises(InputError, match=r"use_vllm=True: .* count twice"):
+        make_trainer(use_vllm=True)
+
+
 @pytest.mark.parametrize(("name", "value"), [("top_p", 0.9), ("min_p", 0.1), ("repetition_penalty", 1.2)])
 def test_settings_that_change_what_is_drawn_from_are_refused(make_trainer, name, value):
     with pytest.raises(InputError, match=f"{name}={value} changes what is drawn from"):

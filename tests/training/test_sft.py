@@ -94,6 +94,57 @@ def test_the_loss_is_that_of_whole_logits(make_trainer, base_model, human_texts)
     assert all(p.grad is not None for p in trainer.model.parameters() if p.requires_grad)
 
 
+@pytest.mark.parametrize(
+    ("tied", "adapter"),
+    [
+        (False, {"modules_to_save": ["lm_head"]}),
+        (True, {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}),
+        (True, {"modules_to_save": ["embed_tokens"]}),
+        (True, {"trainable_token_indices": [5, 6, 7, 40]}),
+        (False, {"trainable_token_indices": {"lm_head": [5, 6, 7, 40]}}),
+    ],
+)
+def test_the_base_has_its_own_head(tied, adapter, make_trainer, make_model):
+    base = make_model("llama", initializer_range=0.15, tie_word_embeddings=tied).eval()
+    policy = get_peft_model(copy.deepcopy(base), LoraConfig(**{"target_modules": ["q_proj"], "r": 4, **adapter}))
+    trainer = make_trainer(full=True, model=policy, constraint_limit=0.1)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn_like(parameter)
+    batch = batch_of(trainer)
+    ids, keep = {name: batch[name] for name in ("input_ids", "attention_mask")}, batch["labels"][:, 1:] != -100
+    with torch.no_grad():
+        own, its = (model(**ids).logits[:, :-1].log_softmax(-1) for model in (trainer.model.eval(), base))
+    expected = (its.exp() * (its - own)).sum(-1)[keep & ~batch["creative"].unsqueeze(1)].mean().item()
+    trainer.compute_loss(trainer.model.train(), batch).backward()
+    assert trainer._metrics["train"]["functional/kl"][0] == pytest.approx(expected, rel=1e-3)
+    assert all(p.grad is not None for p in trainer.model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "dropout"),
+    [
+        ("gpt2", {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}),
+        ("llama", {"attention_dropout": 0.5}),
+    ],
+)
+def test_dropout_is_no_divergence(kind, dropout, full, make_trainer, make_model, caplog):
+    model = make_model(kind, initializer_range=0.15, **dropout).requires_grad_(True)
+    lora = LoraConfig(target_modules="all-linear", r=4, lora_dropout=0.5)
+    trainer = make_trainer(full=True, model=model if full else get_peft_model(model, lora), constraint_limit=0.1)
+    assert "its dropout is switched off" in caplog.text
+    batch = batch_of(trainer)
+    trainer.compute_loss(trainer.model.train(), batch)
+    assert trainer._metrics["train"]["functional/kl"][0] == pytest.approx(0, abs=1e-6)
+    if not full:
+        moved(trainer)
+        one, two = (trainer.compute_loss(trainer.model, batch).item() for _ in range(2))
+        assert one == two
+
+
 @pytest.mark.parametrize("objective", ["cross-entropy", "gem"])
 def test_baselines(objective, make_trainer):
     trainer = moved(make_trainer(objective=objective))
@@ -193,6 +244,12 @@ def test_evaluation(make_trainer, sentences):
     trainer.eval_dataset = trainer.train_dataset
     metrics = trainer.evaluate()
     assert metrics["eval_loss"] > 0
+
+
+def test_a_stream_with_a_row_of_an_unknown_domain_is_refused(make_trainer, sentences):
+    odd = sentences.map(lambda row: {"domain": row["domain"].capitalize()}).to_iterable_dataset()
+    with pytest.raises(InputError, match="is of domain 'Creative'"):
+        make_trainer(data=odd, max_length=32).train()
 
 
 @pytest.mark.parametrize(

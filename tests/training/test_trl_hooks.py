@@ -8,6 +8,7 @@ from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 from trl.models import unwrap_model_for_generation
 
 HOOKS = [
+    (GRPOTrainer, "__init__", ["model", "reward_funcs", "args", "train_dataset", "eval_dataset"]),
     (GRPOTrainer, "_calculate_rewards", ["inputs", "prompts", "completions", "completion_ids_list"]),
     (GRPOTrainer, "_generate_and_score_completions", ["inputs"]),
     (GRPOTrainer, "_compute_loss", ["model", "inputs"]),
@@ -38,6 +39,7 @@ def test_the_settings_are_there():
     fields = GRPOConfig.__dataclass_fields__
     for name in ("multi_objective_aggregation", "entropy_coef", "use_adaptive_entropy", "ds3_gather_for_generation"):
         assert name in fields
+    assert (fields["scale_rewards"].default, fields["use_vllm"].default) == ("group", False)
     assert SFTConfig.__dataclass_fields__["loss_type"].default == "nll"
     names = inspect.signature(unwrap_model_for_generation).parameters
     assert {"gather_deepspeed3_params", "gradient_checkpointing_kwargs"} <= set(names)
@@ -48,3 +50,4 @@ def test_grpo_scales_its_own_loss_and_sft_leaves_it_to_the_trainer():
     assert "loss_is_scaled_for_ga" in inspect.getsource(Trainer.training_step)
     assert "_pending_extra_logs" in inspect.getsource(GRPOTrainer._log_completion_extra)
     assert "reward_weights" in inspect.getsource(GRPOTrainer.__init__)
+    assert "eos_token_ids" in inspect.getsource(GRPOTrainer.__init__)

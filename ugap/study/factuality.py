@@ -204,10 +204,10 @@ def starts_with(completion: str, answers: Iterable[str]) -> bool:
     """Whether a completion starts with one of the answers.
 
     Both are cut to words by [`answer_words`]; the first words of the completion, as many as the answer has, have to be
-    the answer's.
+    the answer's. An answer without words matches nothing.
     """
     said = answer_words(completion)
-    return any(said[: len(words)] == words for words in map(answer_words, answers))
+    return any(words and said[: len(words)] == words for words in map(answer_words, answers))
 
 
 def first_named(completion: str, candidates: Sequence[str]) -> int | None:
@@ -228,22 +228,44 @@ def first_named(completion: str, candidates: Sequence[str]) -> int | None:
     return None
 
 
+# Thai, Lao, Burmese, Khmer, kana and Chinese characters: these scripts put nothing between words.
+_BORDERLESS = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3041-\u30fa\u30fc-\u30ff"
+    "\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+# `\w` leaves out the vowel signs of India.
+_LETTER = rf"(?:[^\W_{_BORDERLESS}]|[\u0900-\u0963\u0966-\u0dff])"
+_WORD = re.compile(rf"-?(?:\d+|(?<![\w.]))\.\d+|[{_BORDERLESS}]|-?{_LETTER}+(?:(?<!\d)(?:\+\+|[+#](?!\w)))?")
+# Latin, Greek, Cyrillic, Hebrew and Arabic write a word with or without marks; elsewhere a mark is part of the letter.
+_ACCENTS = re.compile(
+    "[\u0300-\u036f\u0483-\u0487\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0670"
+    "\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]"
+)
+# A hyphen or minus that is no sign of a number.
+_NO_SIGN = re.compile(r"(?<=[\w)\]])-|-(?!\.?\d)")
+
+
 def answer_words(text: str) -> list[str]:
     """The words of a short answer without what is a matter of spelling.
 
     Lower case, without accents, punctuation, HTML tags (base models like them) and leading articles. Words with a
     hyphen or an apostrophe are one word ("forty-two" starts with no "forty"), and so are numbers with a decimal point
-    or commas between thousands.
+    or commas between thousands. A minus belongs to the number behind it where nothing is subtracted from, and `+` and
+    `#` to the letters before them ("C" is not "C++"). In scripts without borders between words every character is a
+    word: "東京都です" starts with "東京", and "京都" with "京".
 
     Example:
         >>> answer_words(" The Forty-Two cafés: 1,000.5!")
         ['fortytwo', 'cafes', '1000.5']
+        >>> answer_words("-5 is no C++"), answer_words("東京")
+        (['-5', 'is', 'no', 'c++'], ['東', '京'])
     """
-    text = "".join(c for c in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(c))
+    text = unicodedata.normalize("NFC", _ACCENTS.sub("", unicodedata.normalize("NFKD", text.casefold())))
     text = re.sub(r"</?[a-z][^<>]*>", "", text)
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
     text = re.sub(r"(?<=[^\W\d_])['’‐‑-](?=[^\W\d_])", "", text)
-    words = re.findall(r"\d+\.\d+|[^\W_]+", text)
+    text = _NO_SIGN.sub(" ", text.replace("\N{MINUS SIGN}", "-"))
+    words = [re.sub(r"^(-?)\.", r"\g<1>0.", word) for word in _WORD.findall(text)]
     start = next((i for i, word in enumerate(words) if word not in ("a", "an", "the")), max(len(words) - 1, 0))
     return words[start:]
 

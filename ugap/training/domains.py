@@ -1,10 +1,14 @@
 """The two domains of a training set: creative rows are moved to the human level, functional rows are held."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from datasets import Dataset, IterableDataset
 
 from ugap.errors import InputError
 
 CREATIVE, FUNCTIONAL = "creative", "functional"
+NO_FUNCTIONAL = "the training set has no functional rows, and the constraint is held on them"
 
 
 def check_domains(dataset: Dataset | IterableDataset, *, constrained: bool) -> None:
@@ -24,19 +28,53 @@ def check_domains(dataset: Dataset | IterableDataset, *, constrained: bool) -> N
         ...
         ugap.errors.InputError: the training set has no column 'domain'; it has 'text'
     """
-    columns = dataset.column_names
-    if columns is not None and "domain" not in columns:
-        named = ", ".join(map(repr, columns))
-        raise InputError(f"the training set has no column 'domain'; it has {named}")
-    if isinstance(dataset, IterableDataset):
+    domains = _domains(dataset, "the training set")
+    if domains is None:
         return
-    domains = dataset["domain"]
-    for number, domain in enumerate(domains):
-        if domain not in (CREATIVE, FUNCTIONAL):
-            raise InputError(
-                f"the training set's row {number} is of domain {domain!r}, not {CREATIVE!r} or {FUNCTIONAL!r}"
-            )
     if CREATIVE not in domains:
         raise InputError("the training set has no creative rows")
     if constrained and FUNCTIONAL not in domains:
-        raise InputError("the training set has no functional rows, and the constraint is held on them")
+        raise InputError(NO_FUNCTIONAL)
+
+
+def check_evaluation_domains(datasets: Any) -> None:
+    """Refuse evaluation sets whose rows do not say their domain.
+
+    Args:
+        datasets (`Dataset`, `IterableDataset`, `Mapping` or `None`): As TRL takes them: one, or several by name.
+
+    Raises:
+        InputError: If a set has no column `domain`, or a row of it is of neither domain.
+    """
+    for name, dataset in evaluation_sets(datasets).items():
+        _domains(dataset, name)
+
+
+def evaluation_sets(datasets: Any) -> dict[str, Any]:
+    """Evaluation sets as TRL takes them, by how an error names them."""
+    named = datasets if isinstance(datasets, Mapping) else {"": datasets}
+    return {f"the evaluation set {name}".rstrip(): one for name, one in named.items() if one is not None}
+
+
+def is_creative(domain: object, place: str = "a row of the training or evaluation set") -> bool:
+    """Whether a row is creative, by its `domain`.
+
+    Raises:
+        InputError: If it is of neither domain.
+    """
+    if domain not in (CREATIVE, FUNCTIONAL):
+        raise InputError(f"{place} is of domain {domain!r}, not {CREATIVE!r} or {FUNCTIONAL!r}")
+    return domain == CREATIVE
+
+
+def _domains(dataset: Dataset | IterableDataset, name: str) -> set[str] | None:
+    """The domains of a set; `None` for a stream, whose rows are seen later."""
+    columns = dataset.column_names
+    if columns is not None and "domain" not in columns:
+        raise InputError(f"{name} has no column 'domain'; it has {', '.join(map(repr, columns))}")
+    if isinstance(dataset, IterableDataset):
+        return None
+    domains = dataset["domain"]
+    for number, domain in enumerate(domains):
+        is_creative(domain, f"{name}'s row {number}")
+    return set(domains)

@@ -11,14 +11,15 @@
   the same completion. The policy's entropy is that of the distribution that is drawn from: at the sampling temperature.
 - *Whose surprisal.* What has to meet people is how surprising the policy's text is to the scorer: the policy's entropy
   plus its divergence from the scorer, `E[-log S] = H + KL(policy || S)`. So on creative prompts the target is less by
-  that divergence, estimated from the completions at hand (the scorer's less the policy's mean surprisal). Without that
-  the policy would overshoot by as much as it has learned.
+  that divergence, estimated from the completions at hand (the scorer's less the policy's mean surprisal). Both are of
+  the token ids that were drawn, without the end token. A scorer of other tokens reads the text, and its mean is over
+  tokens of its own. Without the divergence the policy would overshoot by as much as it has learned.
 """
 
+import inspect
 import itertools
 import logging
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
+from datasets import IterableDataset
+from peft.utils.other import TrainableTokensWrapper
 from transformers import (
     TemperatureLogitsWarper,
     TrainerCallback,
@@ -40,11 +43,19 @@ from ugap.errors import InputError
 from ugap.sampling import DrawLogitsProcessor
 from ugap.sampling.batch import continue_contexts, drawn_config
 from ugap.training.constrained import ConstrainedConfig, ConstrainedTrainer
-from ugap.training.domains import CREATIVE, FUNCTIONAL, check_domains
+from ugap.training.domains import (
+    CREATIVE,
+    FUNCTIONAL,
+    NO_FUNCTIONAL,
+    check_domains,
+    check_evaluation_domains,
+    evaluation_sets,
+    is_creative,
+)
 from ugap.training.entropy_band import EntropyBandCallback
 from ugap.training.rewards import FactualityReward, UncertaintyReward
 from ugap.training.rollouts import SampledGRPOTrainer
-from ugap.training.shared_scorer import as_base, evaluating
+from ugap.training.shared_scorer import as_base, evaluating, switch_off_dropout
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +111,8 @@ class UncertaintyGRPOConfig(ConstrainedConfig, GRPOConfig):
                 f"multi_objective_aggregation={self.multi_objective_aggregation!r}: weighted before it is normalised, "
                 "a reward of one domain has no weight, and the constraint would do nothing: use 'normalize_then_sum'"
             )
+        if self.scale_rewards != "group":
+            raise InputError(f"scale_rewards={self.scale_rewards!r}: each reward is scaled by its group: leave 'group'")
         if self.constraint_limit is not None and self.constraint_margin is not None:
             raise InputError("constraint_limit and constraint_margin both say the limit: give one")
         if not 0 <= self.target_entropy_coef < math.inf:
@@ -115,12 +128,15 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
 
     Args:
         model (`str`, `PreTrainedModel` or `PeftModel`): As in TRL.
-        reward_funcs (`Callable` or `list`): As in TRL; [`UncertaintyReward`] for creative rows, [`FactualityReward`]
-            for functional ones, or others. An [`UncertaintyReward`] without a scorer takes the policy's frozen base.
+        reward_funcs (`Callable` or `list`): Functions as in TRL, neither async nor models: [`UncertaintyReward`] for
+            creative rows, [`FactualityReward`] for functional ones, or others. An [`UncertaintyReward`] without a
+            scorer takes the policy's frozen base.
         args (`UncertaintyGRPOConfig`): Settings.
         train_dataset (`Dataset` or `IterableDataset`): Rows with `prompt` and `domain`, and what the rewards need
             (`answer` on functional rows). `human_completion`, where there is one, sets the entropy's target.
         **kwargs: As in TRL's `GRPOTrainer`.
+
+    Where the entropy term or `functional_beta` compares the policy with a frozen model, its dropout is switched off.
 
     A reward that is NaN is left out, as TRL does with one that is None, counted, and logged as `rewards/{name}/nan`; if
     it is more than half of the rewards of a batch, the run ends with a checkpoint and `train` raises.
@@ -130,7 +146,9 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
 
     Raises:
         InputError: Before training, if rows have no domain, none is functional while a constraint is asked for,
-            no reward is about factuality then or its weight is 0, or a profile is of another scorer.
+            no reward is about factuality then or its weight is 0, a reward is async or a model, no completion can match
+            an answer, tokens of the output head are trained, or a profile is of another scorer. Of a stream, rows are
+            refused when they are seen.
     """
 
     _tag_names = ["trl", "grpo", "ugap"]  # noqa: RUF012  (as TRL declares it)
@@ -140,12 +158,17 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
     ):
         constrained = args.constrained
         check_domains(train_dataset, constrained=constrained)
+        check_evaluation_domains(kwargs.get("eval_dataset"))
         self.watched = [
             _Watched(reward) for reward in (reward_funcs if isinstance(reward_funcs, list) else [reward_funcs])
         ]
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "You are using 'rollout_func'")
-            super().__init__(model, list(self.watched), args, train_dataset=train_dataset, **kwargs)
+        self._check_answers({"the training set": train_dataset, **evaluation_sets(kwargs.get("eval_dataset"))})
+        super().__init__(model, list(self.watched), args, train_dataset=train_dataset, **kwargs)
+        policy = self.accelerator.unwrap_model(self.model)
+        if isinstance(policy.get_output_embeddings(), TrainableTokensWrapper):
+            raise InputError("trainable_token_indices reach the output head, which TRL's loss cannot read then")
+        if args.target_entropy_coef or args.functional_beta:
+            switch_off_dropout(policy)
         self._watch_constraint(args.constraint())
         self.add_callback(_Steps(self))
         self.add_callback(EntropyBandCallback(args.entropy_low, args.entropy_high, patience=args.entropy_patience))
@@ -153,7 +176,7 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
         self.factual = self._constrained_reward(rewards) if constrained else None
         for reward in rewards:
             if isinstance(reward, UncertaintyReward):
-                reward.bind(self.accelerator.unwrap_model(self.model), self.processing_class)
+                reward.bind(policy, self.processing_class)
         self.uncertainty = next((reward for reward in rewards if isinstance(reward, UncertaintyReward)), None)
         if args.target_entropy_coef and self.uncertainty is None:
             raise InputError(
@@ -164,11 +187,20 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
                 "functional_beta needs the frozen base, and a policy that is trained whole has none: set it to 0, or "
                 "beta above 0, which loads one"
             )
+        self._tokens_shared = self.uncertainty is not None and self.uncertainty.shares_tokens(self.processing_class)
         self.failure: str | None = None
         self._rewards_per_func: torch.Tensor | None = None
         self._logps: torch.Tensor | None = None
         self._entropies: torch.Tensor | None = None
         self._scorer_nll: list[float | None] = []
+
+    def _check_answers(self, sets: dict[str, Any]) -> None:
+        factual = [watched.reward for watched in self.watched if isinstance(watched.reward, FactualityReward)]
+        for name, dataset in sets.items():
+            if not isinstance(dataset, IterableDataset):
+                known = [column for column in ("domain", "answer", "wrong") if column in dataset.column_names]
+                for reward in factual:
+                    reward.check(dataset.select_columns(known), name)
 
     @property
     def _has_base(self) -> bool:
@@ -213,7 +245,10 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
             most (`int`, *optional*, defaults to `64`): Rows that are tried, each once.
         """
         assert self.factual is not None
-        rows = list(itertools.islice((row for row in self.train_dataset if row["domain"] == FUNCTIONAL), most))
+        functional = (row for row in self.train_dataset if not is_creative(row.get("domain")))
+        rows = list(itertools.islice(functional, most))
+        if not rows:
+            raise InputError(NO_FUNCTIONAL)
         generator = torch.Generator(self.accelerator.device).manual_seed(self.args.seed)
         warpers = [TemperatureLogitsWarper(self.temperature)] if self.temperature != 1 else []
         with (
@@ -260,6 +295,8 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
         return slice(begin, begin + n)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        # The rows of a stream are seen here for the first time.
+        creative = [is_creative(row.get("domain")) for row in inputs]
         output = super()._generate_and_score_completions(inputs)
         assert self._rewards_per_func is not None
         group = self.num_generations if self.model.training else self.num_generations_eval
@@ -273,14 +310,14 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
         output["advantages"] = advantages[self._own_rows(len(inputs))]
         if not (self.args.target_entropy_coef or self.args.functional_beta):
             return output
-        output["creative"] = torch.tensor([row["domain"] == CREATIVE for row in inputs]).to(self.accelerator.device)
+        output["creative"] = torch.tensor(creative).to(self.accelerator.device)
         base_logps, base_entropy = self._base_on_functional(output)
         if self.args.functional_beta:
             output["base_logps"] = base_logps
         if self.args.target_entropy_coef:
             output["entropy_target"] = self._entropy_targets(inputs, base_entropy)
-            nll = [math.nan if value is None else value for value in self._scorer_nll]
-            output["scorer_nll"] = torch.tensor(nll).to(self.accelerator.device)
+            output["compared"] = self._compared_tokens(output)
+            output["scorer_nll"] = self._scorer_nlls(output).to(self.accelerator.device)
         return output
 
     @torch.no_grad()
@@ -325,6 +362,23 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
         targets[creative] = torch.tensor(levels, dtype=targets.dtype, device=targets.device)
         return targets
 
+    def _compared_tokens(self, output: dict[str, Any]) -> torch.Tensor:
+        """Which tokens `(B, T)` the policy and the scorer are compared on: all that are trained on, but the end."""
+        ends = torch.tensor(self.eos_token_ids, device=output["completion_ids"].device)
+        return output["completion_mask"].bool() & ~torch.isin(output["completion_ids"], ends)
+
+    def _scorer_nlls(self, output: dict[str, Any]) -> torch.Tensor:
+        """Mean surprisal `(B,)` of creative completions to the scorer, nats per token; NaN where there is none.
+
+        A scorer of other tokens has read the text, and its mean is over tokens of its own.
+        """
+        assert self.uncertainty is not None
+        if not self._tokens_shared:
+            return torch.tensor([math.nan if value is None else value for value in self._scorer_nll])
+        prompts = _rows_of(output["prompt_ids"], output["prompt_mask"].bool())
+        completions = _rows_of(output["completion_ids"], output["compared"] & output["creative"].unsqueeze(1))
+        return torch.tensor(self.uncertainty.token_nlls(prompts, completions))
+
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
         out = super()._get_per_token_logps_and_entropies(*args, **kwargs)
         self._logps, self._entropies = out[:2]
@@ -356,8 +410,9 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
         """Mean over completions of the squared distance of their entropy from its target, nats²."""
         mask, target, creative = inputs["completion_mask"], inputs["entropy_target"], inputs["creative"]
         entropy = _row_means(entropies, mask)
-        ahead = inputs["scorer_nll"] + _row_means(logps, mask)
-        told = creative & ahead.isfinite()
+        compared = inputs["compared"]
+        ahead = inputs["scorer_nll"] + _row_means(logps, compared)
+        told = creative & ahead.isfinite() & compared.any(1)
         divergence = (torch.where(told, ahead, 0.0).sum() / told.sum().clamp(min=1)).clamp(min=0)
         target = torch.where(creative, target - divergence, target).clamp(min=0)
         known = target.isfinite() & (mask.sum(1) > 0)
@@ -404,6 +459,10 @@ def weighted_advantages(rewards: torch.Tensor, weights: torch.Tensor, group: int
     return (centred / (spread + EPSILON) * weights).sum(-1).view(-1)
 
 
+def _rows_of(ids: torch.Tensor, mask: torch.Tensor) -> list[list[int]]:
+    return [row[own].tolist() for row, own in zip(ids, mask, strict=True)]
+
+
 def _row_means(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return (values * mask).sum(1) / mask.sum(1).clamp(min=1)
 
@@ -412,8 +471,13 @@ class _Watched:
     """A reward function that counts its NaNs; TRL takes them for rows that the reward does not apply to."""
 
     def __init__(self, reward: Callable[..., Any]):
-        self.reward = reward
         self.__name__ = getattr(reward, "__name__", type(reward).__name__)
+        if isinstance(reward, torch.nn.Module) or not callable(reward):
+            name = reward if isinstance(reward, str) else self.__name__
+            raise InputError(f"reward {name}: this trainer takes functions, and no models")
+        if inspect.iscoroutinefunction(reward) or inspect.iscoroutinefunction(type(reward).__call__):
+            raise InputError(f"reward {self.__name__}: this trainer takes no async functions")
+        self.reward = reward
         self.told = self.nan = 0
 
     def __call__(self, **kwargs: Any) -> list[float | None]:

@@ -15,12 +15,15 @@ frozen base where the policy is a PEFT model, else a frozen copy of the model th
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -28,8 +31,9 @@ from ugap.errors import InputError
 from ugap.profile import HumanProfile
 from ugap.profile.texts import FEATURES, FEWEST_TOKENS
 from ugap.scoring import Scorer
+from ugap.scoring.batches import Request
 from ugap.scoring.encoding import text_fault
-from ugap.study.factuality import first_named, starts_with
+from ugap.study.factuality import answer_words, first_named, starts_with
 from ugap.training.domains import CREATIVE, FUNCTIONAL
 from ugap.training.shared_scorer import SharedScorer
 
@@ -86,36 +90,51 @@ class UncertaintyReward:
         self._given_profile, self._given_scorer = profile, scorer
         self._scorer: Scorer | None = scorer if isinstance(scorer, Scorer) else None
         self._profile: HumanProfile | None = None
+        # Held weakly: a ready instance outlives the policy of a run.
+        self._policy: weakref.ref[torch.nn.Module] | None = None
         self._levels: dict[str, float] = {}
 
     def bind(self, policy: PreTrainedModel | PeftModel | None, tokenizer: PreTrainedTokenizerBase | None) -> None:
         """Take the scorer that the reward has none of from a policy, and check that the profile is of it.
 
-        Trainers of this package call it before training; under another trainer it is done at the first call.
+        Trainers of this package call it before training; another trainer's call of the reward does it. Binding to
+        another policy takes the scorer and the profile anew.
 
         Raises:
             InputError: As of the class.
         """
-        if self._scorer is None:
-            if isinstance(self._given_scorer, str):
-                self._scorer = Scorer.from_pretrained(self._given_scorer)
-            elif isinstance(policy, PeftModel):
-                self._scorer = SharedScorer(policy, tokenizer)
-            elif policy is not None:
-                self._scorer = Scorer.from_pretrained(policy.config.name_or_path)
-            else:
-                raise InputError(f"{self.__name__} has neither a scorer nor a policy to take it from")
+        scorer = self._scorer_for(policy, tokenizer)
         profile = self._given_profile
         if profile is None:
-            profile = HumanProfile.shipped_for(self._scorer.id)
+            profile = HumanProfile.shipped_for(scorer.id)
         elif not isinstance(profile, HumanProfile):
             profile = HumanProfile.load(profile)
-        profile.check(self._scorer.id)
+        profile.check(scorer.id)
         if profile.domain(self.domain).texts is None:
             raise InputError(
                 f"the human profile of {self.domain!r} was fitted without features of whole texts: fit it again"
             )
-        self._profile = profile
+        if scorer is not self._scorer:
+            self._levels.clear()
+        self._scorer, self._profile = scorer, profile
+        self._policy = None if policy is None else weakref.ref(policy)
+
+    def _scorer_for(
+        self, policy: PreTrainedModel | PeftModel | None, tokenizer: PreTrainedTokenizerBase | None
+    ) -> Scorer:
+        """The scorer that is given or was taken from this policy already, else a new one."""
+        if self._scorer is not None and (self._given_scorer is not None or self._bound_to(policy)):
+            return self._scorer
+        if isinstance(self._given_scorer, str):
+            return Scorer.from_pretrained(self._given_scorer)
+        if isinstance(policy, PeftModel):
+            return SharedScorer(policy, tokenizer)
+        if policy is None:
+            raise InputError(f"{self.__name__} has neither a scorer nor a policy to take it from")
+        return Scorer.from_pretrained(policy.config.name_or_path)
+
+    def _bound_to(self, policy: torch.nn.Module | None) -> bool:
+        return policy is not None and self._policy is not None and self._policy() is policy
 
     @property
     def scorer(self) -> Scorer:
@@ -153,8 +172,7 @@ class UncertaintyReward:
         rewards: list[float | None] = [None] * len(prompts)
         nll: list[float | None] = [None] * len(prompts)
         if own:
-            if self._profile is None:
-                self._bind_to_caller(log_metric)
+            self._bind_to_caller(log_metric)
             judged = self.judge([prompts[i] for i in own], [completions[i] for i in own])
             for i, one in zip(own, judged, strict=True):
                 rewards[i], nll[i] = one.reward, one.nll
@@ -221,6 +239,32 @@ class UncertaintyReward:
         level = self.profile.domain(self.domain).means["surprisal"]
         return [self._levels.get(key, level) for key in keys]
 
+    def shares_tokens(self, tokenizer: PreTrainedTokenizerBase) -> bool:
+        """Whether the scorer reads a policy's token ids as they are; raises as `scorer`."""
+        own = self.scorer.tokenizer
+        return own is tokenizer or own.get_vocab() == tokenizer.get_vocab()
+
+    def token_nlls(self, prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> list[float]:
+        """Mean surprisal of completions to the scorer, in nats per token, on just these token ids.
+
+        Text that is tokenised again can be other tokens, and other ones than those that the policy drew.
+
+        Args:
+            prompts (`Sequence[list[int]]`): Token ids before each completion, BOS included.
+            completions (`Sequence[list[int]]`): Token ids of the completions.
+
+        Returns:
+            `list[float]`: NaN for a completion without tokens, or with one that the scorer does not know.
+        """
+        known = len(self.scorer.head.weight)
+        requests = [
+            Request(i, 0, prompt, completion)
+            for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
+            if prompt and completion and max(prompt + completion) < known
+        ]
+        surprisals = {i: rows[0] for i, rows in self.scorer._run_all(requests, False).items()}
+        return [float(surprisals[i].mean()) if i in surprisals else math.nan for i in range(len(completions))]
+
     def _ids(self, text: str) -> list[int]:
         return self.scorer.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
@@ -237,8 +281,12 @@ class UncertaintyReward:
     def _bind_to_caller(self, log_metric: Callable[[str, float], None] | None) -> None:
         """Bind to the policy of the trainer that calls, which shows itself by the method that it hands over."""
         trainer = getattr(log_metric, "__self__", None)
+        if self._profile is not None and (trainer is None or self._given_scorer is not None):
+            return
         if trainer is not None:
-            self.bind(trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class)
+            policy = trainer.accelerator.unwrap_model(trainer.model)
+            if not self._bound_to(policy):
+                self.bind(policy, trainer.processing_class)
         elif self._given_scorer is None:
             raise InputError(f"{self.__name__} has no scorer, and is not called by a trainer whose policy could be it")
 
@@ -254,6 +302,8 @@ class UncertaintyReward:
         state = self.__dict__.copy()
         if not isinstance(self._given_scorer, Scorer):
             state["_scorer"] = state["_profile"] = None
+        # What a weak reference points at is of this process.
+        state["_policy"] = None
         return state
 
 
@@ -284,12 +334,13 @@ class FactualityReward:
             `domain` all rows are of it.
         name (`str`, *optional*, defaults to `"factuality_reward"`): Name in logs.
 
-    Columns: `answer` (a string, or a list of all that counts as right) and, for `"contrastive"`, `wrong` (a list).
+    Columns: `answer` (one answer, or a list of all that counts as right) and, for `"contrastive"`, `wrong` (a list).
     Answers are compared word by word without regard to case, accents and articles, see
-    [`~ugap.study.factuality.answer_words`].
+    [`~ugap.study.factuality.answer_words`]. A number is taken as its text: 12 and 12.0 as "12", True as "True".
 
     Raises:
-        InputError: If the kind is unknown; when called, if a column is missing.
+        InputError: If the kind is unknown; when called, if a column is missing; by `check`, or else when called, if an
+            answer is no text or number, or has no word to be found by.
 
     Example:
         >>> reward = FactualityReward()
@@ -308,6 +359,21 @@ class FactualityReward:
             raise InputError(f"kind {kind!r}: not exact or contrastive")
         self.kind, self.domain, self.__name__ = kind, domain, name
 
+    def check(self, rows: Iterable[Mapping[str, Any]], name: str = "the training set") -> None:
+        """Refuse answers that no completion can be compared with; trainers of this package call it before training.
+
+        Args:
+            rows (`Iterable[Mapping]`): The rows; those of other domains are passed over.
+            name (`str`, *optional*, defaults to `"the training set"`): How an error names them.
+
+        Raises:
+            InputError: If an answer is no text or number, or has no word.
+        """
+        for number, row in enumerate(rows):
+            if row.get("domain", self.domain) == self.domain:
+                for column in ("answer", "wrong") if self.kind == "contrastive" else ("answer",):
+                    _listed(row.get(column), f"{name}'s row {number}, {column}")
+
     def __call__(
         self,
         prompts: Sequence[Text],
@@ -315,8 +381,8 @@ class FactualityReward:
         completion_ids: Any = None,
         *,
         domain: Sequence[str] | None = None,
-        answer: Sequence[str | Sequence[str] | None] | None = None,
-        wrong: Sequence[Sequence[str] | None] | None = None,
+        answer: Sequence[Any] | None = None,
+        wrong: Sequence[Any] | None = None,
         **columns: Any,
     ) -> list[float | None]:
         """The reward of every completion."""
@@ -328,13 +394,15 @@ class FactualityReward:
             wrong = [None] * len(completions)
         rewards: list[float | None] = []
         for i, completion in enumerate(completions):
-            right = _listed(answer[i])
-            if not right or (domain is not None and domain[i] != self.domain):
+            row = f"{self.__name__}, row {i} of the batch"
+            own = domain is None or domain[i] == self.domain
+            right = _listed(answer[i], f"{row}, answer") if own else []
+            if not right:
                 rewards.append(None)
             elif self.kind == "exact":
                 rewards.append(float(starts_with(_text(completion), right)))
             else:
-                named = first_named(_text(completion), [*right, *_listed(wrong[i])])
+                named = first_named(_text(completion), [*right, *_listed(wrong[i], f"{row}, wrong")])
                 rewards.append(float(named is not None and named < len(right)))
         return rewards
 
@@ -346,10 +414,25 @@ def _text(text: Text) -> str:
     return str(text[-1]["content"]) if text else ""
 
 
-def _listed(answers: str | Sequence[str] | None) -> list[str]:
+def _listed(answers: Any, place: str) -> list[str]:
+    """The answers of a row, none where it has none."""
     if answers is None:
         return []
-    return [answers] if isinstance(answers, str) else list(answers)
+    several = isinstance(answers, Sequence | np.ndarray) and not isinstance(answers, str)
+    return [_answer(answer, place) for answer in (answers if several else [answers])]
+
+
+def _answer(answer: Any, place: str) -> str:
+    if isinstance(answer, float | np.floating) and math.isfinite(answer):
+        # Tables hold whole numbers as floats where a row has none.
+        said = np.format_float_positional(answer, trim="-")
+    elif isinstance(answer, str | int | np.integer | np.bool_ | Decimal):
+        said = str(answer)
+    else:
+        raise InputError(f"{place}: {answer!r} is no text and no number")
+    if not answer_words(said):
+        raise InputError(f"{place}: {answer!r} has no word, so no completion can match it")
+    return said
 
 
 uncertainty_reward = UncertaintyReward()

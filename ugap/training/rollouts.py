@@ -9,11 +9,12 @@ draws from another distribution `q`, and the ratio that is right is that to `q`.
   of the old policy's log-probabilities. A trainer that would not is refused.
 """
 
+import warnings
 from typing import Any
 
 import torch
 from transformers import LogitsProcessor, TemperatureLogitsWarper
-from trl import GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
 from ugap.errors import InputError
@@ -108,9 +109,23 @@ class SampledGRPOTrainer(GRPOTrainer):
     Where a rollout function returns log-probabilities, they are the denominator of the ratio. The loss clips the ratio
     as ever, so far from 1 a token teaches nothing: widen `epsilon`, or take `loss_type="cispo"`, where the
     sampler's temperatures are far from 1.
+
+    Raises:
+        InputError: Before training, if `use_vllm` is set.
     """
 
     _tag_names = ["trl", "grpo", "ugap"]  # noqa: RUF012  (as TRL declares it)
+
+    def __init__(
+        self, model: Any, reward_funcs: Any = None, args: GRPOConfig | None = None, *others: Any, **kwargs: Any
+    ):
+        if args is not None and args.use_vllm:
+            raise InputError(
+                "use_vllm=True: TRL corrects for vLLM by a ratio too, and the ratio would count twice: switch it off"
+            )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "You are using 'rollout_func'")
+            super().__init__(model, reward_funcs, args, *others, **kwargs)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)

@@ -11,20 +11,22 @@ multiplier of `ugap.training.constraint` is the weight of that KL beside the los
 import copy
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from accelerate.utils import is_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from trl import SFTConfig, SFTTrainer
 
 from ugap.errors import InputError
 from ugap.sampling import weight_of
 from ugap.training.constrained import ConstrainedConfig, ConstrainedTrainer
-from ugap.training.domains import CREATIVE, FUNCTIONAL, check_domains
+from ugap.training.domains import CREATIVE, FUNCTIONAL, check_domains, check_evaluation_domains, is_creative
 from ugap.training.losses import creativity_loss, creativity_reality_loss, gem_loss, reality_loss
-from ugap.training.shared_scorer import as_base, evaluating
+from ugap.training.shared_scorer import as_base, evaluating, switch_off_dropout
 from ugap.training.token_forward import TokenRequest, add_token_forward
 
 Objective = Literal["creativity-reality", "cross-entropy", "gem"]
@@ -106,6 +108,8 @@ class UncertaintySFTTrainer(ConstrainedTrainer, SFTTrainer):
             strings or messages), each with its `domain`: `"creative"` or `"functional"`.
         **kwargs: As in TRL's `SFTTrainer`.
 
+    Where the policy is compared with its base, its dropout is switched off: it would count as divergence.
+
     The loss of a step is the mean over its micro-batches and processes. In the log, beside what TRL logs, are
     `creative/{nll,entropy,calibration}`, `functional/{nll,entropy,kl}` and `constraint/{metric}/{cost,limit,lambda}`.
 
@@ -129,17 +133,20 @@ class UncertaintySFTTrainer(ConstrainedTrainer, SFTTrainer):
     def __init__(
         self, model: Any, args: UncertaintySFTConfig, *, train_dataset: Any, eval_dataset: Any = None, **kwargs: Any
     ):
-        for dataset in (train_dataset, *_listed(eval_dataset)):
-            check_domains(dataset, constrained=args.constrained)
+        check_domains(train_dataset, constrained=args.constrained)
+        check_evaluation_domains(eval_dataset)
         super().__init__(model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         self.data_collator = DomainCollator(self.data_collator)
         self._watch_constraint(args.constraint())
         policy = self.accelerator.unwrap_model(self.model)
         adapted = is_peft_model(policy)
+        if self._needs_base:
+            switch_off_dropout(policy)
         base = policy.get_base_model() if adapted else policy
         name = base.config.name_or_path or type(base).__name__
         self.reference: torch.nn.Module | None = None
         self._within_reference: Callable[..., Any] | None = None
+        self._head_is_adapted = isinstance(base.get_output_embeddings(), BaseTunerLayer | AuxiliaryTrainingWrapper)
         with evaluating(base):
             if self._needs_base and not adapted:
                 # The model as it is before training: there is no adapter to switch off.
@@ -179,11 +186,7 @@ class UncertaintySFTTrainer(ConstrainedTrainer, SFTTrainer):
         if self._needs_base:
             # Every process runs the base, whatever its rows are: sharded models wait for each other.
             compared = ~creative if not creative.all() else torch.arange(len(creative), device=creative.device) == 0
-            extra = {
-                "base_hidden": self._base_hidden(model, rows, compared),
-                "within_base": self._within_reference,
-                "compared": compared,
-            }
+            extra = {**self._base_states(model, rows, compared), "compared": compared}
         out = model(**rows, **extra, tokens=TokenRequest(gem_beta=args.gem_beta if args.objective == "gem" else None))
         labels = rows["labels"][:, 1:]
         own = creative.unsqueeze(1).expand_as(labels)[labels != -100]
@@ -207,13 +210,17 @@ class UncertaintySFTTrainer(ConstrainedTrainer, SFTTrainer):
         return loss
 
     @torch.no_grad()
-    def _base_hidden(self, model: torch.nn.Module, rows: dict[str, Any], compared: torch.Tensor) -> torch.Tensor:
-        """Hidden states of the frozen base at the label positions of some rows."""
+    def _base_states(self, model: torch.nn.Module, rows: dict[str, Any], compared: torch.Tensor) -> dict[str, Any]:
+        """Hidden states of the frozen base at the label positions of some rows, and its head where it has its own."""
         some = {name: value[compared] if isinstance(value, torch.Tensor) else value for name, value in rows.items()}
         if self.reference is not None:
-            return self.reference(**some, tokens=TokenRequest(hidden=True))["hidden"]
+            hidden = self.reference(**some, tokens=TokenRequest(hidden=True))["hidden"]
+            return {"base_hidden": hidden, "within_base": self._within_reference}
         with as_base(self.accelerator.unwrap_model(model)):
-            return model(**some, tokens=TokenRequest(hidden=True))["hidden"]
+            out = model(**some, tokens=TokenRequest(hidden=True, head=self._head_is_adapted))
+        if not self._head_is_adapted:
+            return {"base_hidden": out["hidden"]}
+        return {"base_hidden": out["hidden"], "within_base": lambda compute, states: compute(out["head"], states)}
 
     def _keep_metrics(
         self,
@@ -250,12 +257,6 @@ class DomainCollator:
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Collate rows that have a `domain`."""
-        creative = [example["domain"] == CREATIVE for example in examples]
+        creative = [is_creative(example.get("domain")) for example in examples]
         batch = self.collate([{k: v for k, v in example.items() if k != "domain"} for example in examples])
         return {**batch, "creative": torch.tensor(creative)}
-
-
-def _listed(datasets: Any) -> list[Any]:
-    if datasets is None:
-        return []
-    return list(datasets.values()) if isinstance(datasets, Mapping) else [datasets]

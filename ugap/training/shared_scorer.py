@@ -4,6 +4,7 @@ It is the scorer that costs nothing, and it judges the policy by the model that 
 another family tells whether what it measures is there for other readers too: report that beside it.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,8 @@ from transformers import PreTrainedTokenizerBase
 from ugap.errors import InputError
 from ugap.scoring import Scorer
 from ugap.scoring.batches import Batch
+
+logger = logging.getLogger(__name__)
 
 
 class SharedScorer(Scorer):
@@ -72,3 +75,24 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(training)
+
+
+def switch_off_dropout(policy: torch.nn.Module) -> None:
+    """Set every dropout of a policy that is compared with its base to 0, and say so.
+
+    The base has none. A policy that drops out differs from it by noise, which would count as divergence.
+    """
+    found = False
+    for module in policy.modules():
+        rates = [name for name, value in vars(module).items() if "drop" in name and _is_rate(value)]
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd) and _is_rate(module.p):
+            rates.append("p")
+        for name in rates:
+            setattr(module, name, 0.0)
+            found = True
+    if found:
+        logger.warning("the policy is compared with its base: its dropout is switched off")
+
+
+def _is_rate(value: object) -> bool:
+    return isinstance(value, float) and value > 0

@@ -7,7 +7,7 @@ around a call of the wrapped model and around nothing else.
 import functools
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,10 +23,12 @@ class TokenRequest:
 
     Args:
         hidden (`bool`): The hidden states `(N, H)` alone, for a reference.
+        head (`bool`): With them, a copy of the head as it is in that forward pass.
         gem_beta (`float`, *optional*): Also GEM's loss of every token, with this temperature of its target.
     """
 
     hidden: bool = False
+    head: bool = False
     gem_beta: float | None = None
 
 
@@ -35,8 +37,8 @@ def add_token_forward(model: PreTrainedModel, name: str) -> OutputHead:
 
     They are `surprisal`, `entropy` (nats, differentiable), with a reference also `kl`, with `gem_beta` also `gem`. The
     reference is `base_hidden` `(M, H)`, for the tokens of the rows that the mask `compared` `(B,)` names; where its
-    head is not the model's own, `within_base` is [`OutputHead.within`] of its model. Without `tokens` the forward pass
-    is what it was.
+    head is not the model's own, `within_base` is [`OutputHead.within`] of its model, or calls with a copy of that head.
+    Without `tokens` the forward pass is what it was.
 
     Args:
         model (`PreTrainedModel`): A causal language model; under PEFT the base model. It is changed in place.
@@ -68,7 +70,7 @@ def add_token_forward(model: PreTrainedModel, name: str) -> OutputHead:
         keep = labels != -100
         hidden, targets = hidden[keep], labels[keep]
         if tokens.hidden:
-            return {"hidden": hidden}
+            return {"hidden": hidden} | ({"head": recipe.within(self, _copied, hidden)} if tokens.head else {})
 
         def compute(head: OutputHead, hidden: torch.Tensor) -> dict[str, torch.Tensor]:
             surprisal, entropy = surprisal_entropy(hidden, targets, head)
@@ -88,3 +90,9 @@ def add_token_forward(model: PreTrainedModel, name: str) -> OutputHead:
 
     model.forward = types.MethodType(forward, model)
     return recipe
+
+
+def _copied(head: OutputHead, hidden: torch.Tensor) -> OutputHead:
+    # A weight that is gathered or fetched is gone afterwards.
+    bias = None if head.bias is None else head.bias.detach().clone()
+    return replace(head, weight=head.weight.detach().clone(), bias=bias)

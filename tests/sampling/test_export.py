@@ -50,11 +50,10 @@ def inputs():
 
 
 @pytest.fixture
-def run(tiny_model, folder, inputs):
+def run(tiny_model, tokenizer, folder, inputs):
     def run(**options):
-        return tiny_model.generate(
-            **inputs, custom_generate=str(folder), trust_remote_code=True, **{**NEW, "seed": 5, **options}
-        )
+        options = {**NEW, "seed": 5, "tokenizer": tokenizer, **options}
+        return tiny_model.generate(**inputs, custom_generate=str(folder), trust_remote_code=True, **options)
 
     return run
 
@@ -135,14 +134,31 @@ class TestGenerate:
     @pytest.mark.parametrize(
         "share", [{"mode": "creative"}, {"mode": "balanced"}, {"mode": "precise"}, {"weight": 0.7}]
     )
-    def test_it_writes_what_the_package_writes(self, run, tiny_model, profile, inputs, domain, share):
-        own = generation_kwargs(tiny_model, domain, profile=profile, seed=5, **share)
+    def test_it_writes_what_the_package_writes(self, run, tiny_model, tokenizer, profile, inputs, domain, share):
+        own = generation_kwargs(tiny_model, domain, profile=profile, tokenizer=tokenizer, seed=5, **share)
         expected = tiny_model.generate(**inputs, **NEW, **own)
         assert run(domain=domain, **share).tolist() == expected.tolist()
 
     def test_seeds_and_rows_differ(self, run):
         assert run().tolist() != run(seed=6).tolist()
         assert run().tolist() == run(do_sample=True, temperature=0.1, top_k=1).tolist()
+
+    @pytest.mark.parametrize("where", ["the call", "a config", "the model's own config"])
+    def test_several_texts_of_a_prompt(self, run, tiny_model, inputs, monkeypatch, where):
+        """Drawn row by row, as if the prompt were repeated; no warper of the model's own config has a say."""
+        options = {"num_return_sequences": 3} if where == "the call" else {}
+        if where == "a config":
+            options = {"generation_config": GenerationConfig(num_return_sequences=3, do_sample=True, **NEW)}
+        if where == "the model's own config":
+            monkeypatch.setattr(tiny_model.generation_config, "do_sample", True)
+            monkeypatch.setattr(tiny_model.generation_config, "num_return_sequences", 3)
+        monkeypatch.setattr(tiny_model.generation_config, "top_k", 1)
+        several = run(**options)
+        assert several.shape == (6, 17)
+        assert len(set(map(tuple, several.tolist()))) == 6
+        monkeypatch.undo()
+        inputs.update({name: value.repeat_interleave(3, 0) for name, value in inputs.items()})
+        assert several.tolist() == run().tolist()
 
     def test_other_arguments_pass_through(self, run, inputs):
         out = run(return_dict_in_generate=True, output_scores=True, max_new_tokens=3, min_new_tokens=3)
@@ -189,6 +205,7 @@ class TestGenerate:
             ({"generation_config": GenerationConfig(num_beams=3)}, "num_beams=3"),
             ({"repetition_penalty": 1.2}, "repetition_penalty=1.2"),
             ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens=3"),
+            ({"assistant_early_exit": 1}, "assistant_early_exit=1"),
         ],
     )
     def test_bad_arguments_are_refused_before_the_model_runs(self, run, tiny_model, monkeypatch, options, message):

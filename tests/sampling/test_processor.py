@@ -218,6 +218,16 @@ class TestState:
             fresh = make(draw=True, generator=generator(2))
             assert torch.equal(write(used, ids=ids), write(fresh, ids=ids))
 
+    @pytest.mark.parametrize("more", [1, 2, 9])
+    def test_the_next_turn_begins_anew(self, make, write, more):
+        """With what was written before, and more, as the prompt."""
+        used = make(draw=True, generator=generator(1))
+        ids = torch.cat([IDS, write(used, max_new_tokens=5), IDS.repeat(1, 3)[:, :more]], 1)
+        used.generator.manual_seed(2)
+        again = write(used, ids=ids, max_new_tokens=4)
+        assert torch.equal(again, write(make(draw=True, generator=generator(2)), ids=ids, max_new_tokens=4))
+        assert used._state.tokens.tolist() == [3, 3, 3]
+
     def test_reset_lets_a_text_go_on(self, make, write):
         processor = make()
         ids = torch.cat([IDS, write(processor, max_new_tokens=3)], 1)
@@ -251,14 +261,15 @@ class TestRefused:
         with pytest.raises(ValueError, match="assisted decoding is not supported"):
             write(make(weight=0), ids=ids, prompt_lookup_num_tokens=4, max_matching_ngram_size=1, max_new_tokens=40)
 
-    def test_more_than_one_token_at_a_time(self, make, tokenizer):
-        scores = made_up_scores(tokenizer)
-        processor = make()
-        processor(IDS, scores)
-        one = torch.cat([IDS, IDS[:, :1]], 1)
-        processor(one, scores)
-        with pytest.raises(ValueError, match="2 tokens were added since the last step"):
-            processor(torch.cat([one, IDS[:, :2]], 1), scores)
+    @pytest.mark.parametrize("weight", [0, 1])
+    @pytest.mark.parametrize("draw", [True, False])
+    @pytest.mark.parametrize("same", [True, False])
+    def test_an_assistant_model(self, make, write, make_model, tiny_model, weight, draw, same):
+        """Whether its candidates are all taken, as greedily with the same model, or hardly any."""
+        assistant = tiny_model if same else make_model("llama", initializer_range=0.25)
+        options = {"assistant_model": assistant, "ids": IDS[:1], "do_sample": not draw}
+        with pytest.raises(ValueError, match=r"^assisted decoding is not supported: .*leave out assistant_model"):
+            write(make(weight=weight, draw=draw, generator=generator(6)), **options)
 
     def test_going_back(self, make, tokenizer):
         scores = made_up_scores(tokenizer)
@@ -360,6 +371,25 @@ class TestNever:
         assert torch.equal(open_.isfinite(), scores.isfinite())
         assert torch.equal(shut.isfinite(), scores.isfinite() & ~barred_now)
         assert barred(torch.cat([IDS, IDS[:, :1]], 1), scores).isfinite().any(1).all()
+
+    def test_not_even_where_peoples_ranks_hold_nothing_else(self, make, tokenizer):
+        """The model is certain of a special token, and people take its first tokens there: the next one is left."""
+        scores = made_up_scores(tokenizer)
+        likeliest = scores.argsort(1, descending=True)
+        scores[0, likeliest[0, 0]] += 60
+        processor = make(tail=0.5, never=likeliest[0, :1].tolist())
+        processor._figures = {**processor._figures, "ranks": [1] * len(processor._figures["ranks"])}
+        out = processor(IDS, scores)
+        assert out[0].isfinite().nonzero().flatten().tolist() == [likeliest[0, 1]]
+        assert out.isfinite().sum(1).tolist() == [1, 1, 1]
+        processor(torch.cat([IDS, out.argmax(1, keepdim=True)], 1), scores)
+        expected = -torch.log_softmax(scores[0].double(), -1)[likeliest[0, 1]]
+        assert processor._state.drawn[0].item() == pytest.approx(expected.item(), rel=1e-5)
+
+    def test_ids_beyond_the_logits_are_no_matter(self, make, tokenizer):
+        scores = made_up_scores(tokenizer)
+        expected = make(never=[5])(IDS, scores)
+        assert torch.equal(make(never=[5, len(tokenizer), 10**5])(IDS, scores), expected)
 
     def test_unless_nothing_else_is_left(self, make, tokenizer):
         scores = torch.full((3, len(tokenizer)), -torch.inf)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from ugap.errors import InputError
 from ugap.sampling import HumanSampler, human_figures
@@ -24,7 +25,15 @@ from ugap.sampling.vllm import (
 )
 
 VOCABULARY = 400
-CONFIG = SimpleNamespace(speculative_config=None, parallel_config=SimpleNamespace(pipeline_parallel_size=1))
+CONFIG = SimpleNamespace(
+    speculative_config=None,
+    parallel_config=SimpleNamespace(pipeline_parallel_size=1),
+    model_config=SimpleNamespace(
+        skip_tokenizer_init=True,
+        hf_config=LlamaConfig(bos_token_id=None, eos_token_id=None),
+        get_vocab_size=lambda: VOCABULARY,
+    ),
+)
 REQUESTS: list[dict[str, Any] | None] = [
     {"ugap_mode": "creative"},
     {"ugap_weight": 0.6, "ugap_domain": "functional"},
@@ -59,6 +68,7 @@ class Params:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
+    all_stop_token_ids: set[int] = field(default_factory=set)
 
 
 @dataclass
@@ -303,6 +313,9 @@ class TestRequests:
             ({"ugap_domain": "functional"}, Request("functional", 1.0)),
             ({"ugap_mode": "balanced", "x": 1}, Request("creative", 0.5)),
             ({"ugap_weight": 1}, Request("creative", 1.0)),
+            ({"ugap_mode": None}, Request("creative", 1.0)),
+            ({"ugap_domain": None, "ugap_weight": 0.5}, Request("creative", 0.5)),
+            ({"ugap_domain": None, "ugap_mode": None, "ugap_weight": None}, Request("creative", 1.0)),
         ],
     )
     def test_what_they_ask_for(self, make, extra, request_):
@@ -330,6 +343,18 @@ class TestRequests:
     def test_what_is_refused(self, make, params, message):
         with pytest.raises(ValueError, match=message):
             validate_params(params)
+
+    @pytest.mark.parametrize("key", ["ugap_domain", "ugap_mode", "ugap_weight"])
+    @pytest.mark.parametrize("value", [[], ["creative"], {"a": 1}, {}, True])
+    def test_values_of_another_type(self, make, key, value):
+        """As ValueError: of any other, vLLM makes an answer 500 without a message."""
+        with pytest.raises(ValueError, match=rf"^{key.removeprefix('ugap_')}: expected|^{key}: expected") as caught:
+            validate_params(Params({key: value}))
+        assert "\n" not in str(caught.value)
+
+    def test_what_ends_the_text_of_a_request(self, make):
+        params = Params({"ugap_mode": "creative"}, all_stop_token_ids={5, 7})
+        assert request_of(params) == Request("creative", 1.0, frozenset({5, 7}))
 
     def test_others_may_do_as_they_like(self, make):
         validate_params(Params({"another": 1}, temperature=0.2, top_k=5, min_p=0.1))

@@ -1,5 +1,7 @@
 """A batch of contexts through `model.generate()` and back to text: what every way of generating shares."""
 
+import codecs
+import re
 from collections.abc import Sequence
 
 import torch
@@ -10,9 +12,15 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from ugap.errors import InputError
 from ugap.sampling.figures_processor import ALONE
+from ugap.sampling.special import end_tokens, never_written
+
+__all__ = ["continue_contexts", "decode_after", "drawn_config", "end_tokens", "never_written"]
+
+_BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
 
 
 @torch.no_grad()
@@ -64,20 +72,45 @@ def drawn_config(max_new_tokens: int) -> GenerationConfig:
     return GenerationConfig(max_new_tokens=max_new_tokens, **alone)
 
 
-def end_tokens(model: PreTrainedModel) -> set[int]:
-    """Ids of the tokens that end a text."""
-    ends = model.generation_config.eos_token_id
-    return set(ends if isinstance(ends, list) else [ends]) - {None}
-
-
-def never_written(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of the special tokens that do not end a text: no person writes them."""
-    return sorted(set(tokenizer.all_special_ids) - end_tokens(model))
-
-
 def decode_after(tokenizer: PreTrainedTokenizerBase, context: Sequence[int], new: Sequence[int]) -> str:
-    """The text of `new` tokens, decoded behind their context; characters that are cut at the end are left out."""
-    # A tokenizer may drop the space that a text starts with.
-    before = tokenizer.decode(list(context)[-8:], skip_special_tokens=True)
-    text = tokenizer.decode([*list(context)[-8:], *new], skip_special_tokens=True)[len(before) :]
-    return text.rstrip("\ufffd")
+    """The text of `new` tokens, decoded behind their context; a character that is cut at the end is left out.
+
+    A character that the context begins and `new` completes belongs to the text.
+    """
+    # Decoded together, as a tokenizer may drop the space that a text starts with.
+    before, whole = (_decoded_whole(tokenizer, ids) for ids in (list(context), [*context, *new]))
+    # Bytes that are no characters may turn the bytes before them into U+FFFD too.
+    same = next((i for i, (one, other) in enumerate(zip(before, whole, strict=False)) if one != other), len(before))
+    return whole[same:]
+
+
+def _decoded_whole(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    """The text of whole characters: without the bytes at the end that begin one and do not complete it."""
+    left = _unfinished(tokenizer, ids)
+    # A byte alone would turn all bytes beside it into U+FFFD.
+    while left and len(_token_bytes(tokenizer, ids[-1])) <= left:
+        left -= len(_token_bytes(tokenizer, ids[-1]))
+        ids = ids[:-1]
+    text = _decoded(tokenizer, ids)
+    return text[:-1] if left else text  # the end of its last token is one U+FFFD
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def _unfinished(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> int:
+    """How many bytes at the end begin a character and do not complete it."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder.decode(b"".join(_token_bytes(tokenizer, token) for token in ids[-4:]))
+    return len(decoder.getstate()[0])
+
+
+def _token_bytes(tokenizer: PreTrainedTokenizerBase, token: int) -> bytes:
+    """The bytes of a token, of which the decoded text may be U+FFFD because they are part of a character."""
+    text, piece = _decoded(tokenizer, [token]), str(tokenizer.convert_ids_to_tokens(token))
+    if "\ufffd" not in text or "\ufffd" in piece:
+        return text.encode()
+    if re.fullmatch("<0x[0-9A-F]{2}>", piece):  # a fallback for characters that are no token
+        return bytes([int(piece[3:5], 16)])
+    return bytes(_BYTES[c] for c in piece) if _BYTES.keys() >= set(piece) else text.encode()

@@ -24,6 +24,7 @@ MODULES = {
     "temperature.py": "temperature.py",
     "human.py": "human.py",
     "steps.py": "steps.py",
+    "special.py": "special.py",
     "figures_processor.py": "figures_processor.py",
     "generate.py": "hub_generate.py",
 }

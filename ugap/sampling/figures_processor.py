@@ -4,6 +4,7 @@ It takes the figures of a human profile as plain lists and needs no more than tr
 unchanged where `ugap` is not installed.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ ALONE: dict[str, Any] = {
     "no_repeat_ngram_size": 0,
     "guidance_scale": None,
     "prompt_lookup_num_tokens": None,
+    "assistant_early_exit": None,
     "assistant_model": None,
     "renormalize_logits": False,
 }
@@ -46,7 +48,7 @@ def mode_weight(mode: str | None, weight: float | None) -> float:
         return checked_weight(1.0 if weight is None else weight)
     if weight is not None:
         raise ValueError(f"give mode or weight, not both: mode={mode!r}, weight={weight!r}")
-    if mode not in MODES:
+    if not isinstance(mode, str) or mode not in MODES:
         raise ValueError(f"unknown mode {mode!r}: choose of {', '.join(MODES)}")
     return MODES[mode]
 
@@ -62,8 +64,8 @@ class FiguresLogitsProcessor(LogitsProcessor):
         draw (`bool`, *optional*, defaults to `False`): Draw the token here and leave it alone in the scores.
         generator (`torch.Generator`, *optional*): Where the draw's randomness comes from, on the device of the scores;
             by default torch's own.
-        never (`Sequence[int]`, *optional*): Tokens that no person writes, such as the special ones of a tokenizer: not
-            drawn, unless nothing else is left.
+        never (`Sequence[int]`, *optional*): Tokens that no person writes, as of [`~ugap.sampling.special.never_drawn`]:
+            not drawn, unless nothing else is left.
 
     Raises:
         ValueError: If the weight is outside [0, 1].
@@ -94,7 +96,7 @@ class FiguresLogitsProcessor(LogitsProcessor):
     def reset(self) -> None:
         """Forget the sequences: the next call is the first of a new `generate()`.
 
-        Needed only to continue, in a new `generate()` call, the very ids that the last one returned.
+        Needed only to start a new `generate()` call from the very ids that the last one returned, or a part of them.
         """
         self._sampler: HumanSampler | None = None
         self._state = State.start(0)
@@ -123,8 +125,8 @@ class FiguresLogitsProcessor(LogitsProcessor):
             `Tensor` of shape `(B, V)`: `log p / temperature` for the tokens that may be drawn, `-inf` for the others.
 
         Raises:
-            ValueError: If rows changed places, more or less than one token was added since the last call, scores are
-                not finite, or the vocabulary is smaller than the ranks of the profile.
+            ValueError: If rows changed places, tokens were taken back since the last call, `generate()` decodes with an
+                assistant, scores are not finite, or the vocabulary is smaller than the ranks of the profile.
         """
         if self._follows(input_ids):
             self._observe(input_ids[:, -1])
@@ -151,15 +153,12 @@ class FiguresLogitsProcessor(LogitsProcessor):
             others = (input_ids[:, None, :known] == before[None]).all(2).any(1)
             if others.all():
                 raise ValueError("rows changed places since the last step: beam search is not supported")
-        # The same prompts, with the same first token and more after it, can only be the sequences of the last call,
+        if length > known + 1:
+            return False  # the next turn: what was written and more is the prompt
+        # The same prompts, with the same first token and no more after it, can only be the sequences of the last call,
         # changed as no state can follow.
         first = self._prompt + 1
         if min(length, known) >= first and torch.equal(input_ids[:, :first], before[:, :first]):
-            if length > known + 1:
-                raise ValueError(
-                    f"{length - known} tokens were added since the last step: a state per step needs one at a time "
-                    "(assisted decoding is not supported; to go on from text of your own call reset())"
-                )
             raise ValueError(
                 f"the sequences changed since the last step, from {known} to {length} tokens: assisted decoding is not "
                 "supported (to start anew from a part of them call reset())"
@@ -167,6 +166,11 @@ class FiguresLogitsProcessor(LogitsProcessor):
         return False
 
     def _begin(self, input_ids: Tensor, scores: Tensor) -> None:
+        if _is_assisted():
+            raise ValueError(
+                "assisted decoding is not supported: every token is drawn at human uncertainty, one by one (leave out "
+                "assistant_model and prompt_lookup_num_tokens)"
+            )
         self.check_vocabulary(scores.shape[-1])
         self._sampler = HumanSampler.of(self._figures, self.weight, never=self._never, device=scores.device)
         self._state = State.start(len(input_ids), scores.device)
@@ -177,3 +181,11 @@ class FiguresLogitsProcessor(LogitsProcessor):
         assert self._sampler is not None
         assert self._step is not None
         self._state = self._sampler.observe(self._state, self._step, taken_surprisal(self._step, tokens))
+
+
+def _is_assisted() -> bool:
+    """Whether `generate()` takes tokens from an assistant, which the ids alone do not always show."""
+    frame = sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_name != "_assisted_decoding":
+        frame = frame.f_back
+    return frame.f_code.co_name == "_assisted_decoding"

@@ -59,7 +59,7 @@ def generation_kwargs(
 
     The processor draws the tokens itself and `do_sample` is off, so that no warper, of the call or of the model's
     generation config, can distort the distribution. For several texts of one prompt repeat the prompt:
-    `num_return_sequences` is for sampling by `generate()`.
+    `num_return_sequences` is for sampling by `generate()`. The arguments serve one call after another.
 
     Args:
         model (`PreTrainedModel`): The model that will generate.
@@ -67,8 +67,9 @@ def generation_kwargs(
         mode (`str`, *optional*): `"creative"` (the default), `"balanced"` or `"precise"`.
         weight (`float`, *optional*): Share of the human level in [0, 1], instead of a mode.
         profile (`HumanProfile`, `str` or `Path`, *optional*): Human profile of the model; by default the shipped one.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): The model's; its special tokens are then never drawn, but for
-            those that end a text.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): The model's. Its special tokens are not drawn, but for those
+            that end a text. By default it is read from the model's folder or the local cache, which takes seconds.
+            Where it is not there, only the special tokens that the model's configs name are not drawn.
         tail (`float`, *optional*, defaults to `0.999`): Where the human tail is cut; `None` cuts nothing.
         seed (`int`, *optional*): Seed of the draws; by default torch's own generator is used.
 
@@ -89,7 +90,7 @@ def generation_kwargs(
         tail=tail,
         draw=True,
         generator=_generator(model, seed),
-        never=never_written(model, tokenizer) if tokenizer is not None else (),
+        never=never_written(model, tokenizer),
     )
     return {**ALONE, "logits_processor": LogitsProcessorList([processor])}
 

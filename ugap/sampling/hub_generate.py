@@ -11,6 +11,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from .figures_processor import ALONE, WITHOUT_EFFECT, FiguresLogitsProcessor, mode_weight
 from .hub_figures import FIGURES
+from .special import never_written
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,8 +30,9 @@ def generate(
 ) -> Any:
     """Write at human uncertainty.
 
-    Every token is drawn here, whatever `do_sample`, `temperature`, `top_k` or `top_p` say. For several texts of one
-    prompt repeat the prompt.
+    Every token is drawn here, whatever `do_sample`, `temperature`, `top_k` or `top_p` say. Special tokens that do not
+    end a text are not drawn. The `tokenizer` tells which these are: the one that is given, or else that of the model's
+    folder or of the local cache. Where there is none, the model's configs tell what they know.
 
     Args:
         inputs (`torch.Tensor` of shape `(B, T)`, *optional*): As `model.generate()` takes them; or give `input_ids`.
@@ -41,8 +43,8 @@ def generate(
         weight (`float`, *optional*): Share of the human level in [0, 1], instead of a mode.
         seed (`int`, *optional*): Seed of the draws; by default torch's own generator is used.
         logits_processor (`Sequence[LogitsProcessor]`, *optional*): What acts on the scores before the draw.
-        options: Everything else that `model.generate()` takes, such as `attention_mask`, `max_new_tokens`, `streamer`
-            and `return_dict_in_generate`.
+        options: Everything else that `model.generate()` takes, such as `attention_mask`, `max_new_tokens`,
+            `num_return_sequences`, `streamer`, `tokenizer` and `return_dict_in_generate`.
 
     Returns:
         As `model.generate()`.
@@ -69,12 +71,22 @@ def generate(
                 f"{name}={value!r} cannot be had here: every token is drawn at human uncertainty, one by one"
             )
     generator = None if seed is None else torch.Generator(model.device).manual_seed(seed)
-    processor = FiguresLogitsProcessor(FIGURES[domain], weight, draw=True, generator=generator)
+    never = never_written(model, options.get("tokenizer"), _asked(options, model, "eos_token_id"))
+    processor = FiguresLogitsProcessor(FIGURES[domain], weight, draw=True, generator=generator, never=never)
     processor.check_vocabulary(model.config.get_text_config().vocab_size)
+    # generate() makes several texts of a prompt only where it samples: here from the drawn token alone.
+    sampled = (_asked(options, model, "num_return_sequences") or 1) > 1
     # The model's own generate() may be this function, where the folder is part of the model's repository.
     return type(model).generate(
         model,
         inputs,
         logits_processor=LogitsProcessorList([*(logits_processor or []), processor]),
-        **{**options, **ALONE},
+        **{**options, **ALONE, "do_sample": sampled},
     )
+
+
+def _asked(options: dict[str, Any], model: "PreTrainedModel", name: str) -> Any:
+    """A setting of `generate()`: that of the call, of the config that is given with it, or of the model's own."""
+    configs = (options.get("generation_config"), model.generation_config)
+    values = [options.get(name), *(getattr(config, name, None) for config in configs)]
+    return next((value for value in values if value is not None), None)

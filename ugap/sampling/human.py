@@ -123,8 +123,8 @@ class HumanSampler:
         ranks (`Tensor` of shape `(N,)`, int64): Last rank that may be drawn, by entropy bin; empty for no limit.
         level (`float`): Mean human surprisal, nats per token.
         weight (`float`): 1 is human, 0 greedy.
-        never (`Tensor` of shape `(M,)`, int64): Tokens that are not drawn, unless nothing else is left; with a weight
-            of 0 the most probable token is taken all the same.
+        never (`Tensor` of shape `(M,)`, bool): True for tokens that are not drawn, unless nothing else is left; false
+            for ids from `M` on. With a weight of 0 the most probable token is taken all the same.
     """
 
     h: Tensor
@@ -158,8 +158,10 @@ class HumanSampler:
             zero = h.new_zeros(1)
             h, g = torch.cat([zero, h]), torch.cat([zero, g])
         ranks = torch.tensor(figures["ranks"], dtype=torch.long, device=device)
-        out = torch.tensor(never, dtype=torch.long, device=device)
-        return cls(h, g, entropies, places, edges, ranks, float(figures["level"]), checked_weight(weight), out)
+        out = torch.zeros(max(never, default=-1) + 1, dtype=torch.bool)
+        out[list(never)] = True
+        level = float(figures["level"])
+        return cls(h, g, entropies, places, edges, ranks, level, checked_weight(weight), out.to(device))
 
     def curve(self, entropy: Tensor) -> Tensor:
         """The calibration curve `g(h)`: linear between knots, with slope 1 above the last."""
@@ -196,16 +198,26 @@ class HumanSampler:
         owed = self.weight**2 * (aim * state.tokens - state.drawn) / (PAYBACK_TOKENS * aim)
         target = self.weight * self.curve(there) * (1 + owed.clamp(-MOST_CORRECTION, MOST_CORRECTION))
         limit = self.ranks[torch.searchsorted(self.edges, entropy, right=True)] if len(self.ranks) else None
-        kept = self._without_never(candidates(scores, log_partition, limit))
+        kept = self._without_never(candidates(scores, log_partition, limit), scores, log_partition)
         temperature = solve_temperature(kept.surprisal, target, low=MIN_TEMPERATURE, high=MAX_TEMPERATURE)
         return Step(kept, temperature, entropy, place)
 
-    def _without_never(self, kept: Candidates) -> Candidates:
-        if not len(self.never):
+    def _without_never(self, kept: Candidates, scores: Tensor, log_partition: Tensor) -> Candidates:
+        size = len(self.never)
+        if not size:
             return kept
-        surprisal = kept.surprisal.masked_fill(torch.isin(kept.ids, self.never), FAR)
-        nothing = (surprisal >= FAR).all(-1, keepdim=True)
-        return Candidates(kept.ids, torch.where(nothing, kept.surprisal, surprisal))
+        barred = self.never[kept.ids.clamp(max=size - 1)] & (kept.ids < size)
+        ids, surprisal = kept.ids, kept.surprisal.masked_fill(barred, FAR)
+        # Where people's ranks hold nothing else, the likeliest of the other tokens is drawn, if there is one.
+        for row in (surprisal >= FAR).all(-1).nonzero().squeeze(1).tolist():
+            others = scores[row].clone()
+            others[:size].masked_fill_(self.never[: len(others)], -torch.inf)
+            best = others.argmax()
+            if others[best] == -torch.inf:
+                surprisal[row] = kept.surprisal[row]
+            else:
+                ids[row, 0], surprisal[row, 0] = best, (log_partition[row] - others[best]).clamp(0.0, FAR - 1)
+        return Candidates(ids, surprisal)
 
     def observe(self, state: State, step: Step, surprisal: Tensor) -> State:
         """The state after tokens of the given surprisals `(B,)` were drawn; a row whose surprisal is NaN stays."""

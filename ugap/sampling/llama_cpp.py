@@ -9,7 +9,9 @@ Design choices, from how llama-cpp-python 0.3.36 samples:
 - Sequences are followed by the code that follows those of transformers, with a batch of one.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from ugap.errors import InputError
 from ugap.profile import HumanProfile
 from ugap.sampling.figures import TAIL, human_figures, weight_of
 from ugap.sampling.figures_processor import FiguresLogitsProcessor
+from ugap.sampling.special import never_drawn
 
 
 class HumanEntropyLlamaProcessor:
@@ -38,6 +41,7 @@ class HumanEntropyLlamaProcessor:
         tail (`float`, *optional*, defaults to 0.999): Tokens beyond the rank that holds this share of human tokens at
             the entropy are cut; `None` cuts nothing.
         seed (`int`, *optional*): Seed of the draws; by default torch's own generator is used.
+        never (`Sequence[int]`, *optional*): Tokens that no person writes: not drawn, unless nothing else is left.
 
     Attributes:
         surprisal (`list[float]`): `-log p` under the model of each token drawn in the current completion, nats; the
@@ -62,10 +66,12 @@ class HumanEntropyLlamaProcessor:
         mode: str | None = None,
         tail: float | None = TAIL,
         seed: int | None = None,
+        never: Sequence[int] = (),
     ):
         weight = weight_of(mode, weight)
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        self._sequence = _Sequence(human_figures(profile, domain, tail), weight, draw=True, generator=generator)
+        figures = human_figures(profile, domain, tail)
+        self._sequence = _Sequence(figures, weight, draw=True, generator=generator, never=never)
         self._seen = 0  # tokens of the sequence at the last call
         self._error: Exception | None = None
 
@@ -76,7 +82,7 @@ class HumanEntropyLlamaProcessor:
     def reset(self) -> None:
         """Forget the sequence: the next call is the first of a new completion.
 
-        Needed only to go on, in a new completion, from the very text that the last one wrote, as a chat does.
+        Needed only to start a new completion from the very text that the last one wrote, or a part of it.
         """
         self._sequence.reset()
         self._seen, self._error = 0, None
@@ -92,7 +98,7 @@ class HumanEntropyLlamaProcessor:
             `np.ndarray` of shape `(V,)`: 0 for the drawn token, `-inf` for the others.
 
         Raises:
-            ValueError: If more or less than one token was added since the last call, or another than the one drawn, the
+            ValueError: If tokens were taken back since the last call, or another was added than the one drawn, the
                 scores are not finite, or the vocabulary is smaller than the ranks of the profile. llama.cpp prints it
                 and goes on: [`check`] raises it.
         """
@@ -147,6 +153,7 @@ class _Sequence(FiguresLogitsProcessor):
 
 
 def completion_kwargs(
+    llama: Any,
     profile: HumanProfile | str | Path,
     domain: str = "creative",
     *,
@@ -164,6 +171,8 @@ def completion_kwargs(
     prints what goes wrong in the sampler.
 
     Args:
+        llama (`llama_cpp.Llama`): The model that will generate. It tells which tokens are special: they are not drawn,
+            but for those that end a text.
         profile (`HumanProfile`, `str` or `Path`): Human profile of the model that generates, its file, or the name of a
             shipped one.
         domain (`str`, *optional*, defaults to `"creative"`): Domain of the profile to write in.
@@ -178,7 +187,7 @@ def completion_kwargs(
     Example:
         ```python
         llama = Llama("gemma-3-270m-q4_k_m.gguf")
-        options = completion_kwargs("gemma-3-270m", mode="creative", seed=0)
+        options = completion_kwargs(llama, "gemma-3-270m", mode="creative", seed=0)
         llama.create_completion("Once upon a time", max_tokens=200, **options)
         ```
     """
@@ -186,7 +195,8 @@ def completion_kwargs(
         from llama_cpp import LogitsProcessorList, StoppingCriteriaList
     except ImportError as error:
         raise InputError('llama-cpp-python is not installed: pip install "ugap[llama-cpp]"') from error
-    processor = HumanEntropyLlamaProcessor(profile, domain, weight, mode=mode, tail=tail, seed=seed)
+    never = _never(llama)
+    processor = HumanEntropyLlamaProcessor(profile, domain, weight, mode=mode, tail=tail, seed=seed, never=never)
     return {
         "logits_processor": LogitsProcessorList([processor]),
         "stopping_criteria": StoppingCriteriaList([processor.check]),
@@ -196,3 +206,25 @@ def completion_kwargs(
         "frequency_penalty": 0.0,
         "presence_penalty": 0.0,
     }
+
+
+def _never(llama: Any) -> list[int]:
+    """Ids that are never drawn, by the attributes that the GGUF file gives its tokens."""
+    import llama_cpp
+
+    size, vocab = llama.n_vocab(), llama_cpp.llama_model_get_vocab(llama.model)
+    special = (
+        llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN | llama_cpp.LLAMA_TOKEN_ATTR_UNUSED
+    )
+    attributes = [llama_cpp.llama_vocab_get_attr(vocab, token) for token in range(size)]
+    added = {
+        token: SimpleNamespace(
+            special=bool(bits & special),
+            content=llama_cpp.llama_vocab_get_text(vocab, token).decode(errors="replace"),
+        )
+        for token, bits in enumerate(attributes)
+        if bits & (special | llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED)
+    }
+    known = {str(token): token for token, bits in enumerate(attributes) if bits != llama_cpp.LLAMA_TOKEN_ATTR_UNDEFINED}
+    tokenizer = SimpleNamespace(all_special_ids=[], added_tokens_decoder=added, get_vocab=lambda: known)
+    return never_drawn(tokenizer, size, [token for token in added if llama_cpp.llama_vocab_is_eog(vocab, token)])

@@ -41,8 +41,8 @@ class HumanEntropyLogitsProcessor(FiguresLogitsProcessor):
         generator (`torch.Generator`, *optional*):
             Where the draw's randomness comes from, on the device of the scores; by default torch's own.
         never (`Sequence[int]`, *optional*):
-            Tokens that no person writes, such as the special ones of a tokenizer: not drawn, unless nothing else is
-            left.
+            Tokens that no person writes, as of [`~ugap.sampling.special.never_written`]: not drawn, unless nothing else
+            is left.
 
     Raises:
         InputError: If mode, weight, domain or tail is unknown or out of range, or the profile cannot be read.

@@ -9,7 +9,8 @@ llm.generate(prompts, SamplingParams(temperature=1.0, max_tokens=200, extra_args
 A request takes part if it has one of the keys `ugap_mode`, `ugap_weight` and `ugap_domain` in its `extra_args` (over
 HTTP: `"vllm_xargs": {"ugap_mode": "creative"}`); others are left as they are. vLLM samples from the scores that are
 returned and applies temperature, top-p, top-k and min-p after, so a request whose values of these would distort the
-distribution is refused when it arrives.
+distribution is refused when it arrives. A key of `null` means the default. Special tokens are not drawn, but for those
+that end the text of a request.
 
 vLLM has two interfaces that exclude each other: [`HumanEntropyProcessor`] is for the first (`update_state()`; model
 runner V1, vLLM 0.12 and later), [`HumanEntropyProcessorV2`] for the second (`add_request()`; model runner V2, as of
@@ -18,6 +19,7 @@ vLLM 0.32). Neither is an entry point: vLLM would load it for every model, and V
 Everything but the two base classes works without vLLM.
 """
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +35,7 @@ from ugap.profile import HumanProfile
 from ugap.sampling.figures import human_figures
 from ugap.sampling.figures_processor import mode_weight
 from ugap.sampling.human import HumanSampler, State, Step
+from ugap.sampling.special import loaded_tokenizer, never_drawn
 from ugap.sampling.steps import step_scores, taken_surprisal
 
 try:
@@ -43,6 +46,8 @@ try:
     from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as _InterfaceV2
 except ImportError:
     _InterfaceV2 = object
+
+logger = logging.getLogger(__name__)
 
 PROFILE_VARIABLE = "UGAP_PROFILE"
 _KEYS = ("ugap_domain", "ugap_mode", "ugap_weight")
@@ -64,17 +69,20 @@ class Request(NamedTuple):
     Args:
         domain (`str`): Domain of the human profile.
         weight (`float`): Share of the human level in [0, 1].
+        ends (`frozenset[int]`, *optional*): Tokens that end its text.
     """
 
     domain: str
     weight: float
+    ends: frozenset[int] = frozenset()
 
 
 def request_of(sampling_params: Any) -> Request | None:
     """What a request asks for in its `SamplingParams.extra_args`; `None` if it has no key of ours.
 
     Raises:
-        ValueError: If a key that starts with `ugap_` is unknown, or mode or weight is unknown or out of range.
+        ValueError: If a key that starts with `ugap_` is unknown or of another type, or mode or weight is unknown or out
+            of range.
     """
     extra = getattr(sampling_params, "extra_args", None) or {}
     own = {key: value for key, value in extra.items() if key.startswith("ugap_")}
@@ -83,7 +91,12 @@ def request_of(sampling_params: Any) -> Request | None:
         raise ValueError(f"unknown argument {unknown[0]!r}: there are {', '.join(_KEYS)}")
     if not own:
         return None
-    return Request(own.get("ugap_domain", "creative"), mode_weight(own.get("ugap_mode"), own.get("ugap_weight")))
+    for key in ("ugap_domain", "ugap_mode"):
+        if not isinstance(own.get(key), str | None):
+            raise ValueError(f"{key}: expected a text, got {own[key]!r}")
+    domain = "creative" if own.get("ugap_domain") is None else own["ugap_domain"]
+    ends = frozenset(getattr(sampling_params, "all_stop_token_ids", ()))
+    return Request(domain, mode_weight(own.get("ugap_mode"), own.get("ugap_weight")), ends)
 
 
 def validate_params(sampling_params: Any) -> None:
@@ -125,16 +138,32 @@ def _refuse(vllm_config: Any) -> None:
         raise ValueError("the sampler at human uncertainty follows requests from step to step: no pipeline parallelism")
 
 
+def _never(model_config: Any) -> list[int]:
+    """Ids that are never drawn, whatever ends the text of a request."""
+    tokenizer = None
+    if not model_config.skip_tokenizer_init:
+        tokenizer = loaded_tokenizer(
+            model_config.tokenizer,
+            revision=model_config.tokenizer_revision,
+            trust_remote_code=model_config.trust_remote_code,
+        )
+    if tokenizer is None:
+        logger.warning("no tokenizer: of the special tokens only those that the model's config names are not drawn")
+    configs = [model_config.hf_config, model_config.hf_config.get_text_config()]
+    return never_drawn(tokenizer, model_config.get_vocab_size(), (), configs)
+
+
 class Requests:
     """What is remembered of the requests of an engine, each in a slot of its own.
 
     Args:
         profile (`HumanProfile`): The human profile of the model.
         device (`torch.device`): Device of the logits.
+        never (`Sequence[int]`, *optional*): Tokens that are not drawn but to end a text.
     """
 
-    def __init__(self, profile: HumanProfile, device: torch.device | str):
-        self._profile, self._device = profile, device
+    def __init__(self, profile: HumanProfile, device: torch.device | str, never: Sequence[int] = ()):
+        self._profile, self._device, self._never = profile, device, never
         self._samplers: dict[int, HumanSampler] = {}  # by slot; requests that ask for the same share one
         self._shared: WeakValueDictionary[Request, HumanSampler] = WeakValueDictionary()
         self._memory = torch.zeros(len(State._fields), 0, device=device)  # the state, by field and slot
@@ -149,7 +178,9 @@ class Requests:
         sampler = self._shared.get(request)
         if sampler is None:
             figures = human_figures(self._profile, request.domain)
-            sampler = self._shared[request] = HumanSampler.of(figures, request.weight, device=self._device)
+            never = [token for token in self._never if token not in request.ends]
+            sampler = HumanSampler.of(figures, request.weight, never=never, device=self._device)
+            self._shared[request] = sampler
         missing = slot + 1 - self._memory.shape[1]
         if missing > 0:
             self._memory = torch.cat([self._memory, self._memory.new_zeros(len(State._fields), missing)], 1)
@@ -246,7 +277,7 @@ class HumanEntropyProcessor(_InterfaceV1):
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool):
         _refuse(vllm_config)
         self._device = device
-        self._requests = Requests(_profile(), device)
+        self._requests = Requests(_profile(), device, _never(vllm_config.model_config))
         self._rows: dict[int, _Row] = {}
 
     def is_argmax_invariant(self) -> bool:
@@ -339,7 +370,7 @@ class HumanEntropyProcessorV2(_InterfaceV2):
     def __init__(self, vllm_config: Any, req_states: Any):
         _refuse(vllm_config)
         self._states = req_states
-        self._requests = Requests(_profile(), req_states.device)
+        self._requests = Requests(_profile(), req_states.device, _never(vllm_config.model_config))
         # Position, by slot, of the token that was fed to the model in the last step; none before the first.
         self._position = torch.full((req_states.max_num_reqs,), -2, device=req_states.device)
 

@@ -85,7 +85,7 @@ def test_batches_and_shared_caches_change_nothing(scorer):
         (alone,) = scorer.score([text], [prefix])
         got, expected = table(scores), table(alone)
         first = 0 if scorer.bos or prefix else 1
-        assert_close(got[:, first:], expected[:, first:], atol=5e-5)
+        assert_close(got[:, first:], expected[:, first:], atol=1e-4)  # float32 products round by the shape of a batch
         assert np.isfinite(got[:, first:]).all()
 
 

@@ -72,6 +72,7 @@ def test_a_step_that_fails_costs_the_others_nothing(use: Callable[..., None], tm
     assert "\nno\n" in log
 
 
+@pytest.mark.slow
 def test_a_step_that_takes_too_long_ends_with_all_its_processes(
     use: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,6 +147,7 @@ def test_bad_input(use: Callable[..., None], tmp_path: Path) -> None:
         run(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_random_model_has_people_that_a_sampler_can_follow(tmp_path: Path) -> None:
     random_model.make(tmp_path, "tiny", "cpu")
     profile = HumanProfile.load(tmp_path / random_model.PROFILE)

@@ -49,6 +49,7 @@ def draw(dtype: torch.dtype = torch.float32, tokens: int = TOKENS, **options: An
     return heads.Case.draw(heads.Shape("tiny", HIDDEN, VOCABULARY), tokens, dtype, "cpu", **options)
 
 
+@pytest.mark.slow
 def test_rows_and_table(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,6 +153,7 @@ def test_a_head_that_fails_does_not_stop_the_others(
     assert found["at-times"]["seconds"] == found["at-times"]["difference"] == ""
 
 
+@pytest.mark.slow
 def test_resume_measures_what_is_missing(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -88,16 +88,10 @@ def window(project: Projection, hidden: Tensor, targets: Tensor) -> Window:
 def fold(
     project: Projection, hidden: Tensor, targets: Tensor, window: Window | None = None, count: Count = "window"
 ) -> Sums:
-    """Fold the logits of `n` tokens over the whole vocabulary.
+    """Fold the logits of `n` tokens over the whole vocabulary, as `torch_head.fold` does.
 
-    Args:
-        project (`Projection`): The head.
-        hidden (`Tensor` of shape `(n, H)`): Hidden states of the dtype of the head's weight.
-        targets (`Tensor` of shape `(n,)`, int64): Their targets.
-        window (`Window`, *optional*): Of each target's logit, for the rank; both ends are one number here. Without it
-            nothing is counted.
-        count (`str`, *optional*, defaults to `"window"`): Words of the window that are counted. Those before the target
-            are counted as above in any case, so that the target is the only one left, or none.
+    Both ends of a window are one number here. Words before the target that tie with it are counted as above, so that of
+    the window the target alone is left; with `"earlier"` nothing is.
     """
     n = len(hidden)
     missing = -n % TOKENS if n else TOKENS

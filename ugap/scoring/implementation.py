@@ -42,7 +42,7 @@ def choose(impl: Impl, weight: Tensor, n_logits: int) -> Impl:
     """`"torch"`, `"compiled"` or `"triton"` for a head of this weight.
 
     Raises:
-        ValueError: If `impl` is unknown, or `"triton"` and the kernels do not take such a weight.
+        ValueError: If `impl` is unknown, or asks for kernels that do not take such a weight.
         InputError: If the environment variable `UGAP_HEAD` says such a thing.
     """
     if impl not in get_args(Impl):
@@ -77,7 +77,7 @@ def _on_triton(weight: Tensor) -> bool:
 def run(chosen: Impl, weight: Tensor, compute: Callable[[ModuleType], Result]) -> Result:
     """`compute(module)` with the module of the chosen implementation, or with `torch_head` where it cannot run.
 
-    Each module has `window`, `fold` and `product_gradient`.
+    Each module has `window`, `fold`, `gradient_tiles` and `product_gradient`.
     """
     if chosen != "torch" and chosen not in _given_up:
         try:

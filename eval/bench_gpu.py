@@ -56,9 +56,9 @@ an earlier run unless they run again."""
 
 HERE = Path(__file__).parent
 TESTS = ("tests/scoring", "tests/sampling/test_human.py", "tests/models/test_load.py", "tests/eval")
-# Options of each step's program, beside the folders.
+# Options of each step's program, beside the folders. A test file that needs what a bare machine lacks stops no other.
 ON_A_GPU = {
-    "tests": "-q -m gpu -p no:cacheprovider --numprocesses 8",
+    "tests": "-q -m gpu -p no:cacheprovider --continue-on-collection-errors --numprocesses 8",
     "agreement": "--shapes 4096x131072 640x262144",
     "head": "--shapes 4096x131072 640x262144 --tokens 8192 2048 32768 --trained_head --dtype bfloat16 --repeats 5",
     "sampler": "--step_batch_sizes 1 8 64 --batch_size 64 --new_tokens 32 --repeats 3",
@@ -67,7 +67,7 @@ ON_A_GPU = {
     "blocks": "--shapes 4096x131072 640x262144 --tokens 8192 --repeats 5",
 }
 REHEARSAL = {
-    "tests": "-q -m gpu -p no:cacheprovider",
+    "tests": "-q -m gpu -p no:cacheprovider --continue-on-collection-errors",
     "agreement": "--shapes 32x300 24x700 --tokens 40",
     "head": "--shapes 32x300 --tokens 40 16 --trained_head --dtype bfloat16 --repeats 2 --memory no",
     "sampler": "--step_batch_sizes 2 3 --batch_size 3 --new_tokens 4 --repeats 2",

@@ -6,7 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
-from ugap.report.heatmap import NEWLINE, STEPS, heat_map, legend, token_strings, visible
+from ugap.report.heatmap import NEWLINE, STEPS, heat_map, legend, token_strings
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -88,20 +88,6 @@ def test_the_legend_names_every_tint():
     for (start, colour), span in zip(STEPS, text.spans, strict=True):
         assert span.style == f"black on {colour}"
         assert text.plain[span.start : span.end].strip() == f"from {start:g}"
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("plain, naß 東京 🦊\n\ttab", "plain, naß 東京 🦊\n\ttab"),
-        ("👩\u200d🚀", "👩\u200d🚀"),
-        ("a\x1b[31m\x00\x7f\x85", r"a\x1b[31m\x00\x7f\x85"),
-        ("\u202eabc\u2066\u2028", r"\u202eabc\u2066\u2028"),
-        ("\ud800", r"\ud800"),
-    ],
-)
-def test_visible(text, expected):
-    assert visible(text) == expected
 
 
 class TestTokenStrings:

@@ -1,6 +1,8 @@
 """What a study leaves for its reader: gap.md, three plots, and words on the terminal."""
 
+import dataclasses
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ from rich.console import Console
 
 from ugap.data import TextRow
 from ugap.report import write_report
-from ugap.study import StudySettings, parse_decodings, run_study
+from ugap.study import StudyResult, StudySettings, parse_decodings, run_study
 
 PLOTS = ("gap.png", "distributions.png", "calibration.png")
 
@@ -73,3 +75,27 @@ def test_a_study_that_found_nothing(tmp_path, result, capsys):
     write_report(empty, tmp_path, command="ugap measure")
     assert {path.name for path in tmp_path.iterdir()} == {"gap.md", *PLOTS}
     assert "No gap could be estimated" in capsys.readouterr().out
+
+
+NASTY = "a|`b`\x1b[2J\x1b]8;;http://x\x07\r\u202e\n- In creative text, all is well."
+
+
+def test_names_steer_no_terminal_and_break_no_table(tmp_path, result, capsys):
+    """Every name of the study is hostile; standard output, and gap.md where somebody prints it, stay plain."""
+    names = dict.fromkeys(("domain", "model", "decoding", "scorer", "a", "b"), NASTY)
+    gaps, contrasts = (
+        [{**row, **{name: value for name, value in names.items() if name in row}} for row in rows]
+        for rows in (result.record["gaps"][:3], result.record["contrasts"])
+    )
+    cells = [dataclasses.replace(cell, domain=NASTY, model=NASTY, decoding=NASTY) for cell in result.cells]
+    settings = {**result.record["settings"], "models": [NASTY]}
+    record = {**result.record, "gaps": gaps, "contrasts": contrasts, "settings": settings}
+    write_report(StudyResult(record, cells), tmp_path, command=f"ugap measure --model {NASTY!s}")
+    printed, text = capsys.readouterr(), (tmp_path / "gap.md").read_text(encoding="utf-8")
+    assert not set(printed.out + text) & set("\x1b\x07\r\u202e")
+    assert "\n- In creative text, all is well." not in printed.out
+    assert "\n- In creative text, all is well." not in text.split("## Command")[0]
+    assert printed.err == ""
+    for line in text.split("## Contrasts")[0].splitlines():
+        if line.startswith("|"):
+            assert len(re.findall(r"(?<!\\)\|", line)) == 13

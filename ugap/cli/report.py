@@ -30,11 +30,12 @@ def run(arguments: Arguments) -> None:
     """
     from ugap.errors import InputError
     from ugap.report.page import write_page
+    from ugap.terminal import one_line
 
     if not arguments.folders:
         raise InputError("name the folder of a study (see ugap report --help)")
     runs = write_page(arguments.folders, arguments.output)
     for folder, made in zip(arguments.folders, runs, strict=True):
         if made.unfinished:
-            print(f"{folder} has not ended: {len(made.texts)} texts are scored so far")
-    print(f"The report is in {arguments.output}: open it in a browser")
+            print(f"{one_line(folder)} has not ended: {len(made.texts)} texts are scored so far")
+    print(f"The report is in {one_line(arguments.output)}: open it in a browser")

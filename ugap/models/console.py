@@ -4,19 +4,21 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.text import Text
 from transformers.utils import logging
+
+from ugap.terminal import Terminal, one_line
 
 
 @contextmanager
 def announced(message: str) -> Iterator[None]:
     """Show `message` on stderr while the block runs: a spinner on a terminal, one line elsewhere."""
-    console = Console(file=sys.stderr)  # this very stream, even where the name is redirected meanwhile
+    console = Terminal(file=sys.stderr)  # this very stream, even where the name is redirected meanwhile
     if console.is_terminal:
-        with console.status(message):
+        with console.status(Text(one_line(message))):  # a string would be read as markup
             yield
     else:
-        console.print(message, markup=False, highlight=False, soft_wrap=True)
+        console.print(one_line(message), soft_wrap=True)
         yield
 
 

@@ -9,31 +9,19 @@ Design choices:
 """
 
 import math
-import unicodedata
 from bisect import bisect_right
 from collections.abc import Sequence
 
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
+from ugap.terminal import visible as visible
+
 # Surprisal in nats from which a tint holds, and the tint: from pale yellow to dark orange, read on any background.
 STEPS = ((1.0, "#fff2c2"), (2.0, "#fed98e"), (3.0, "#fdb95c"), (5.0, "#f58b3c"), (8.0, "#d65a1e"))
 NEWLINE = "↵"
-
-# Characters of the format class that reorder what stands around them; others of it belong to scripts and emoji.
-_REORDERING = {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
 _CONTEXT = 8  # tokens before a text that decide how its first is spelt
 _WINDOW = 32
-
-
-def visible(text: str) -> str:
-    r"""`text` with every character that steers a terminal spelt out; newlines and tabs stay.
-
-    Example:
-        >>> visible("red \x1b[31m alert\n")
-        'red \\x1b[31m alert\n'
-    """
-    return "".join(_spelt(character) for character in text)
 
 
 def token_strings(
@@ -105,10 +93,3 @@ def legend() -> Text:
 def _style(nats: float) -> str:
     step = bisect_right([start for start, _ in STEPS], nats)
     return f"black on {STEPS[step - 1][1]}" if step else ""
-
-
-def _spelt(character: str) -> str:
-    if character in "\n\t":
-        return character
-    steers = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _REORDERING
-    return character.encode("unicode_escape").decode("ascii") if steers else character

@@ -1,4 +1,8 @@
-"""The rows of `gap.json` as the report reads them: null is NaN, and an interval says what can be told from it."""
+"""The rows of `gap.json` as the report reads them.
+
+Null is NaN, an interval says what can be told from it, and a name is one line without a character that steers a
+terminal: sentences, tables and plots take names from here.
+"""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -6,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ugap.study.table import GIVEN, SELF
+from ugap.terminal import one_line
 
 NAN = float("nan")
 
@@ -25,6 +30,10 @@ def sign(interval: tuple[float, float]) -> int:
     """1 where the whole interval lies above 0, -1 where below, 0 where it covers 0 or is missing."""
     low, high = interval
     return int(low > 0) - int(high < 0)
+
+
+def _name(value: Any) -> str:
+    return one_line(str(value or ""))
 
 
 @dataclass(frozen=True)
@@ -50,10 +59,10 @@ class GapRow:
     @classmethod
     def read(cls, row: Mapping[str, Any]) -> "GapRow":
         return cls(
-            domain=str(row["domain"]),
-            model=str(row["model"] or ""),
-            decoding=str(row["decoding"]),
-            scorer=str(row["scorer"]),
+            domain=_name(row["domain"]),
+            model=_name(row["model"]),
+            decoding=_name(row["decoding"]),
+            scorer=_name(row["scorer"]),
             measure=str(row["measure"]),
             n=int(row["n"]),
             n_sources=int(row["n_sources"]),
@@ -105,14 +114,14 @@ class ContrastRow:
         n_sources = row["n_sources"]
         return cls(
             kind=str(row["kind"]),
-            a=str(row["a"]),
-            b=str(row["b"]),
-            tag_a=str(row.get("tag_a") or ""),
-            tag_b=str(row.get("tag_b") or ""),
-            model=str(row.get("model") or ""),
-            domain=str(row.get("domain") or ""),
-            decoding=str(row["decoding"]),
-            scorer=str(row["scorer"]),
+            a=_name(row["a"]),
+            b=_name(row["b"]),
+            tag_a=_name(row.get("tag_a")),
+            tag_b=_name(row.get("tag_b")),
+            model=_name(row.get("model")),
+            domain=_name(row.get("domain")),
+            decoding=_name(row["decoding"]),
+            scorer=_name(row["scorer"]),
             measure=str(row["measure"]),
             difference=number(row["difference"]),
             ci95=ends(row["ci95"]),

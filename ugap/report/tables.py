@@ -12,6 +12,7 @@ from rich.text import Text
 
 from ugap.report.rows import ContrastRow, GapRow, read_gaps
 from ugap.report.words import MEASURES, Measure, findings, fixed, interval
+from ugap.terminal import visible
 
 TERMINAL_MEASURES = ("nll", "entropy")
 MISSING = "–"
@@ -32,8 +33,8 @@ _SPECIAL = re.compile(r"[\\`*|~$]|(?<![^\W_])_|_(?![^\W_])|<(?=[A-Za-z/!?])|&(?=
 
 
 def escape_markdown(text: str) -> str:
-    """Text that Markdown shows letter by letter on one line, also in a cell of a table."""
-    return _SPECIAL.sub(r"\\\g<0>", " ".join(text.split()))
+    """Text that Markdown shows letter by letter on one line, also in a cell of a table or printed on a terminal."""
+    return _SPECIAL.sub(r"\\\g<0>", visible(" ".join(text.split())))
 
 
 def markdown(
@@ -132,6 +133,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> 
 
 def _block(text: str, language: str) -> str:
     """A fenced block; the fence is longer than any run of backticks in the text."""
+    text = visible(text)
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"

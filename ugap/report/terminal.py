@@ -9,10 +9,11 @@ from rich.text import Text
 
 from ugap.report.rows import ends, number
 from ugap.report.tables import MISSING
+from ugap.terminal import one_line
 
 
 def text_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], *, words: int) -> Table:
-    """A table of plain text: nothing in it is read as markup.
+    """A table of plain text: nothing in it is read as markup or steers the terminal.
 
     Args:
         title (`str`): What stands above it; may be empty.
@@ -20,14 +21,14 @@ def text_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]],
         rows (`Iterable[Sequence[str]]`): Cells.
         words (`int`): So many of the first columns are words, which fold where there is no room.
     """
-    named = Text(title, style="bold") if title else None
+    named = Text(one_line(title), style="bold") if title else None
     made = Table(title=named, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for place, name in enumerate(header):
         made.add_column(
-            Text(name), overflow="fold", justify="left" if place < words else "right", no_wrap=place >= words
+            Text(one_line(name)), overflow="fold", justify="left" if place < words else "right", no_wrap=place >= words
         )
     for row in rows:
-        made.add_row(*map(Text, row))
+        made.add_row(*(Text(one_line(cell)) for cell in row))
     return made
 
 

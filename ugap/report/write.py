@@ -12,6 +12,7 @@ from ugap.report.tables import console_table, markdown
 from ugap.report.words import findings
 from ugap.study import StudyResult
 from ugap.study.table import Cell
+from ugap.terminal import Terminal, one_line
 
 PLOTS = ("gap.png", "distributions.png", "calibration.png")
 
@@ -26,7 +27,7 @@ def write_report(result: StudyResult, folder: str | Path, *, command: str, conso
         console (`Console`, *optional*): Where the table and the findings are printed; standard output by default.
     """
     folder = Path(folder)
-    console = console or Console(highlight=False)
+    console = console or Terminal()
     both = len({row["prompting"] for row in result.record["gaps"]}) > 1
     gaps = [named(row, both) for row in result.record["gaps"]]
     contrasts = [named(row, both) for row in result.record["contrasts"]]
@@ -37,7 +38,7 @@ def write_report(result: StudyResult, folder: str | Path, *, command: str, conso
     points: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
     for cell in result.cells:
         panel = _panel(cell, both)
-        for name, texts in (("human", cell.human), (cell.decoding, cell.generated)):
+        for name, texts in (("human", cell.human), (one_line(cell.decoding), cell.generated)):
             surprisal = np.concatenate([scores.surprisal for scores in texts])
             entropy = np.concatenate([scores.entropy for scores in texts])
             surprisals.setdefault(panel, {}).setdefault(name, surprisal)
@@ -47,9 +48,9 @@ def write_report(result: StudyResult, folder: str | Path, *, command: str, conso
     console.print(console_table(gaps))
     for sentence in findings(gaps, contrasts):
         console.print(f"- {sentence}", markup=False)
-    console.print(f"\nThe whole table, plots and per-token scores are in {folder}", markup=False)
+    console.print(f"\nThe whole table, plots and per-token scores are in {one_line(str(folder))}", markup=False)
 
 
 def _panel(cell: Cell, both: bool) -> str:
     reader = "" if cell.scorer == cell.model else f", read by {cell.scorer}"
-    return f"{cell.domain}: {with_prompting(cell.model, cell.prompting, both)}{reader}"
+    return one_line(f"{cell.domain}: {with_prompting(cell.model, cell.prompting, both)}{reader}")

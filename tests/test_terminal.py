@@ -1,0 +1,74 @@
+"""What reaches a terminal: names and texts that try to steer it, through every way of printing that we have."""
+
+import io
+
+import pytest
+from rich.table import Table
+from rich.text import Text
+
+from ugap.models.console import announced
+from ugap.progress import progress_bar
+from ugap.terminal import Terminal, one_line, visible
+
+# A colour, an erased screen, a link, a bell, a clipboard, a return, C1 controls, overrides, a separator.
+ATTACKS = [
+    "red \x1b[31m",
+    "\x1b[2J\x1b[H gone",
+    "\x1b]8;;http://evil\x07link\x1b]8;;\x07",
+    "\x1b]52;c;bHM=\x1b\\",
+    "fine\rbad \x08",
+    "\x9b31m \x85",
+    "\u202eabc\u2066 \u2028",
+    "[red]markup[/]",
+]
+STEERING = "\x1b\x07\x08\r\x85\x9b\u202e\u2066\u2028"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain, naß 東京 🦊\n\ttab", "plain, naß 東京 🦊\n\ttab"),
+        ("👩\u200d🚀", "👩\u200d🚀"),
+        ("a\x1b[31m\x00\x7f\x85", r"a\x1b[31m\x00\x7f\x85"),
+        ("\u202eabc\u2066\u2028", r"\u202eabc\u2066\u2028"),
+        ("\ud800", r"\ud800"),
+    ],
+)
+def test_visible(text, expected):
+    assert visible(text) == expected
+    assert visible(expected) == expected
+
+
+def test_a_name_is_one_line():
+    assert one_line("a\nb\tc\x1b") == r"a\nb\tc\x1b"
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_nothing_of_ours_steers_a_terminal(attack, capsys):
+    table = Table(attack)
+    table.add_row(attack)
+    table.add_row(Text(attack))
+    stream = io.StringIO()
+    console = Terminal(file=stream, force_terminal=True, color_system=None, width=200)
+    console.print(table)
+    console.print(attack)
+    console.print(Text(attack, style="bold"))
+    printed = stream.getvalue()
+    assert not set(STEERING) & set(printed)
+    assert not attack.startswith("[") or printed.count(attack) == 5
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_progress_bar(attack, capsys):
+    with progress_bar() as bar:
+        bar.advance(bar.add_task(f"a\nsecond {attack}", total=1))
+    out = capsys.readouterr().out
+    assert not set(STEERING) & set(out)
+    assert "\nsecond" not in out
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_what_is_announced(attack, capsys):
+    with announced(f"reading {attack}\nfolder"):
+        pass
+    assert capsys.readouterr().err == f"reading {one_line(attack)}\\nfolder\n"

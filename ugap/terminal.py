@@ -1,0 +1,62 @@
+"""What may reach a terminal: text, and no character that steers it.
+
+Names, texts and prompts come from files and models. A file may hold escape sequences that repaint the screen, set its
+title or fill the clipboard, and characters that reorder a line. `visible` alone decides which characters these are,
+and `Terminal` writes none of them, whatever it is given.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+# Control characters but newline and tab, line and paragraph separators, bidirectional embeddings, overrides and
+# isolates, and lone surrogates, which no encoding takes. Other format characters belong to scripts and emoji.
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_LINES = re.compile("[\n\t]")
+
+
+def visible(text: str) -> str:
+    r"""`text` with every character that steers a terminal spelt out; newlines and tabs stay.
+
+    Example:
+        >>> visible("red \x1b[31m alert\n")
+        'red \\x1b[31m alert\n'
+    """
+    return _STEERING.sub(_spelt, text)
+
+
+def one_line(text: str) -> str:
+    r"""`visible`, with newlines and tabs spelt out too: a name that cannot pass for a line of ours.
+
+    Example:
+        >>> one_line("news\nAll is well.")
+        'news\\nAll is well.'
+    """
+    return _LINES.sub(_spelt, visible(text))
+
+
+def _spelt(character: re.Match[str]) -> str:
+    return character[0].encode("unicode_escape").decode("ascii")
+
+
+class Terminal(Console):
+    r"""A `rich` console that reads no markup in strings and writes no character that steers a terminal.
+
+    Args:
+        options: As of `rich.console.Console`.
+
+    Example:
+        >>> Terminal(width=40).print("[red] \x1b[2J")
+        [red] \x1b[2J
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"markup": False, "emoji": False, "highlight": False, **options})
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """The segments of a renderable: rich's own control codes stay, and all text is `visible`."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text))

@@ -209,6 +209,65 @@ def test_the_csv_is_the_table(page, evil_folder, tmp_path):
         assert row["p_holm"] == "" if own["p_holm"] is None else float(row["p_holm"]) == own["p_holm"]
 
 
+NASTY = [
+    "=HYPERLINK(1)|<b>",
+    "constructor",
+    "</script><!--<script>\u2028\x1b[2J",
+    "\"onmouseover='window.hacked=1' x=\"",
+    '@a,"b"\r\nc',
+    "-1+1",
+    "__proto__",
+    "+\u202eafter\ud800",
+    "\tjavascript:alert(1)",
+]
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_a_hostile_name_is_a_name(opened, evil_folder, tmp_path, name):
+    """It is the name of the run, a domain, a model, a decoding and a text; it runs nowhere, and in no spreadsheet."""
+
+    def renamed(row):
+        return {**row, "domain": name if row["domain"] == "creative" else row["domain"], "model": name}
+
+    run = read_run(evil_folder)
+    texts = [
+        dataclasses.replace(text, id=name if text.id == run.texts[0].id else text.id, model=name) for text in run.texts
+    ]
+    cells = [
+        dataclasses.replace(
+            cell,
+            domain=name if cell.domain == "creative" else cell.domain,
+            model=name,
+            decoding=name if cell.decoding == "ancestral" else cell.decoding,
+        )
+        for cell in run.cells
+    ]
+    gaps = [
+        {**renamed(row), "decoding": name if row["decoding"] == "ancestral" else row["decoding"]} for row in run.gaps
+    ]
+    nasty = dataclasses.replace(
+        run, name=name, gaps=gaps, contrasts=[], texts=texts, cells=cells, settings={name: name}, command=name
+    )
+    path = tmp_path / "page.html"
+    path.write_text(render([nasty, run]), encoding="utf-8")
+    page = opened(path)
+    for host in ("gap", "distribution", "calibration", "position"):
+        page.locator(f"#{host}-plots").scroll_into_view_if_needed()
+        page.locator(f"#{host}-plots .plot .main-svg").first.wait_for()
+    page.keyboard.press("n")
+    page.locator("#human .t").first.hover()
+    assert not page.evaluate("Boolean(window.hacked) || document.querySelectorAll('script').length !== 4")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download CSV").click()
+    with open(download.value.path(), newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    names = {row[column] for row in rows for column in ("run", "domain", "model", "decoding")}
+    shown = name.replace("\ud800", "\ufffd")
+    assert (f"'{shown}" if name[0] in "=+-@\t\r" else shown) in names
+    assert not [name for name in names if name[0] in "=+-@\t\r"]
+    assert {float(row["gap"]) for row in rows} == {row["gap"] for row in run.gaps}
+
+
 def test_the_plots(page):
     assert page.locator("h1").inner_text().startswith("In creative text, ")
     for name, number in (("gap", 1), ("distribution", 2), ("calibration", 2), ("position", 2)):

@@ -169,6 +169,13 @@ class TestPage:
         assert any("".join(text["pieces"]).startswith("<script>w") for text in reader["texts"])
         assert page.data["runs"][0]["name"] == evil
 
+    def test_names_that_no_file_could_hold_are_spelt_out(self, run):
+        name = "a\ud800\x1b\u202e\u2028</script>"
+        html = render([dataclasses.replace(run, name=name, settings={"data": name}, command=name)])
+        assert not set(html.encode("utf-8").decode().split("<script>")[1]) & set("\ud800\x1b\u202e\u2028")
+        assert r"a\ud800\x1b\u202e\u2028&lt;/script&gt;" in html
+        assert Page(html).data["runs"][0]["name"] == name
+
     def test_nothing_is_asked_of_the_network(self, html):
         head = html[: html.index('<script id="data"')]
         assert re.findall(r'(?:src|href)="([^"#]+)"', head) == ["data:,"]

@@ -159,7 +159,7 @@
     const shown = rows.filter((row) => row.measure === measure && row.gap !== null && row.scorer === $("gap-scorer").value);
     $("gap-unit").textContent = words ? `Unit: ${words.unit}.` : "";
     $("gap-sides").textContent = words ? `← ${words.model_higher} · ${words.human_higher} →` : "";
-    const bySeries = {};
+    const bySeries = Object.create(null); // a series may be called "constructor"
     for (const row of shown) (bySeries[row.series] ??= []).push(row.gap);
     const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
     const order = Object.keys(bySeries).sort((a, b) => mean(bySeries[a]) - mean(bySeries[b]));
@@ -599,9 +599,12 @@
   tableRows();
 
   $("csv").addEventListener("click", () => {
+    // A spreadsheet runs a cell that begins with one of these as a formula, so a name that does gets an apostrophe.
+    const guarded = (value) => (/^[=+\-@\t\r\n]/.test(value) ? `'${value}` : value);
     const quoted = (value) => (/[",\r\n]/.test(value) ? `"${value.replace(/"/g, '""')}"` : value);
     const fields = data.columns.filter((name) => !["writer", "series"].includes(name) && (many || name !== "run"));
-    const value = (row, name) => (row[name] === null ? "" : name === "run" ? data.runs[row.run].name : String(row[name]));
+    const cell = (value) => (value === null ? "" : typeof value === "string" ? guarded(value) : String(value));
+    const value = (row, name) => cell(name === "run" ? data.runs[row.run].name : row[name]);
     const lines = [fields, ...rows.map((row) => fields.map((name) => value(row, name)))];
     const text = lines.map((cells) => cells.map(quoted).join(",") + "\r\n").join("");
     const url = URL.createObjectURL(new Blob([text], { type: "text/csv;charset=utf-8" }));

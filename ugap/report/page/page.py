@@ -35,6 +35,7 @@ from ugap.report.tables import DEFINITIONS
 from ugap.report.words import ANCESTRAL, MEASURES, decimals, findings, fixed, interval, tally, writer
 from ugap.study.study import without_nan
 from ugap.study.table import GIVEN, SELF
+from ugap.terminal import visible
 
 COLUMNS = (
     "domain", "model", "prompting", "decoding", "scorer", "measure", "n", "n_sources", "n_dropped", "human",
@@ -77,6 +78,8 @@ def render(runs: Sequence[Run]) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        # What is no markup of ours: names and settings, which may hold overrides, or surrogates that no encoding takes.
+        finalize=lambda value: visible(value) if type(value) is str else value,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     own = files("ugap.report.page")

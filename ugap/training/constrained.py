@@ -1,11 +1,13 @@
 """What every constrained trainer shares: its settings, the step of the multiplier, and its state in the checkpoint."""
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -68,36 +70,51 @@ class ConstrainedConfig:
 
 
 class ConstrainedTrainer(MeasuredCard):
-    """A mixin for TRL's trainers: `self.constraint` moves once an optimiser step and is saved with checkpoints."""
+    """A mixin for TRL's trainers: `self.constraint` moves once an optimiser step and is saved with checkpoints.
+
+    What is logged is a mean over tokens or rows, however they are spread over micro-batches, steps and processes.
+    """
 
     constraint: LagrangianConstraint | None
+    # By mode and name, the sum and the count in this process since the last log.
+    _sums: defaultdict[str, dict[str, Tensor]]
 
     def _watch_constraint(self, constraint: LagrangianConstraint | None) -> None:
         """Take charge of a constraint; called once, when the trainer is built."""
         self.constraint = constraint
+        self._sums = defaultdict(dict)
         if constraint is not None:
             self.add_callback(_DualStep(self))  # type: ignore[attr-defined]
 
-    def _reduced(self, sums: torch.Tensor) -> torch.Tensor:
+    def _reduced(self, sums: Tensor) -> Tensor:
         """The sum over processes."""
         accelerator = self.accelerator  # type: ignore[attr-defined]
         if accelerator.num_processes == 1:
             return sums
         return accelerator.reduce(sums.to(accelerator.device), reduction="sum")
 
-    def _log_means(self, mode: str, means: Mapping[str, tuple[float | torch.Tensor, float]]) -> None:
-        """Keep means for the next log, each given as sum and count in this process."""
-        flat = torch.stack([torch.as_tensor(x).detach().float().cpu() for pair in means.values() for x in pair])
-        sums = self._reduced(flat).view(-1, 2).tolist()
-        for name, (total, count) in zip(means, sums, strict=True):
-            if count:
-                self._metrics[mode][name].append(total / count)  # type: ignore[attr-defined]
+    def _add_to_log(self, mode: str, figures: Mapping[str, tuple[float | Tensor, float]]) -> None:
+        """Add to sums and counts whose quotient is logged next; every process adds the same names."""
+        flat = torch.stack([torch.as_tensor(x).detach().cpu().double() for pair in figures.values() for x in pair])
+        for name, pair in zip(figures, flat.view(-1, 2), strict=True):
+            self._sums[mode][name] = self._sums[mode].get(name, 0) + pair
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, as TRL does, with the means over everything since the last log and over all processes."""
+        mode = "train" if self.model.training else "eval"  # type: ignore[attr-defined]
+        sums = self._sums.pop(mode, {})
+        if sums:
+            for name, (total, count) in zip(sums, self._reduced(torch.stack([*sums.values()])).tolist(), strict=True):
+                if count:
+                    self._metrics[mode][name] = [total / count]  # type: ignore[attr-defined]
+        super().log(logs, start_time)  # type: ignore[misc]
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        # Before the rest: a checkpoint that is whole, which its trainer_state.json says, has the multiplier.
         if self.constraint is not None and self.args.should_save:  # type: ignore[attr-defined]
             folder = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"  # type: ignore[attr-defined]
             self.constraint.save(Path(self._get_output_dir(trial=trial)) / folder)  # type: ignore[attr-defined]
+        super()._save_checkpoint(model, trial)  # type: ignore[misc]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]

@@ -10,7 +10,7 @@ the modes creative, balanced and precise. Only their abstract could be read: the
 All arguments are flat tensors of the tokens that count, as of `ugap.scoring.gradient`: masks are applied before. An
 empty tensor, of a batch without such tokens, keeps the graph and gives 0. A mean over tokens divides by `n_tokens`
 where it is given, so that micro-batches and processes that divide by the tokens of the whole optimiser step add up to
-its loss. The bins of the calibration are made anew in each call, so those of a micro-batch are its own.
+its loss. The bins of the calibration are those of a call, unless it is given what [`bin_differences`] found.
 """
 
 import math
@@ -40,12 +40,49 @@ class Loss(NamedTuple):
     parts: dict[str, Tensor]
 
 
+def bin_differences(surprisal: Tensor, entropy: Tensor, *, share: float = 1.0, bins: int = BINS) -> Tensor:
+    """How far from calibrated the entropy bin of each token is: `mean_b(entropy) - share * mean_b(surprisal)`.
+
+    The loss of a bin is the square of its difference, so its gradient needs the bin of the whole optimiser step. The
+    micro-batches of a step that are given their parts of these differences have its bins, its loss and its gradient.
+
+    Args:
+        surprisal (`Tensor` of shape `(N,)`): As of [`creativity_loss`], of all micro-batches and processes.
+        entropy (`Tensor` of shape `(N,)`): Likewise.
+        share (`float`, *optional*, defaults to `1.0`): As of [`creativity_loss`].
+        bins (`int`, *optional*, defaults to `8`): As of [`creativity_loss`].
+
+    Returns:
+        `Tensor` of shape `(N,)`: Nats, without gradient.
+
+    Raises:
+        ValueError: As of [`creativity_loss`].
+
+    Example:
+        >>> surprisal, entropy = torch.arange(64.0) + 0.5, torch.arange(64.0, requires_grad=True)
+        >>> differences = bin_differences(surprisal, entropy)
+        >>> halves = [slice(0, 20), slice(20, 64)]
+        >>> losses = [creativity_loss(surprisal[half], entropy[half], differences=differences[half], n_tokens=64)
+        ...           for half in halves]
+        >>> sum(loss.total.item() for loss in losses)
+        0.25
+    """
+    _check_calibration(surprisal, entropy, share, bins)
+    difference = (entropy - share * surprisal).detach()
+    order = entropy.detach().argsort(stable=True)
+    out = torch.empty_like(difference)
+    for part in order.tensor_split(max(1, min(bins, len(order) // TOKENS_PER_BIN))):
+        out[part] = difference[part].sum() / max(1, len(part))
+    return out
+
+
 def creativity_loss(
     surprisal: Tensor,
     entropy: Tensor,
     *,
     share: float = 1.0,
     bins: int = BINS,
+    differences: Tensor | None = None,
     n_tokens: int | Tensor | None = None,
 ) -> Loss:
     """Entropy calibration on human creative text: how far the model's entropy is from the text's surprisal.
@@ -70,6 +107,8 @@ def creativity_loss(
         entropy (`Tensor` of shape `(N,)`): Entropy of the model there, nats, with gradient.
         share (`float`, *optional*, defaults to `1.0`): Entropy that is aimed at, per nat of surprisal; above 0.
         bins (`int`, *optional*, defaults to `8`): Bins; fewer where they would hold less than 16 tokens each.
+        differences (`Tensor` of shape `(N,)`, *optional*): Of [`bin_differences`], where the tokens are a part of an
+            optimiser step; by default they are all of it.
         n_tokens (`int` or `Tensor`, *optional*): Creative tokens of the whole optimiser step, in the place of `N`.
 
     Returns:
@@ -87,21 +126,14 @@ def creativity_loss(
         >>> entropy.grad.unique().tolist()  # raise the entropy
         [-0.015625]
     """
-    _check_flat("surprisal", surprisal)
-    _check_flat("entropy", entropy)
-    if entropy.shape != surprisal.shape:
-        raise ValueError(f"entropy holds {len(entropy)} tokens, surprisal {len(surprisal)}")
-    if bins < 1:
-        raise ValueError(f"bins is {bins}, not at least 1")
-    if not 0 < share < math.inf:
-        raise ValueError(f"share is {share}, not a positive number")
-    difference = entropy - share * surprisal.detach()
-    order = entropy.detach().argsort(stable=True)
-    members = order.tensor_split(max(1, min(bins, len(order) // TOKENS_PER_BIN)))
-    # n_b times the squared mean, written so that a bin without tokens is 0.
-    squares = [difference[part].sum().square() / max(1, len(part)) for part in members]
-    total = torch.stack(squares).sum() / _denominator(entropy, n_tokens)
-    return _loss("creativity", total, entropy)
+    _check_calibration(surprisal, entropy, share, bins)
+    if differences is None:
+        differences = bin_differences(surprisal, entropy, share=share, bins=bins)
+    elif differences.shape != entropy.shape:
+        raise ValueError(f"differences holds {len(differences)} tokens, entropy {len(entropy)}")
+    # Over a bin of difference D: D times the sum of (entropy - share * surprisal) is n_b D^2. Its gradient is 2 D.
+    parts = differences * (2 * entropy - (entropy + share * surprisal).detach())
+    return _loss("creativity", parts.sum() / _denominator(entropy, n_tokens), entropy)
 
 
 def reality_loss(
@@ -217,6 +249,17 @@ def _denominator(values: Tensor, n_tokens: int | Tensor | None) -> int | Tensor:
     if n_tokens is None:
         return max(1, len(values))
     return n_tokens.to(values.device).clamp(min=1) if isinstance(n_tokens, Tensor) else max(1, n_tokens)
+
+
+def _check_calibration(surprisal: Tensor, entropy: Tensor, share: float, bins: int) -> None:
+    _check_flat("surprisal", surprisal)
+    _check_flat("entropy", entropy)
+    if entropy.shape != surprisal.shape:
+        raise ValueError(f"entropy holds {len(entropy)} tokens, surprisal {len(surprisal)}")
+    if bins < 1:
+        raise ValueError(f"bins is {bins}, not at least 1")
+    if not 0 < share < math.inf:
+        raise ValueError(f"share is {share}, not a positive number")
 
 
 def _check_flat(name: str, values: Tensor) -> None:

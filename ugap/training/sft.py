@@ -11,8 +11,9 @@ multiplier of `ugap.training.constraint` is the weight of that KL beside the los
 import copy
 import functools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -24,9 +25,10 @@ from trl import SFTConfig, SFTTrainer
 from ugap.errors import InputError
 from ugap.sampling import weight_of
 from ugap.training.constrained import ConstrainedConfig, ConstrainedTrainer
-from ugap.training.domains import CREATIVE, FUNCTIONAL, check_domains, check_evaluation_domains, is_creative
+from ugap.training.domains import check_domains, check_evaluation_domains, is_creative
 from ugap.training.losses import creativity_loss, creativity_reality_loss, gem_loss, reality_loss
 from ugap.training.shared_scorer import as_base, evaluating, switch_off_dropout
+from ugap.training.step_tokens import StepTokens, differences_of_step
 from ugap.training.token_forward import TokenRequest, add_token_forward
 
 Objective = Literal["creativity-reality", "cross-entropy", "gem"]
@@ -110,7 +112,9 @@ class UncertaintySFTTrainer(ConstrainedTrainer, SFTTrainer):
 
     Where the policy is compared with its base, its dropout is switched off: it would count as divergence.
 
-    The loss of a step is the mean over its micro-batches and processes. In the log, beside what TRL logs, are
+    The loss of a step is a mean over its tokens, however they are spread over micro-batches and processes. The entropy
+    bins of the creativity loss are of the whole step too: where it has several micro-batches, creative rows run once
+    more, without gradient. In the log, beside what TRL logs, are
     `creative/{nll,entropy,calibration}`, `functional/{nll,entropy,kl}` and `constraint/{metric}/{cost,limit,lambda}`.
 
     Raises:
@@ -126,7 +130,7 @@ class UncertaintySFTTrainer(ConstrainedTrainer, SFTTrainer):
     """
 
     _tag_names = ["trl", "sft", "ugap"]  # noqa: RUF012  (as TRL declares it)
-    loss_is_scaled_for_ga = False
+    loss_is_scaled_for_ga = True
     data_collator: Any
     _signature_columns: Any
 
@@ -138,6 +142,8 @@ class UncertaintySFTTrainer(ConstrainedTrainer, SFTTrainer):
         super().__init__(model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         self.data_collator = DomainCollator(self.data_collator)
         self._watch_constraint(args.constraint())
+        # The micro-batches of the step, or of the evaluation, so far.
+        self._seen: defaultdict[str, list[StepTokens]] = defaultdict(list)
         policy = self.accelerator.unwrap_model(self.model)
         adapted = is_peft_model(policy)
         if self._needs_base:
@@ -172,47 +178,149 @@ class UncertaintySFTTrainer(ConstrainedTrainer, SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> torch.Tensor:
-        """The loss of one micro-batch: means over its tokens, as `ugap.training.losses` defines them.
+        """The part of a step's loss that a micro-batch has, or its own loss where the step's counts are not given.
 
         Raises:
             ValueError: If the model's outputs are asked for: there are no logits.
         """
         if return_outputs:
             raise ValueError("return_outputs: the logits are never built")
-        args, train = self.args, self.model.training
+        train, whole = self.model.training, num_items_in_batch is not None
         rows = dict(inputs)
-        creative = rows.pop("creative")
+        creative, differences = rows.pop("creative"), rows.pop("differences", None)
+        tokens = self._tokens(model, rows, creative, differences)
+        counts = num_items_in_batch if whole else self._count([inputs])
+        loss = self._objective(tokens, *counts.tolist())
+        if self.constraint is not None and train:
+            self.constraint.observe(tokens.kl.sum(), len(tokens.kl))
+        self._seen["train" if train else "eval"].append(StepTokens.joined([tokens]))
+        if train:
+            self._total_train_tokens += int(self._reduced(rows["attention_mask"].sum()))
+            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+            if self.accelerator.sync_gradients:  # the last micro-batch of a step
+                self._add_to_log("train", self._closed("train").figures())
+        # Gradients are averaged over processes, and the counts are of all of them.
+        return loss * self.accelerator.num_processes if whole else loss
+
+    def _tokens(
+        self,
+        model: torch.nn.Module,
+        rows: dict[str, Any],
+        creative: torch.Tensor,
+        differences: torch.Tensor | None = None,
+    ) -> StepTokens:
+        """What a forward pass tells of the tokens of a micro-batch."""
+        gem_beta = self.args.gem_beta if self.args.objective == "gem" else None
         extra: dict[str, Any] = {}
         if self._needs_base:
             # Every process runs the base, whatever its rows are: sharded models wait for each other.
-            compared = ~creative if not creative.all() else torch.arange(len(creative), device=creative.device) == 0
+            compared = ~creative if not creative.all() else _first(creative)
             extra = {**self._base_states(model, rows, compared), "compared": compared}
-        out = model(**rows, **extra, tokens=TokenRequest(gem_beta=args.gem_beta if args.objective == "gem" else None))
+        out = model(**rows, **extra, tokens=TokenRequest(gem_beta=gem_beta))
+        surprisal, entropy = out["surprisal"], out["entropy"]
         labels = rows["labels"][:, 1:]
         own = creative.unsqueeze(1).expand_as(labels)[labels != -100]
-        surprisal, entropy = out["surprisal"], out["entropy"]
+        if differences is None:
+            differences = surprisal[:0].detach()
+            if self._calibrates and self.model.training:
+                (differences,) = self._differences([surprisal[own]], [entropy[own]])
         kl = out["kl"] if "kl" in out and not creative.all() else surprisal[:0]
-        calibration = creativity_loss(
-            surprisal=surprisal[own], entropy=entropy[own], share=args.entropy_share, bins=args.calibration_bins
-        )
+        return StepTokens(surprisal, entropy, own, kl, out.get("gem", surprisal[:0]), differences)
+
+    def _objective(self, tokens: StepTokens, n_creative: int, n_functional: int) -> torch.Tensor:
+        """The part of the loss that tokens have in a step (or an evaluation) of so many tokens."""
+        args, n = self.args, n_creative + n_functional
         if args.objective == "gem":
-            loss = gem_loss(out["gem"]).total
+            loss = gem_loss(tokens.gem, n_tokens=n).total
         elif args.objective == "cross-entropy":
-            loss = reality_loss(surprisal).total
+            loss = reality_loss(tokens.surprisal, n_tokens=n).total
         else:
-            reality = reality_loss(surprisal, kl, args.kl_weight)
+            calibration = creativity_loss(
+                tokens.surprisal[tokens.creative],
+                tokens.entropy[tokens.creative],
+                share=args.entropy_share,
+                bins=args.calibration_bins,
+                differences=tokens.differences if len(tokens.differences) else None,
+                n_tokens=n_creative,
+            )
+            reality = reality_loss(tokens.surprisal, tokens.kl, args.kl_weight, n_tokens=n, n_kl_tokens=n_functional)
             loss = creativity_reality_loss(args.weight, calibration, reality).total
         if self.constraint is not None:
-            loss = loss + self.constraint.value * kl.sum() / max(1, len(kl))
-            if train:
-                self.constraint.observe(kl.sum(), len(kl))
-        self._keep_metrics("train" if train else "eval", rows, surprisal, entropy, kl, own, calibration.total)
+            loss = loss + self.constraint.value * tokens.kl.sum() / max(1, n_functional)
         return loss
+
+    @property
+    def _calibrates(self) -> bool:
+        """Whether the creativity loss is part of the objective."""
+        return self.args.objective == "creativity-reality" and self.args.weight > 0
+
+    def _differences(self, surprisal: list[torch.Tensor], entropy: list[torch.Tensor]) -> list[torch.Tensor]:
+        return differences_of_step(surprisal, entropy, share=self.args.entropy_share, bins=self.args.calibration_bins)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The micro-batches of a step, each with how far from calibrated its tokens' entropy bins are in the step."""
+        batches, counts = super().get_batch_samples(*args, **kwargs)
+        if self._calibrates and len(batches) > 1:
+            tokens = [self._creative_tokens(self._prepare_inputs(batch)) for batch in batches]
+            differences = self._differences(*map(list, zip(*tokens, strict=True)))
+            batches = [{**batch, "differences": part} for batch, part in zip(batches, differences, strict=True)]
+        return batches, counts
+
+    @torch.no_grad()
+    def _creative_tokens(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Surprisal and entropy at the creative tokens of a micro-batch."""
+        self.model.train()
+        rows = dict(batch)
+        creative = rows.pop("creative")
+        # Every process runs the policy, whatever its rows are: sharded models wait for each other.
+        some = _rows(rows, creative if creative.any() else _first(creative))
+        with self.compute_loss_context_manager():
+            out = self.model_wrapped(**some, tokens=TokenRequest())
+        n = None if creative.any() else 0
+        return out["surprisal"][:n], out["entropy"][:n]
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
+        """Creative and functional tokens `(2,)` of a step: of its micro-batches and all processes."""
+        return self._reduced(self._count(batch_samples)).to(device)
+
+    def _count(self, batches: Sequence[dict[str, Any]]) -> torch.Tensor:
+        counts = torch.zeros(2, dtype=torch.int64)
+        for batch in batches:
+            learned, creative = (batch["labels"][:, 1:] != -100).sum(1), batch["creative"]
+            counts += torch.stack([learned[creative].sum(), learned[~creative].sum()]).cpu()
+        return counts
+
+    def _closed(self, mode: str) -> StepTokens:
+        """All tokens seen since the last call, in this process, with their differences in bins of all of them."""
+        tokens = StepTokens.joined(self._seen.pop(mode))
+        if mode == "eval" or not self._calibrates:
+            (differences,) = self._differences([tokens.surprisal[tokens.creative]], [tokens.entropy[tokens.creative]])
+            tokens = replace(tokens, differences=differences)
+        return tokens
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """Evaluate, as transformers does; the loss is that of the whole set rather than a mean over its batches."""
+        self._seen.pop("eval", None)
+        out = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        if self._seen["eval"]:
+            tokens = self._closed("eval")
+            counts = self._reduced(torch.stack([tokens.creative.sum(), (~tokens.creative).sum()]))
+            loss = self._reduced(self._objective(tokens, *counts.tolist()))
+            out.metrics[f"{metric_key_prefix}_loss"] = loss.item()
+            self._add_to_log("eval", tokens.figures())
+        return out
 
     @torch.no_grad()
     def _base_states(self, model: torch.nn.Module, rows: dict[str, Any], compared: torch.Tensor) -> dict[str, Any]:
         """Hidden states of the frozen base at the label positions of some rows, and its head where it has its own."""
-        some = {name: value[compared] if isinstance(value, torch.Tensor) else value for name, value in rows.items()}
+        some = _rows(rows, compared)
         if self.reference is not None:
             hidden = self.reference(**some, tokens=TokenRequest(hidden=True))["hidden"]
             return {"base_hidden": hidden, "within_base": self._within_reference}
@@ -222,27 +330,13 @@ class UncertaintySFTTrainer(ConstrainedTrainer, SFTTrainer):
             return {"base_hidden": out["hidden"]}
         return {"base_hidden": out["hidden"], "within_base": lambda compute, states: compute(out["head"], states)}
 
-    def _keep_metrics(
-        self,
-        mode: str,
-        rows: dict[str, Any],
-        surprisal: torch.Tensor,
-        entropy: torch.Tensor,
-        kl: torch.Tensor,
-        creative: torch.Tensor,
-        calibration: torch.Tensor,
-    ) -> None:
-        """Figures for the next log: sums over tokens and processes, divided by counts."""
-        means = {"entropy": (entropy.sum(), len(entropy)), "functional/kl": (kl.sum(), len(kl))}
-        for domain, tokens in ((CREATIVE, creative), (FUNCTIONAL, ~creative)):
-            n = int(tokens.sum())
-            means |= {f"{domain}/nll": (surprisal[tokens].sum(), n), f"{domain}/entropy": (entropy[tokens].sum(), n)}
-        means["creative/calibration"] = (calibration, int(creative.any()))
-        self._log_means(mode, means)
-        if mode == "train":
-            seen = self._reduced(rows["attention_mask"].sum())
-            self._total_train_tokens += int(seen)
-            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+
+def _rows(batch: dict[str, Any], mask: torch.Tensor) -> dict[str, Any]:
+    return {name: value[mask] if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+
+
+def _first(mask: torch.Tensor) -> torch.Tensor:
+    return torch.arange(len(mask), device=mask.device) == 0
 
 
 class DomainCollator:

@@ -7,6 +7,7 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 
 from ugap.training import (
+    FactualityReward,
     UncertaintyGRPOConfig,
     UncertaintyGRPOTrainer,
     UncertaintyReward,
@@ -67,6 +68,11 @@ def assert_same(one, other, figures, expected):
     assert figures == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
+GRPO = {
+    "functional KL": {"functional_beta": 2.0, "target_entropy_coef": 0.0, "constraint_limit": 0.3},
+    "entropy": {"target_entropy_coef": 1.0},
+    "dapo and all": {"functional_beta": 0.5, "target_entropy_coef": 0.5, "constraint_limit": 0.3},
+}
 SETTINGS = {
     "use_cpu": True,
     "bf16": False,
@@ -120,3 +126,46 @@ def test_sft_is_evaluated_as_a_whole(config, sft):
         found = moved(sft(8, 1, per_device_eval_batch_size=batch, **config)).evaluate()
         same = [name for name in expected if not name.endswith(("runtime", "per_second", "time"))]
         assert [found[name] for name in same] == pytest.approx([expected[name] for name in same], rel=1e-5, abs=1e-6)
+
+
+class Lucky(FactualityReward):
+    """One that varies, whatever a random model says."""
+
+    def __call__(self, prompts, completions, completion_ids=None, *, domain=None, **_):
+        pairs = zip(completions, domain, strict=True)
+        return [float(len(text) % 2) if own == "functional" else None for text, own in pairs]
+
+
+@pytest.fixture
+def grpo(base_model, tokenizer, prompts, human_profile, tmp_path):
+    """`grpo(batch, steps, **config)`: a trainer of which a step is eight completions, always the same."""
+
+    def roll(questions, trainer):
+        told = iter(range(10, 400))
+        said = [[next(told) for _ in range(2 + 7 * (i % 2))] for i in range(len(questions))]
+        return {"prompt_ids": trainer._tokenize_prompts(questions)[0], "completion_ids": said, "logprobs": None}
+
+    def make(batch, steps, **config):
+        spread = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps}
+        own = {"num_generations": 2, "max_completion_length": 12, "shuffle_dataset": False, "top_k": 0}
+        return UncertaintyGRPOTrainer(
+            base_model(),
+            [UncertaintyReward(human_profile), Lucky()],
+            UncertaintyGRPOConfig(str(tmp_path), **{**SETTINGS, **own, **spread, **config}),
+            train_dataset=prompts,
+            processing_class=tokenizer,
+            peft_config=LoraConfig(target_modules="all-linear", r=4),
+            rollout_func=roll,
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("config", GRPO.values(), ids=GRPO)
+def test_grpo(config, grpo):
+    gradient, figures = one_step(grpo(*SPREAD[0], **config))
+    assert gradient.norm() > 1e-3
+    for spread in SPREAD[1:]:
+        found, its = one_step(grpo(*spread, **config))
+        its["entropy"] = figures["entropy"]  # TRL's own, a mean over micro-batches
+        assert_same(found, gradient, its, figures)

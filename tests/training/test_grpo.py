@@ -168,10 +168,9 @@ def test_trl_alone_would_give_the_multiplier_no_such_effect(make_trainer):
 def test_the_entropy_term_is_two_sided_and_differentiable(make_trainer):
     trainer = make_trainer(target_entropy_coef=2.0)
     batch, _ = scored_batch(trainer)
-    still = {**batch, "advantages": batch["advantages"] * 0, "scorer_nll": batch["scorer_nll"] * torch.nan}
+    still = {**batch, "advantages": batch["advantages"] * 0}
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
-    trainer._metrics["train"].clear()
 
     def entropy_after(shift):
         """The policy's entropy after one step of descent on the term alone, with targets moved by `shift`."""
@@ -220,12 +219,12 @@ def test_functional_rows_are_held_near_the_base_and_creative_ones_are_free(make_
         logps = trainer._get_per_token_logps_and_entropies(trainer.model, ids, whole, mask.shape[1])[0]
     shift = torch.linspace(-0.5, 0.5, mask.shape[1]).expand_as(logps)
     base = torch.where(functional.unsqueeze(1), logps + shift, torch.nan)
-    trainer._metrics["train"].clear()
+    trainer._sums.clear()
     loss = trainer._compute_loss(trainer.model, {**still, "base_logps": base})
     own = mask.bool() & functional.unsqueeze(1)
     expected = (shift.exp() - 1 - shift)[own].mean().item()
     assert loss.item() == pytest.approx(2.0 * expected, rel=1e-4)
-    assert trainer._metrics["train"]["functional/kl"][0] == pytest.approx(expected, rel=1e-4)
+    assert logged(trainer, "functional/kl") == pytest.approx(expected, rel=1e-4)
     loss.backward()
     assert any(parameter.grad.abs().sum() > 0 for parameter in trainer.model.parameters() if parameter.grad is not None)
 
@@ -271,6 +270,15 @@ def test_tokens_that_are_trained_in_the_head_are_refused(make_trainer, make_mode
         make_trainer(rewards=[length_reward, Lucky()], full=True, model=policy, target_entropy_coef=0.0)
 
 
+def logged(trainer, name):
+    total, count = trainer._sums["train"][name]
+    return float(total / count)
+
+
+def scorer_nlls(trainer, batch):
+    return trainer._scorer_nlls(batch, trainer._compared_tokens(batch))
+
+
 def own_nll(trainer, batch):
     """The policy's mean surprisal `(B,)` of the completions, end tokens left out."""
     mask = batch["completion_mask"]
@@ -292,14 +300,6 @@ def answering(completions):
     return roll
 
 
-def divergence_of(trainer, batch):
-    trainer.model.train()
-    trainer.current_gradient_accumulation_steps = 1
-    trainer._metrics["train"].clear()
-    trainer._compute_loss(trainer.model, batch)
-    return trainer._metrics["train"]["entropy/divergence"][0]
-
-
 @pytest.mark.parametrize("length", [1, 2, 6])
 def test_a_policy_that_is_the_scorer_has_no_divergence(length, make_trainer, tokenizer):
     """With an end token behind short answers, and with tokens that their text would not be cut to again."""
@@ -307,8 +307,8 @@ def test_a_policy_that_is_the_scorer_has_no_divergence(length, make_trainer, tok
     trainer.rollout_func = answering(
         [[*[17 + i, 40, 41, 42, 43, 44][:length], tokenizer.eos_token_id] for i in range(4)]
     )
-    batch, _ = scored_batch(trainer)
-    assert divergence_of(trainer, batch) == pytest.approx(0, abs=1e-5)
+    scored_batch(trainer)
+    assert logged(trainer, "entropy/divergence") == pytest.approx(0, abs=1e-5)
 
 
 def test_masked_completions_are_left_out_of_the_divergence(make_trainer, tokenizer):
@@ -320,11 +320,11 @@ def test_masked_completions_are_left_out_of_the_divergence(make_trainer, tokeniz
     batch, _ = scored_batch(trainer)
     whole = batch["completion_mask"].any(1)
     assert whole.tolist() == [True, False] * 4
-    counted = whole & batch["creative"]
-    expected = (batch["scorer_nll"] - own_nll(trainer, batch))[counted].mean().item()
+    counted, nlls = whole & batch["creative"], scorer_nlls(trainer, batch)
+    expected = (nlls - own_nll(trainer, batch))[counted].mean().item()
     assert abs(expected) > 0.01
-    assert divergence_of(trainer, batch) == pytest.approx(expected, abs=1e-5)
-    assert batch["scorer_nll"][~counted].isnan().all()
+    assert logged(trainer, "entropy/divergence") == pytest.approx(expected, abs=1e-5)
+    assert nlls[~counted].isnan().all()
 
 
 def test_a_scorer_of_other_tokens_compares_means_of_its_own(make_trainer, human_profile, base_model, tokenizer):
@@ -335,29 +335,25 @@ def test_a_scorer_of_other_tokens_compares_means_of_its_own(make_trainer, human_
     batch, rows = scored_batch(trainer)
     said = trainer.processing_class.batch_decode(batch["completion_ids"], True)
     told = [one.nll for one in reward.judge([row["prompt"] for row in rows], said)]
-    assert batch["scorer_nll"][batch["creative"]].tolist() == pytest.approx(told[:4], rel=1e-4)
+    assert scorer_nlls(trainer, batch)[batch["creative"]].tolist() == pytest.approx(told[:4], rel=1e-4)
 
 
-def test_a_policy_that_has_left_the_scorer_aims_lower(make_trainer):
+def test_a_policy_that_has_left_the_scorer_aims_lower(make_trainer, monkeypatch):
     """By the divergence: its text is that much more surprising to the scorer than the policy is uncertain."""
     trainer = make_trainer(target_entropy_coef=1.0)
     batch, rows = scored_batch(trainer)
     creative = torch.tensor([row["domain"] == "creative" for row in rows])
-    own = own_nll(trainer, batch)
+    own, nlls = own_nll(trainer, batch), scorer_nlls(trainer, batch)
     # The adapter is new: the policy is its base, and the scorer is that base.
-    torch.testing.assert_close(batch["scorer_nll"][creative], own[creative], rtol=1e-4, atol=1e-4)
-    assert batch["scorer_nll"][~creative].isnan().all()
+    torch.testing.assert_close(nlls[creative], own[creative], rtol=1e-4, atol=1e-4)
+    assert nlls[~creative].isnan().all()
 
-    def target(divergence):
-        trainer._metrics["train"].clear()
-        nll = torch.where(creative, own + divergence, torch.nan)
-        trainer._compute_loss(trainer.model, {**batch, "scorer_nll": nll})
-        return trainer._metrics["train"]["entropy/creative_target"][0]
+    def targets(divergence):
+        monkeypatch.setattr(trainer, "_scorer_nlls", lambda *_: torch.where(creative, own + divergence, torch.nan))
+        return trainer._entropy_targets(rows, torch.ones(8), trainer._divergence(batch))
 
-    trainer.model.train()
-    trainer.current_gradient_accumulation_steps = 1
-    assert target(0.4) == pytest.approx(target(0.0) - 0.4, abs=1e-4)
-    assert target(-0.4) == pytest.approx(target(0.0), abs=1e-4)
+    torch.testing.assert_close(targets(0.4), targets(0.0) - 0.4 * creative, rtol=0, atol=1e-4)
+    torch.testing.assert_close(targets(-0.4), targets(0.0), rtol=0, atol=1e-4)
 
 
 def test_targets_by_domain_and_prompt(make_trainer, human_profile):

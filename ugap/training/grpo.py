@@ -11,9 +11,12 @@
   the same completion. The policy's entropy is that of the distribution that is drawn from: at the sampling temperature.
 - *Whose surprisal.* What has to meet people is how surprising the policy's text is to the scorer: the policy's entropy
   plus its divergence from the scorer, `E[-log S] = H + KL(policy || S)`. So on creative prompts the target is less by
-  that divergence, estimated from the completions at hand (the scorer's less the policy's mean surprisal). Both are of
-  the token ids that were drawn, without the end token. A scorer of other tokens reads the text, and its mean is over
-  tokens of its own. Without the divergence the policy would overshoot by as much as it has learned.
+  that divergence, estimated when they are drawn from all completions that are drawn together (the scorer's less the
+  policy's mean surprisal). Both are of the token ids that were drawn, without the end token. A scorer of other tokens
+  reads the text, and its mean is over tokens of its own. Without the divergence the policy would overshoot by as much
+  as it has learned.
+- *Means are of the step*, however its completions are spread over micro-batches and processes. Where several steps
+  share the completions drawn together, their counts are taken to be equal, as TRL does for its own loss.
 """
 
 import inspect
@@ -312,13 +315,24 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
             return output
         output["creative"] = torch.tensor(creative).to(self.accelerator.device)
         base_logps, base_entropy = self._base_on_functional(output)
+        mask = output["completion_mask"].bool()
         if self.args.functional_beta:
             output["base_logps"] = base_logps
+            output["n_functional_tokens"] = self._reduced((mask & base_logps.isfinite()).sum())
         if self.args.target_entropy_coef:
-            output["entropy_target"] = self._entropy_targets(inputs, base_entropy)
-            output["compared"] = self._compared_tokens(output)
-            output["scorer_nll"] = self._scorer_nlls(output).to(self.accelerator.device)
+            output["entropy_target"] = self._entropy_targets(inputs, base_entropy, self._divergence(output))
+            output["n_targets"] = self._reduced((output["entropy_target"].isfinite() & mask.any(1)).sum())
         return output
+
+    def _completion_values(self, model: Any, output: dict[str, Any], rows: torch.Tensor, entropy: bool = False) -> Any:
+        """Log-probabilities `(R, T)` and, where asked for, entropies of the completions of some rows, nats."""
+        ids, mask = (
+            torch.cat([output[f"prompt_{name}"], output[f"completion_{name}"]], 1)[rows] for name in ("ids", "mask")
+        )
+        batch_size = self.args.per_device_train_batch_size
+        return super()._get_per_token_logps_and_entropies(
+            model, ids, mask, output["completion_ids"].shape[1], batch_size=batch_size, compute_entropy=entropy
+        )[:2]
 
     @torch.no_grad()
     def _base_on_functional(self, output: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -332,26 +346,41 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
         if not self._has_base:
             return logps, entropy
         functional = (~output["creative"]).nonzero().flatten()
-        # Every process runs the base, whatever its rows are: sharded models wait for each other.
-        rows = functional if len(functional) else functional.new_zeros(1)
-        ids, mask = (
-            torch.cat([output[f"prompt_{name}"], output[f"completion_{name}"]], 1)[rows] for name in ("ids", "mask")
-        )
+        rows = _some(functional)
         base, context = (
             (self.ref_model, nullcontext())
             if self.ref_model is not None
             else (self.model, as_base(self.accelerator.unwrap_model(self.model)))
         )
         with context:
-            own_logps, entropies, _ = super()._get_per_token_logps_and_entropies(
-                base, ids, mask, shape[1], compute_entropy=True
-            )
+            own_logps, entropies = self._completion_values(base, output, rows, entropy=True)
         if len(functional):
             logps[functional] = own_logps.to(logps.dtype)
             entropy[functional] = _row_means(entropies, output["completion_mask"][rows]).to(entropy.dtype)
         return logps, entropy
 
-    def _entropy_targets(self, inputs: Sequence[dict[str, Any]], base_entropy: torch.Tensor) -> torch.Tensor:
+    @torch.no_grad()
+    def _divergence(self, output: dict[str, Any]) -> float:
+        """How much more surprising creative completions are to the scorer than to the policy that drew them.
+
+        The mean over the completions of all processes, nats per token; at least 0.
+        """
+        compared = self._compared_tokens(output)
+        ahead = self._scorer_nlls(output, compared).to(self.accelerator.device)
+        creative = output["creative"].nonzero().flatten()
+        rows = _some(creative)
+        logps, _ = self._completion_values(self.model, output, rows)
+        if len(creative):
+            ahead[creative] += _row_means(logps, compared[rows]).to(ahead.dtype)
+        told = output["creative"] & ahead.isfinite() & compared.any(1)
+        sums = torch.stack([torch.where(told, ahead, 0.0).sum().double(), told.sum().double()])
+        self._add_to_log(self._mode, {"entropy/divergence": (sums[0], float(sums[1]))})
+        total, n = self._reduced(sums).tolist()
+        return max(0.0, total / n) if n else 0.0
+
+    def _entropy_targets(
+        self, inputs: Sequence[dict[str, Any]], base_entropy: torch.Tensor, divergence: float
+    ) -> torch.Tensor:
         """Target `(B,)` of the mean entropy of every completion, nats per token; NaN where there is none."""
         assert self.uncertainty is not None
         targets = base_entropy.clone()
@@ -359,15 +388,15 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
         levels = self.uncertainty.human_levels(
             [inputs[i]["prompt"] for i in creative], [inputs[i].get("human_completion") for i in creative]
         )
-        targets[creative] = torch.tensor(levels, dtype=targets.dtype, device=targets.device)
-        return targets
+        targets[creative] = torch.tensor(levels, dtype=targets.dtype, device=targets.device) - divergence
+        return targets.clamp(min=0)
 
     def _compared_tokens(self, output: dict[str, Any]) -> torch.Tensor:
         """Which tokens `(B, T)` the policy and the scorer are compared on: all that are trained on, but the end."""
         ends = torch.tensor(self.eos_token_ids, device=output["completion_ids"].device)
         return output["completion_mask"].bool() & ~torch.isin(output["completion_ids"], ends)
 
-    def _scorer_nlls(self, output: dict[str, Any]) -> torch.Tensor:
+    def _scorer_nlls(self, output: dict[str, Any], compared: torch.Tensor) -> torch.Tensor:
         """Mean surprisal `(B,)` of creative completions to the scorer, nats per token; NaN where there is none.
 
         A scorer of other tokens has read the text, and its mean is over tokens of its own.
@@ -376,7 +405,7 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
         if not self._tokens_shared:
             return torch.tensor([math.nan if value is None else value for value in self._scorer_nll])
         prompts = _rows_of(output["prompt_ids"], output["prompt_mask"].bool())
-        completions = _rows_of(output["completion_ids"], output["compared"] & output["creative"].unsqueeze(1))
+        completions = _rows_of(output["completion_ids"], compared & output["creative"].unsqueeze(1))
         return torch.tensor(self.uncertainty.token_nlls(prompts, completions))
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
@@ -389,44 +418,54 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
         logps, entropies = self._logps, self._entropies
         self._logps = self._entropies = None
         assert logps is not None
-        steps = self.current_gradient_accumulation_steps if self.model.training else 1
         if self.args.functional_beta:
-            loss = loss + self.args.functional_beta * self._functional_kl(logps, inputs) / steps
+            loss = loss + self.args.functional_beta * self._functional_kl(logps, inputs)
         if self.args.target_entropy_coef:
             assert entropies is not None
-            loss = loss + self.args.target_entropy_coef * self._entropy_term(logps.detach(), entropies, inputs) / steps
+            loss = loss + self.args.target_entropy_coef * self._entropy_term(entropies, inputs)
         return loss
+
+    @property
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"
+
+    def _in_step(self, total: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
+        """The part of a mean over a step that a micro-batch has, as TRL's `dapo` has it.
+
+        Args:
+            total (`torch.Tensor` of shape `()`): The sum over the micro-batch.
+            n (`torch.Tensor` of shape `()`): The count over the completions that were drawn together, in all processes.
+        """
+        # Gradients are averaged over processes, and completions of several steps may be drawn together.
+        n = n.clamp(min=1) / self.accelerator.num_processes
+        if self.model.training:
+            n = n * self.current_gradient_accumulation_steps / self.args.steps_per_generation
+        return total / n
 
     def _functional_kl(self, logps: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
         """Mean over functional tokens of TRL's estimate of the divergence from the base, `r - 1 - log r`, nats."""
         log_ratio = inputs["base_logps"] - logps
         known = inputs["completion_mask"].bool() & log_ratio.isfinite()
         log_ratio = torch.where(known, log_ratio, 0.0)
-        kl, n = (log_ratio.exp() - 1 - log_ratio).sum(), int(known.sum())
-        self._log_means("train" if self.model.training else "eval", {"functional/kl": (float(kl.detach()), n)})
-        return kl / max(1, n)
+        kl = (log_ratio.exp() - 1 - log_ratio).sum()
+        self._add_to_log(self._mode, {"functional/kl": (kl, int(known.sum()))})
+        return self._in_step(kl, inputs["n_functional_tokens"])
 
-    def _entropy_term(self, logps: torch.Tensor, entropies: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
+    def _entropy_term(self, entropies: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
         """Mean over completions of the squared distance of their entropy from its target, nats²."""
         mask, target, creative = inputs["completion_mask"], inputs["entropy_target"], inputs["creative"]
         entropy = _row_means(entropies, mask)
-        compared = inputs["compared"]
-        ahead = inputs["scorer_nll"] + _row_means(logps, compared)
-        told = creative & ahead.isfinite() & compared.any(1)
-        divergence = (torch.where(told, ahead, 0.0).sum() / told.sum().clamp(min=1)).clamp(min=0)
-        target = torch.where(creative, target - divergence, target).clamp(min=0)
-        known = target.isfinite() & (mask.sum(1) > 0)
+        known = target.isfinite() & mask.bool().any(1)
         distance = torch.where(known, entropy - target.nan_to_num(), 0.0)
-        self._log_means(
-            "train" if self.model.training else "eval",
+        self._add_to_log(
+            self._mode,
             {
-                f"entropy/{domain}{kind}": (float(values[rows].detach().sum()), int(rows.sum()))
+                f"entropy/{domain}{kind}": (values[rows].sum(), int(rows.sum()))
                 for domain, rows in ((CREATIVE, known & creative), (FUNCTIONAL, known & ~creative))
                 for kind, values in (("", entropy), ("_target", target))
-            }
-            | {"entropy/divergence": (float(ahead[told].sum()), int(told.sum()))},
+            },
         )
-        return (distance**2).sum() / known.sum().clamp(min=1)
+        return self._in_step((distance**2).sum(), inputs["n_targets"])
 
 
 def weighted_advantages(rewards: torch.Tensor, weights: torch.Tensor, group: int) -> torch.Tensor:
@@ -457,6 +496,11 @@ def weighted_advantages(rewards: torch.Tensor, weights: torch.Tensor, group: int
     centred = torch.where(told, filled - mean, 0.0)
     spread = (centred**2).sum(1, keepdim=True).div((n - 1).clamp(min=1)).sqrt()
     return (centred / (spread + EPSILON) * weights).sum(-1).view(-1)
+
+
+def _some(rows: torch.Tensor) -> torch.Tensor:
+    """The rows, or the first where there is none: every process runs a model, and sharded ones wait for each other."""
+    return rows if len(rows) else rows.new_zeros(1)
 
 
 def _rows_of(ids: torch.Tensor, mask: torch.Tensor) -> list[list[int]]:

@@ -1,3 +1,7 @@
+import os
+import struct
+import time
+
 import gguf
 import numpy as np
 import pytest
@@ -84,3 +88,32 @@ def test_a_truncated_gguf_is_named(tiny_gguf, tmp_path):
     path.write_bytes(tiny_gguf.read_bytes()[:20_000])
     with pytest.raises(InputError, match=r"short\.gguf: cannot be read as a GGUF"):
         load_model(str(path))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"GGUF",
+        b"GGUF" + struct.pack("<IQQ", 3, 0, 0),
+        b"GGUF" + struct.pack("<IQQ", 3, 2**62, 2**62),
+        b"GGUF" + struct.pack("<IQQ", 3, 0, 2**40) + b"\0" * 64,
+        b"GGUF" + struct.pack("<IQQ", 2**31, 1, 1),
+        b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 2**63) + b"name",
+        b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 4) + b"name" + struct.pack("<IIQ", 9, 4, 2**50),
+    ],
+)
+def test_a_header_that_promises_too_much_is_named_soon(tmp_path, content):
+    path = tmp_path / "odd.gguf"
+    path.write_bytes(content)
+    begin = time.monotonic()
+    with pytest.raises(InputError, match=r"odd\.gguf: cannot be read as a GGUF") as caught:
+        load_model(str(path))
+    assert time.monotonic() - begin < 5
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pipe_is_no_gguf(tmp_path):
+    os.mkfifo(tmp_path / "pipe.gguf")
+    with pytest.raises(InputError, match="neither a folder, nor a"):
+        load_model(str(tmp_path / "pipe.gguf"))

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import torch
@@ -254,3 +255,73 @@ def test_without_a_network_a_cached_hub_model_loads(save_tiny, monkeypatch, tmp_
     monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("a request was tried again"))
     model, _ = load_model("somebody/tiny")
     assert model.config.vocab_size == 260
+
+
+DAMAGES = {
+    "config.json": [b"", b"[]", b'{"model_type": "llama"', b"\xff\xfe", b"[" * 100_000, b"\0", b'{"model_type": []}'],
+    "tokenizer.json": [b"", b"[]", b"{}", b"\xff\xfe", b"[" * 100_000, b'{"model": {"type": "BPE", "vocab": -1}}'],
+    "tokenizer_config.json": [b"", b"[]", b"3", b'{"tokenizer_class": 3}', b'{"model_max_length": "x"}'],
+    "generation_config.json": [b"[]", b'{"eos_token_id": {}}', b"[" * 100_000],
+    "model.safetensors": [b"", b"abcd", b"\xff" * 8 + b"{}", b"\2\0\0\0\0\0\0\0{}"],
+}
+
+
+@pytest.mark.parametrize(("file", "content"), [(file, content) for file in DAMAGES for content in DAMAGES[file]])
+def test_a_damaged_file_is_one_line_that_names_the_folder_or_loads(save_tiny, refused, file, content):
+    folder = save_tiny()
+    (folder / file).write_bytes(content)
+    try:
+        load_model(str(folder))  # some files have defaults
+    except InputError:
+        refused(folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tie_word_embeddings": None},
+        {"hidden_size": 0},
+        {"hidden_size": "x"},
+        {"num_attention_heads": -1},
+        {"vocab_size": None},
+        {"rope_parameters": []},
+        {"torch_dtype": [[]], "dtype": [[]]},
+        {"num_hidden_layers": 1e999},
+        {"hidden_act": 7},
+        {"architectures": {}},
+    ],
+    ids=str,
+)
+def test_a_config_of_odd_values_is_one_line_or_loads(save_tiny, refused, changes):
+    folder = save_tiny()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    try:
+        load_model(str(folder))
+    except InputError:
+        refused(folder)
+
+
+def test_the_cause_of_a_refusal_is_kept(save_tiny):
+    folder = save_tiny()
+    (folder / "tokenizer.json").write_bytes(b"{}")
+    with pytest.raises(InputError) as caught:
+        load_model(str(folder))
+    assert caught.value.__cause__ is not None
+
+
+def test_memory_that_cannot_be_had_is_no_fault_of_the_folder(save_tiny, monkeypatch):
+    def take_all(*arguments, **options):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 7 bytes")
+
+    monkeypatch.setattr("ugap.models.load.AutoTokenizer.from_pretrained", take_all)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        load_model(str(save_tiny()))
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "config.json", "model.safetensors", "generation_config.json"])
+def test_a_pipe_in_a_folder_is_not_opened(save_tiny, refused, file):
+    folder = save_tiny()
+    (folder / file).unlink()
+    os.mkfifo(folder / file)
+    assert "has no config.json" in refused(folder) or "a pipe, not a regular file" in refused(folder)

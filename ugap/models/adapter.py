@@ -5,10 +5,11 @@ import warnings
 from pathlib import Path
 
 from peft import PeftModel, get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers import PreTrainedModel
 
-from ugap.errors import InputError
+from ugap.errors import InputError, reading
+from ugap.files import regular_file
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -22,8 +23,9 @@ def adapter_hash(folder: str | Path) -> str:
     digest = hashlib.sha256()
     for name in (_CONFIG, _WEIGHTS):
         path = Path(folder) / name
-        if not path.is_file():
+        if not path.exists():
             raise InputError(f"{folder}: not the folder of a PEFT adapter: it has no {name}")
+        regular_file(path)
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -39,16 +41,13 @@ def with_adapter(model: PreTrainedModel, folder: str | Path, name: str) -> PeftM
     Raises:
         InputError: If the adapter does not fit the model, or is one that adds a prompt.
     """
-    try:
+    with reading(f"{folder}: the adapter does not fit {name}"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is missing is found below
             adapted = PeftModel.from_pretrained(model, str(folder), torch_device=str(model.device))
             placed = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
         with safe_open(Path(folder) / _WEIGHTS, "pt") as file:
             stored = set(file.keys())
-    except (ValueError, RuntimeError, TypeError, KeyError, OSError, SafetensorError) as error:
-        reason = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
-        raise InputError(f"{folder}: the adapter does not fit {name}: {reason}") from error
     if adapted.active_peft_config.is_prompt_learning:
         raise InputError(f"{folder}: the adapter adds a prompt; only those that change layers, like LoRA, can be used")
     if placed != stored:

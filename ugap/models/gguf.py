@@ -12,7 +12,7 @@ import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from ugap.errors import InputError
+from ugap.errors import reading
 from ugap.models.console import quiet_transformers
 
 
@@ -27,13 +27,11 @@ def read_gguf(path: Path, dtype: torch.dtype = torch.float32) -> tuple[PreTraine
         InputError: It is no GGUF file, or of an architecture that transformers does not read.
     """
     source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name, "local_files_only": True}
-    try:
-        with quiet_transformers(), redirect_stderr(io.StringIO()):  # the reader's own bar heeds no setting
-            tokenizer = AutoTokenizer.from_pretrained(**source)
-            plain = GgufConfig(dequantize=True)
-            model = AutoModelForCausalLM.from_pretrained(**source, dtype=dtype, quantization_config=plain)
-    except (ValueError, KeyError, OSError) as error:
-        raise InputError(f"{path}: cannot be read as a GGUF language model: {str(error).splitlines()[0]}") from error
+    what = f"{path}: cannot be read as a GGUF language model"
+    with reading(what), quiet_transformers(), redirect_stderr(io.StringIO()):  # the reader's own bar heeds no setting
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+        plain = GgufConfig(dequantize=True)
+        model = AutoModelForCausalLM.from_pretrained(**source, dtype=dtype, quantization_config=plain)
     return model, tokenizer
 
 

@@ -4,6 +4,7 @@ Design choices:
 - A name is an asset's, else a path that exists, else a Hub id. Write `./name` for a folder named like an asset.
 - Weights come from safetensors or GGUF; a pickle is never opened. Code of a repository runs only where asked for.
 - What cannot be a causal language model is refused from its config and from the names of its weights, with one line.
+- Whatever the libraries raise on the way becomes one line too: a damaged folder takes them to any of their lines.
 - The model is in eval mode without gradients; its generation config keeps the token ids and otherwise
   samples from the model's own distribution, whatever the repository asked for.
 """
@@ -22,7 +23,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
@@ -35,7 +35,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from ugap.errors import InputError
+from ugap.errors import InputError, reading
+from ugap.files import regular_file
 from ugap.models.assets import ASSETS, asset_path
 from ugap.models.console import announced, quiet_transformers
 from ugap.models.gguf import read_gguf
@@ -93,7 +94,8 @@ def load_model(
         else:
             source = _hub_source(name, revision)
         model, tokenizer = _from_pretrained(name, source, torch_dtype, trust_remote_code)
-    return _ready_model(model, torch_device), _ready_tokenizer(name, tokenizer)
+    with reading(f"{name}: cannot be loaded"):
+        return _ready_model(model, torch_device), _ready_tokenizer(name, tokenizer)
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype | Literal["auto"]:
@@ -126,6 +128,9 @@ def _check_folder(path: Path) -> None:
     if not any(path.glob("*.safetensors")):
         stored = "only pickled weights, which are never loaded" if any(path.glob("*.bin")) else "no weights"
         raise InputError(f"{path}: has {stored}; save the model as safetensors")
+    for part in path.iterdir():
+        if part.exists() and not part.is_dir():
+            regular_file(part)  # a library would open a pipe, and wait for ever
 
 
 def _hub_source(name: str, revision: str | None) -> dict[str, Any]:
@@ -160,18 +165,13 @@ def _from_pretrained(
     name: str, source: dict[str, Any], dtype: torch.dtype | str, trust_remote_code: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     source = {**source, "trust_remote_code": trust_remote_code}
-    try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(**source)
-            _check_causal(name, config)
-            tokenizer = AutoTokenizer.from_pretrained(**source)
-            model, report = AutoModelForCausalLM.from_pretrained(
-                **source, dtype=dtype, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
-            )
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        raise InputError(f"{name}: cannot be loaded: {_first_line(error)}") from error
+    with reading(f"{name}: cannot be loaded"), quiet_transformers():
+        config = AutoConfig.from_pretrained(**source)
+        _check_causal(name, config)
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            **source, dtype=dtype, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
+        )
     # What the file lacks or holds in another shape was filled with random numbers.
     if report["mismatched_keys"]:
         raise InputError(f"{name}: its weights are of another shape than its config says")
@@ -205,6 +205,8 @@ def _ready_model(model: PreTrainedModel, device: torch.device) -> PreTrainedMode
 def _ready_tokenizer(name: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     if not tokenizer.is_fast:
         raise InputError(f"{name}: its tokenizer gives no character offsets (there is no fast version of it)")
+    if not isinstance(tokenizer.model_max_length, int | float):
+        raise InputError(f"{name}: its tokenizer's model_max_length is {tokenizer.model_max_length!r}, not a number")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"

@@ -9,6 +9,7 @@ import torch
 from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from ugap.errors import InputError
+from ugap.models import chat_ids
 from ugap.profile import HumanProfile
 from ugap.sampling.batch import continue_contexts, decode_after, drawn_config, never_written
 from ugap.sampling.figures import TAIL, human_figures, profile_of, weight_of
@@ -239,8 +240,7 @@ def _context(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, number: int) ->
     elif tokenizer.chat_template is None:
         raise InputError(f"prompt {number} is a chat, and the tokenizer has no chat template")
     else:
-        rendered = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
-        ids = tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        ids = chat_ids(tokenizer, prompt, f"prompt {number}")
     if not ids:
         raise InputError(f"prompt {number} is empty, and the tokenizer has no BOS")
     return ids

@@ -16,7 +16,8 @@ import torch
 from rich.progress import Progress
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ugap.errors import InputError
+from ugap.errors import InputError, reading
+from ugap.errors import is_out_of_memory as is_out_of_memory
 from ugap.models import load_model
 from ugap.scoring.batches import Batch, Request, plan, windows
 from ugap.scoring.bfloat16 import FloatProducts, has_bfloat16_units
@@ -97,7 +98,7 @@ class Scorer:
         emulated = model.dtype == torch.bfloat16 and model.device.type == "cpu" and not has_bfloat16_units()
         self._products: Callable[[], AbstractContextManager] = FloatProducts if emulated else nullcontext
         self._regimes = Regimes(config)
-        with self._products():
+        with self._products(), reading(f"{self.name}: cannot run on token ids alone"):
             self._shares = shares_prefixes(backbone(model), model, input_device(model), self.name)
 
     @classmethod
@@ -183,7 +184,7 @@ class Scorer:
             texts (`Sequence[str]`): Texts to score.
             prefixes (`Sequence[str | Sequence[int]]`, *optional*): What comes before each text, not scored. A string is
                 tokenised together with its text; token ids are taken as they are.
-            pmi (`bool`, *optional*, defaults to `False`): Also score each text without its prefix.
+            pmi (`bool`, *optional*, defaults to `False`): Also score each text without its prefix, where it has one.
             special_tokens (`bool`, *optional*, defaults to `False`): Whether strings such as `<bos>` inside a text mean
                 the special token; by default they are plain characters.
             names (`Sequence[str]`, *optional*): How errors name the texts; by default `text 0`, `text 1`, ...
@@ -211,7 +212,7 @@ class Scorer:
             except InputError as error:
                 encoded.pop(i, None)
                 self._refuse(error, skip_bad)
-        # A text without a prefix is its own marginal.
+        # Without a prefix there is nothing that a prefix could tell: such a text has no marginal.
         alone = {i: e for i, e in encoded.items() if pmi and e.context != e.bos}
         requests = [Request(i, 0, e.context, e.token_ids) for i, e in encoded.items()]
         requests += [Request(len(texts) + i, 0, e.bos, e.token_ids) for i, e in alone.items()]
@@ -219,7 +220,7 @@ class Scorer:
         out: list[TokenScores | None] = [None] * len(texts)
         for i, e in encoded.items():
             rows = statistics[i]
-            marginal = statistics.get(len(texts) + i, rows)[0] if pmi else None
+            marginal = statistics[len(texts) + i][0] if i in alone else None
             wrong = ~np.isfinite(rows).all(axis=0)
             # With nothing before it the first token has no score.
             wrong[: 0 if e.context else 1] = False
@@ -278,7 +279,7 @@ class Scorer:
         Returns:
             `Dataset` or `IterableDataset`: The rows with the columns `token_ids` and `offsets` (int32; start and end of
             each token, flattened), `surprisal`, `entropy`, `varentropy`, `rank` and, with `pmi`, `marginal_surprisal`
-            (float32, as in [`TokenScores`]), and `straddles`.
+            (float32, as in [`TokenScores`]; null for a text without a prefix), and `straddles`.
 
         Raises:
             InputError: If a column is missing or would be overwritten, or a text is bad as in [`~Scorer.score`]; the
@@ -385,8 +386,3 @@ class Scorer:
             if not shared:
                 return run(input_ids=ids, use_cache=False).last_hidden_state
             return states_after(run, torch.tensor([shared], device=ids.device), ids)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error is of memory that cannot be had; on a CPU torch has no class of its own for that."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

@@ -9,6 +9,7 @@ import torch
 from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from ugap.errors import InputError
+from ugap.models import chat_ids
 from ugap.sampling.batch import continue_contexts, decode_after, never_written
 from ugap.study.decodings import Settings, decoder
 
@@ -26,13 +27,11 @@ def chat_context(tokenizer: PreTrainedTokenizerBase, prefix: str, name: str) -> 
     """Token ids of the request to continue `prefix`, in the model's chat template.
 
     Raises:
-        InputError: If the tokenizer has no chat template.
+        InputError: If the tokenizer has no chat template, or one that fails.
     """
     if tokenizer.chat_template is None:
         raise InputError(f"{name} has no chat template: use --prompting raw")
-    messages = [{"role": "user", "content": REQUEST.format(prefix=prefix)}]
-    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    return chat_ids(tokenizer, [{"role": "user", "content": REQUEST.format(prefix=prefix)}], name)
 
 
 @torch.no_grad()

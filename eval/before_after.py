@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ugap.cli.arguments import option
-from ugap.cli.comparing import CompareOptions, compared, refuse_results
+from ugap.cli.comparing import CompareOptions, compared
 from ugap.cli.main import main
-from ugap.files import replacing
+from ugap.files import refuse_results, replacing
 
 DESCRIPTION = """\
 Compare a model with its fine-tuned selves on held-out human texts, with the same prompts and seeds: how far each is

@@ -1,6 +1,5 @@
 """Which way to decode writes as people do: the sampler at human uncertainty beside the others."""
 
-import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,14 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from ugap.cli.arguments import option
 from ugap.cli.eval import load_program
 from ugap.cli.main import main
-from ugap.files import replacing
+from ugap.files import locked, refuse_results, replacing
 
 if TYPE_CHECKING:
     from rich.progress import Progress
     from transformers import LogitsProcessor
 
-    from ugap.data import PartStore, TextRow
+    from ugap.data import TextRow
     from ugap.scoring import Scorer
+    from ugap.study.continuations import Continuations
     from ugap.study.excerpts import Excerpt
     from ugap.study.table import ScoredText
 
@@ -53,7 +53,7 @@ DECODINGS = [
     MIROSTAT,
     TOP_N_SIGMA,
 ]
-HUMAN = "human"
+HUMAN, PARTS = "human", "parts"
 
 
 @dataclass(kw_only=True)
@@ -93,14 +93,10 @@ def run(arguments: Arguments) -> None:
     Raises:
         InputError: The input is bad; what is finished stays for `--resume`.
     """
-    from ugap.data import PartStore
+    from ugap.data import content_hash
     from ugap.data.domain import load_domain
     from ugap.errors import InputError
-    from ugap.progress import progress_bar
-    from ugap.scoring import Scorer
     from ugap.study.decodings import parse_decodings
-    from ugap.study.store import SCORED
-    from ugap.study.study import environment, without_nan
 
     special = [name for name in arguments.decoding if name in (TUNED, MIROSTAT, TOP_N_SIGMA)]
     decodings: dict[str, dict[str, Any]] = {
@@ -120,18 +116,37 @@ def run(arguments: Arguments) -> None:
     rows = load_domain(arguments.data, arguments.domain)
     others = load_domain(arguments.tune, arguments.domain) if arguments.tune else []
     output = Path(arguments.output)
-    if (output / "parts").exists() and not arguments.resume:
-        raise InputError(f"{output}: there are results already; add --resume to go on, or choose another folder")
+    refuse_results(output, arguments.resume, PARTS)
+    own = ("model", "decoding", "seeds", "output", "resume", "device", "trust_remote_code")
     settings = {
-        **{
-            name: value
-            for name, value in asdict(arguments).items()
-            if name not in ("model", "decoding", "seeds", "output", "resume", "device", "trust_remote_code")
-        },
-        "data_hash": digest([row.text for row in rows]),
-        "tune_hash": digest([row.text for row in others]),
+        **{name: value for name, value in asdict(arguments).items() if name not in own},
+        "data_hash": content_hash([row.text for row in rows]),
+        "tune_hash": content_hash([row.text for row in others]),
     }
-    parts = PartStore(output / "parts", SCORED, settings)
+    with locked(output):
+        record = measure(arguments, decodings, settings, rows, others)
+        with replacing(output / "decoding.json") as temporary:
+            temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        text = "\n".join(markdown(entry) for entry in record["models"])
+        with replacing(output / "decoding.md") as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    print(text)
+
+
+def measure(
+    arguments: Arguments,
+    decodings: Mapping[str, Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    rows: "Sequence[TextRow]",
+    others: "Sequence[TextRow]",
+) -> dict[str, Any]:
+    """Let every model write and read; the content of `decoding.json`."""
+    from ugap.progress import progress_bar
+    from ugap.scoring import Scorer
+    from ugap.study.continuations import Continuations, check_writer
+    from ugap.study.study import environment, without_nan
+
+    work = Continuations(Path(arguments.output) / PARTS, dict(settings))
     records = []
     for name in arguments.model:
         scorer = Scorer.from_pretrained(
@@ -140,53 +155,38 @@ def run(arguments: Arguments) -> None:
             device=arguments.device,
             trust_remote_code=arguments.trust_remote_code,
         )
+        check_writer(scorer, decodings.values(), [arguments.domain])
+        how_of = dict(decodings)
         with progress_bar() as bar:
-            writer = Writer(scorer, arguments, parts, bar)
+            writer = Writer(scorer, arguments, work, bar)
             excerpts = writer.cut(rows)
             human = writer.texts("test", excerpts, HUMAN, {}, 0)
             if TUNED in decodings:
-                decodings[TUNED] = {"temperature": tuned_temperature(writer, writer.cut(others))}
-            made = {
-                (decoding, seed): writer.texts("test", excerpts, decoding, how, seed)
-                for decoding, how in decodings.items()
-                for seed in range(arguments.seeds)
-            }
-        table = [
-            {
-                "model": name,
-                "settings": how,
-                **compare(human, [made[decoding, seed] for seed in range(arguments.seeds)]),
-            }
-            for decoding, how in decodings.items()
-        ]
-        for row, decoding in zip(table, decodings, strict=True):
-            row["decoding"] = decoding
+                how_of[TUNED] = {"temperature": tuned_temperature(writer, writer.cut(others))}
+            table = [
+                {
+                    "model": name,
+                    "settings": how,
+                    **compare(
+                        human,
+                        [writer.texts("test", excerpts, decoding, how, seed) for seed in range(arguments.seeds)],
+                    ),
+                    "decoding": decoding,
+                }
+                for decoding, how in how_of.items()
+            ]
         records.append({"model": name, "weight_hash": scorer.id.weight_hash, "rows": table})
-    record = {
-        "version": VERSION,
-        "settings": {
-            **settings,
-            "decodings": arguments.decoding,
-            "seeds": arguments.seeds,
-            "environment": environment(),
-        },
-        "models": records,
-    }
-    with replacing(output / "decoding.json") as temporary:
-        temporary.write_text(json.dumps(without_nan(record), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    text = "\n".join(markdown(entry) for entry in records)
-    with replacing(output / "decoding.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    print(text)
+    recorded = {**settings, "decodings": arguments.decoding, "seeds": arguments.seeds, "environment": environment()}
+    return dict(without_nan({"version": VERSION, "settings": recorded, "models": records}))
 
 
 @dataclass(frozen=True)
 class Writer:
-    """One model that continues prefixes and reads what was written; finished batches are kept and read again."""
+    """One model that continues prefixes and reads what was written."""
 
     scorer: "Scorer"
     arguments: Arguments
-    parts: "PartStore"
+    work: "Continuations"
     bar: "Progress"
 
     def cut(self, rows: "Sequence[TextRow]") -> "list[Excerpt]":
@@ -207,71 +207,46 @@ class Writer:
         self, use: str, excerpts: "Sequence[Excerpt]", decoding: str, how: Mapping[str, Any], seed: int
     ) -> "list[ScoredText]":
         """What was written under one decoding by one seed, scored; people's own continuations for `"human"`."""
-        from ugap.study.store import from_row, to_row
+        from ugap.study.continuations import Text, batches
+        from ugap.study.generation import seed_of
 
-        size, out = self.arguments.batch_size, []
-        label = f"{self.scorer.name} {'tunes' if use == 'tune' else 'writes'}: {decoding}, seed {seed}"
-        task = None
-        for number, start in enumerate(range(0, len(excerpts), size)):
-            batch = excerpts[start : start + size]
-            key = "|".join((self.scorer.name, use, decoding, json.dumps(how, sort_keys=True), str(seed), str(number)))
-            if not self.parts.done(key):
-                if task is None:
-                    task = self.bar.add_task(label, total=len(excerpts), completed=start)
-                self.parts.write(key, [to_row(text) for text in self._write(batch, decoding, how, key)])
-            if task is not None:
-                self.bar.update(task, completed=start + len(batch))
-            out += [from_row(row) for row in self.parts.read(key)]
+        a, scorer, out = self.arguments, self.scorer, []
+        label = f"{scorer.name} {'tunes' if use == 'tune' else 'writes'}: {decoding}, seed {seed}"
+        task = self.bar.add_task(label, total=len(excerpts))
+        for number, batch in batches(excerpts, a.batch_size):
+            if decoding == HUMAN:
+                texts = [excerpt.human for excerpt in batch]
+            else:
+                told, processors = self._peers(decoding)
+                drawn = (scorer.name, use, decoding, json.dumps(how, sort_keys=True), str(seed), str(number))
+                texts = self.work.write(
+                    scorer,
+                    batch,
+                    decoding,
+                    how,
+                    scorer.name,
+                    *told,
+                    max_new_tokens=a.max_new_tokens,
+                    seed=seed_of("|".join(drawn)),
+                    domain=a.domain,
+                    processors=processors,
+                )
+            read = [Text(one, scorer.name, decoding, text) for one, text in zip(batch, texts, strict=True)]
+            out += self.work.scores(self.work.read(scorer, read, scorer.name, decoding, pmi=False))
+            self.bar.advance(task, len(batch))
         return out
 
-    def _write(self, batch: "Sequence[Excerpt]", decoding: str, how: Mapping[str, Any], key: str) -> "list[ScoredText]":
-        from ugap.study.generation import generate_continuations, seed_of
-        from ugap.study.store import no_scores
-        from ugap.study.table import ScoredText
-
-        scorer = self.scorer
-        prefixes = [excerpt.prefix for excerpt in batch]
-        if decoding == HUMAN:
-            texts = [excerpt.human for excerpt in batch]
-        else:
-            plain = scorer.tokenizer(prefixes, add_special_tokens=False, split_special_tokens=True)
-            texts = generate_continuations(
-                scorer.model,
-                scorer.tokenizer,
-                [scorer.bos + ids for ids in plain["input_ids"]],
-                how,
-                max_new_tokens=self.arguments.max_new_tokens,
-                seed=seed_of(key),
-                domain=self.arguments.domain,
-                processors=self._peers(decoding),
-            )
-        # A model may write nothing; a human text has to be scored.
-        scores = scorer.score(texts, prefixes, skip_bad=decoding != HUMAN)
-        return [
-            ScoredText(
-                excerpt.id,
-                excerpt.source,
-                excerpt.domain,
-                scorer.name,
-                "raw",
-                decoding,
-                scorer.name,
-                excerpt.prefix,
-                score or no_scores(text, scorer.id, []),
-            )
-            for excerpt, text, score in zip(batch, texts, scores, strict=True)
-        ]
-
-    def _peers(self, decoding: str) -> "list[LogitsProcessor]":
+    def _peers(self, decoding: str) -> "tuple[list[str], list[LogitsProcessor]]":
+        """What is no decoding of `generate()`: its setting, as parts are told by it, and its processor."""
         from ugap.sampling import human_figures, profile_of
 
         if decoding not in (MIROSTAT, TOP_N_SIGMA):
-            return []
+            return [], []
         peers = load_program(Path(__file__).with_name("peers.py"))
         if decoding == TOP_N_SIGMA:
-            return [peers.TopNSigmaLogitsProcessor(1.0)]
+            return [], [peers.TopNSigmaLogitsProcessor(1.0)]
         level = human_figures(profile_of(self.scorer.model, self.arguments.profile), self.arguments.domain)["level"]
-        return [peers.MirostatLogitsProcessor(level)]
+        return [f"level {level}"], [peers.MirostatLogitsProcessor(level)]
 
 
 def tuned_temperature(writer: Writer, excerpts: "Sequence[Excerpt]") -> float:
@@ -291,72 +266,73 @@ def tuned_temperature(writer: Writer, excerpts: "Sequence[Excerpt]") -> float:
 
 def compare(human: "Sequence[ScoredText]", seeds: "Sequence[Sequence[ScoredText]]") -> dict[str, Any]:
     """One row of the table: what the texts of all seeds are like beside people's, pair by pair cut to one length."""
-    import numpy as np
-
     from ugap.study.table import gap_table, pair
     from ugap.study.variety import variety
 
     (cell,) = pair([*human, *(text for texts in seeds for text in texts)])
     measures = {row["measure"]: row for row in gap_table([cell], seed=0)}
-    nll, deviation = measures["nll"], measures["deviation"]
+    nll = measures["nll"]
     varied: dict[str, list[list[float]]] = {"distinct_4": [], "repetition": []}
     for texts in seeds:  # each sample is as large as people's
         (one,) = pair([*human, *texts])
         both = [variety(one.human), variety(one.generated)]
         for name, values in varied.items():
             values.append([side[name] for side in both])
+    sides = ("human", "model_value")
     return {
         "n": nll["n"],
         "n_sources": nll["n_sources"],
         "n_dropped": cell.n_dropped,
         **{name: nll[name] for name in ("human", "model_value", "gap", "ci95", "p_value")},
         "wasserstein_surprisal": nll["wasserstein"],
-        "wasserstein_deviation": deviation["wasserstein"],
-        "entropy": {name: measures["entropy"][name] for name in ("human", "model_value")},
-        "deviation": {name: deviation[name] for name in ("human", "model_value")},
+        "wasserstein_deviation": measures.get("deviation", nll)["wasserstein"],
+        **{measure: {side: measures.get(measure, nll)[side] for side in sides} for measure in ("entropy", "deviation")},
         **{
-            name: dict(zip(("human", "model_value"), np.mean(values, axis=0).tolist(), strict=True))
+            name: {side: sum(value[place] for value in values) / len(values) for place, side in enumerate(sides)}
             for name, values in varied.items()
         },
     }
 
 
 def markdown(entry: Mapping[str, Any]) -> str:
-    """The table of one model."""
+    """The table of one model; a dash where no text was long enough."""
+    from ugap.report.tables import MISSING
+    from ugap.report.terminal import figure, with_interval
+
     rows = entry["rows"]
-    people = rows[0]
+    people = max(rows, key=lambda row: row["n"])
     head = (
         f"### {entry['model']}\n\n"
-        f"People: surprisal {people['human']:.3f}, entropy {people['entropy']['human']:.3f}, deviation "
-        f"{people['deviation']['human']:+.3f}, distinct-4 {people['distinct_4']['human']:.4f}, repetition "
-        f"{people['repetition']['human']:.4f} ({people['n']} pairs of {people['n_sources']} texts).\n\n"
+        f"People: surprisal {figure(people['human'], '.3f')}, entropy {figure(people['entropy']['human'], '.3f')}, "
+        f"deviation {figure(people['deviation']['human'], '+.3f')}, "
+        f"distinct-4 {figure(people['distinct_4']['human'], '.4f')}, "
+        f"repetition {figure(people['repetition']['human'], '.4f')} "
+        f"({people['n']} pairs of {people['n_sources']} texts).\n\n"
         "| decoding | surprisal | gap [95%] | gap, % | W1 surprisal | W1 deviation | entropy | distinct-4, % "
         "| repetition, % |\n"
         "|---|---|---|---|---|---|---|---|---|\n"
     )
     lines = []
     for row in rows:
-        low, high = row["ci95"]
-        shares = [percent_more(**row[m]) for m in ("distinct_4", "repetition")]
         temperature = row["settings"].get("temperature")
-        name = f"{row['decoding']} ({temperature})" if row["decoding"] == TUNED else row["decoding"]
-        lines.append(
-            f"| {name} | {row['model_value']:.3f} | {row['gap']:+.3f} [{low:+.3f}, {high:+.3f}] "
-            f"| {100 * row['gap'] / row['human']:+.1f} | {row['wasserstein_surprisal']:.3f} "
-            f"| {row['wasserstein_deviation']:.4f} | {row['entropy']['model_value']:.3f} "
-            f"| {shares[0]} | {shares[1]} |"
-        )
+        cells = [
+            f"{row['decoding']} ({temperature})" if row["decoding"] == TUNED else row["decoding"],
+            figure(row["model_value"], ".3f"),
+            with_interval(row["gap"], row["ci95"], "+.3f"),
+            f"{100 * row['gap'] / row['human']:+.1f}" if row["n"] else MISSING,
+            figure(row["wasserstein_surprisal"], ".3f"),
+            figure(row["wasserstein_deviation"], ".4f"),
+            figure(row["entropy"]["model_value"], ".3f"),
+            percent_more(**row["distinct_4"]),
+            percent_more(**row["repetition"]),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return head + "\n".join(lines) + "\n"
 
 
-def percent_more(human: float, model_value: float) -> str:
+def percent_more(human: float | None, model_value: float | None) -> str:
     """By how many percent a model's value exceeds people's; empty where people's is nothing to compare with."""
-    return f"{100 * (model_value / human - 1):+.1f}" if human > 0 else ""
-
-
-def digest(texts: Sequence[str]) -> str:
-    """A fingerprint of texts."""
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+    return f"{100 * (model_value / human - 1):+.1f}" if human and human > 0 and model_value is not None else ""
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import numpy as np
 
 from ugap.cli.arguments import option
 from ugap.cli.main import main
-from ugap.files import replacing
+from ugap.files import locked, refuse_results, replacing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -105,54 +105,54 @@ def run(arguments: Arguments) -> None:
     if arguments.seeds < 1:
         raise InputError(f"seeds is {arguments.seeds}, and at least 1 is needed")
     output, adapter = Path(arguments.output), Path(arguments.adapter) if arguments.adapter is not None else None
-    if (output / "parts").exists() and not arguments.resume:
-        raise InputError(f"{output}: there are results already; add --resume to go on, or choose another folder")
-    settings: dict[str, Any] = {
-        "model": arguments.model,
-        "adapter": arguments.adapter,
-        "adapter_hash": adapter_hash(adapter) if adapter is not None else None,
-        "dtype": arguments.dtype,
-        "limit": arguments.limit,
-        "facts_hash": hashlib.sha256(repr(all_facts).encode()).hexdigest()[:16],
-    }
-    others = read_results(Path(arguments.compare), settings["facts_hash"]) if arguments.compare is not None else []
-    model, tokenizer = load_model(
-        arguments.model,
-        dtype=arguments.dtype,
-        device=arguments.device,
-        trust_remote_code=arguments.trust_remote_code,
-    )
-    settings["weight_hash"] = weight_hash(model)
-    # A part is named by what was typed, so that another decoding of the same name is another part.
-    words = dict(zip(decodings, arguments.decoding, strict=True))
-    ask = partial(
-        ask_model, tokenizer, facts, decodings, words, arguments.seeds, open_parts(output / "parts", settings)
-    )
-    if adapter is None:
-        results = ask(model, arguments.model)
-    else:
-        adapted = with_adapter(model, adapter, arguments.model)
-        with adapted.disable_adapter():
-            results = ask(adapted.get_base_model(), arguments.model)
-        results += ask(adapted.get_base_model(), f"{arguments.model} + {adapter}")
+    refuse_results(output, arguments.resume, "parts")
+    with locked(output):
+        settings: dict[str, Any] = {
+            "model": arguments.model,
+            "adapter": arguments.adapter,
+            "adapter_hash": adapter_hash(adapter) if adapter is not None else None,
+            "dtype": arguments.dtype,
+            "limit": arguments.limit,
+            "facts_hash": hashlib.sha256(repr(all_facts).encode()).hexdigest()[:16],
+        }
+        others = read_results(Path(arguments.compare), settings["facts_hash"]) if arguments.compare is not None else []
+        model, tokenizer = load_model(
+            arguments.model,
+            dtype=arguments.dtype,
+            device=arguments.device,
+            trust_remote_code=arguments.trust_remote_code,
+        )
+        settings["weight_hash"] = weight_hash(model)
+        # A part is named by what was typed, so that another decoding of the same name is another part.
+        words = dict(zip(decodings, arguments.decoding, strict=True))
+        ask = partial(
+            ask_model, tokenizer, facts, decodings, words, arguments.seeds, open_parts(output / "parts", settings)
+        )
+        if adapter is None:
+            results = ask(model, arguments.model)
+        else:
+            adapted = with_adapter(model, adapter, arguments.model)
+            with adapted.disable_adapter():
+                results = ask(adapted.get_base_model(), arguments.model)
+            results += ask(adapted.get_base_model(), f"{arguments.model} + {adapter}")
 
-    record = {
-        "version": VERSION,
-        "settings": {
-            **settings,
-            "decodings": arguments.decoding,
-            "seeds": arguments.seeds,
-            "compare": arguments.compare,
-            "environment": environment(),
-        },
-        "accuracies": [row for result in results for row in accuracy_rows(result)],
-        "comparisons": [comparison_row(a, b) for a, b in pairs(results, others)],
-        "results": [result_row(result) for result in results],
-    }
-    with replacing(output / "factuality.json") as temporary:
-        temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    print_tables(record)
-    print(f"\nWhat was said to every fact is in {output / 'factuality.json'}")
+        record = {
+            "version": VERSION,
+            "settings": {
+                **settings,
+                "decodings": arguments.decoding,
+                "seeds": arguments.seeds,
+                "compare": arguments.compare,
+                "environment": environment(),
+            },
+            "accuracies": [row for result in results for row in accuracy_rows(result)],
+            "comparisons": [comparison_row(a, b) for a, b in pairs(results, others)],
+            "results": [result_row(result) for result in results],
+        }
+        with replacing(output / "factuality.json") as temporary:
+            temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        print_tables(record)
+        print(f"\nWhat was said to every fact is in {output / 'factuality.json'}")
 
 
 def ask_model(

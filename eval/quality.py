@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ugap.cli.arguments import option
-from ugap.cli.comparing import refuse_results
 from ugap.cli.main import main
-from ugap.files import replacing
+from ugap.files import locked, refuse_results, replacing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -106,58 +105,59 @@ def run(arguments: Arguments) -> None:
         raise InputError("--pmi needs --prompt: the column of what stands before the text")
     output = Path(arguments.output)
     refuse_results(output, arguments.resume, PARTS)
-    texts = load_rated(
-        arguments.data,
-        arguments.rating,
-        text_column=arguments.text,
-        author_column=arguments.author,
-        group_column=arguments.group,
-        prompt_column=arguments.prompt,
-        limit=arguments.limit,
-    )
-    scorer = Scorer.from_pretrained(
-        arguments.model,
-        dtype=arguments.dtype,
-        device=arguments.device,
-        trust_remote_code=arguments.trust_remote_code,
-    )
-    profile, source = find_profile(arguments, scorer)
-    scores = score(texts, scorer, arguments, output / PARTS)
-    measures = [quality_measures(one, profile) for one in scores]
-    record = without_nan(
-        {
-            "version": VERSION,
-            "settings": {
-                "arguments": asdict(arguments),
-                "scorer": list(scorer.id),
-                "profile": source,
-                "environment": environment(),
-            },
-            "n_texts": len(texts),
-            "means": means(texts),
-            "human": {} if profile is None else human_levels(profile),
-            "relations": relate(texts, measures, resamples=arguments.resamples, seed=arguments.seed),
-            "texts": [
-                {
-                    "id": text.row.id,
-                    "author": text.author,
-                    "group": text.group,
-                    "ratings": text.ratings,
-                    "measures": one,
-                }
-                for text, one in zip(texts, measures, strict=True)
-            ],
-        }
-    )
-    with replacing(output / f"{NAME}.json") as temporary:
-        temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    plot_quality(record["relations"], output / f"{NAME}.png")
-    plot_curves(record["texts"], output / f"{NAME}-curves.png", human=record["human"].get("nll"))
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=WIDTH)
-    print_tables(record, console)
-    console.print(f"All numbers are in {output / f'{NAME}.json'}", markup=False, soft_wrap=True)
+    with locked(output):
+        texts = load_rated(
+            arguments.data,
+            arguments.rating,
+            text_column=arguments.text,
+            author_column=arguments.author,
+            group_column=arguments.group,
+            prompt_column=arguments.prompt,
+            limit=arguments.limit,
+        )
+        scorer = Scorer.from_pretrained(
+            arguments.model,
+            dtype=arguments.dtype,
+            device=arguments.device,
+            trust_remote_code=arguments.trust_remote_code,
+        )
+        profile, source = find_profile(arguments, scorer)
+        scores = score(texts, scorer, arguments, output / PARTS)
+        measures = [quality_measures(one, profile) for one in scores]
+        record = without_nan(
+            {
+                "version": VERSION,
+                "settings": {
+                    "arguments": asdict(arguments),
+                    "scorer": list(scorer.id),
+                    "profile": source,
+                    "environment": environment(),
+                },
+                "n_texts": len(texts),
+                "means": means(texts),
+                "human": {} if profile is None else human_levels(profile),
+                "relations": relate(texts, measures, resamples=arguments.resamples, seed=arguments.seed),
+                "texts": [
+                    {
+                        "id": text.row.id,
+                        "author": text.author,
+                        "group": text.group,
+                        "ratings": text.ratings,
+                        "measures": one,
+                    }
+                    for text, one in zip(texts, measures, strict=True)
+                ],
+            }
+        )
+        with replacing(output / f"{NAME}.json") as temporary:
+            temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        plot_quality(record["relations"], output / f"{NAME}.png")
+        plot_curves(record["texts"], output / f"{NAME}-curves.png", human=record["human"].get("nll"))
+        console = Console(highlight=False)
+        if not console.is_terminal:
+            console = Console(highlight=False, width=WIDTH)
+        print_tables(record, console)
+        console.print(f"All numbers are in {output / f'{NAME}.json'}", markup=False, soft_wrap=True)
 
 
 def find_profile(arguments: Arguments, scorer: "Scorer") -> "tuple[DomainProfile | None, str | None]":

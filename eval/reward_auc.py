@@ -1,6 +1,5 @@
 """The reward before any training: does it tell how people go on from noise, loops, and what a model writes?"""
 
-import hashlib
 import json
 import math
 import random
@@ -12,14 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ugap.cli.arguments import option
-from ugap.cli.comparing import refuse_results
 from ugap.cli.main import main
-from ugap.files import replacing
+from ugap.files import locked, refuse_results, replacing
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ugap.data import PartStore
+    from ugap.data import PartStore, TextRow
     from ugap.scoring import Scorer
     from ugap.study.excerpts import Excerpt
     from ugap.training import UncertaintyReward
@@ -98,18 +96,12 @@ def run(arguments: Arguments) -> None:
     Raises:
         InputError: The input is bad; what is finished stays for `--resume`.
     """
-    import pyarrow as pa
     from rich.console import Console
 
-    from ugap.data import PartStore
     from ugap.data.domain import load_domain
     from ugap.errors import InputError
-    from ugap.progress import progress_bar
-    from ugap.scoring import Scorer
     from ugap.study.decodings import parse_decodings
-    from ugap.study.excerpts import cut_excerpts
-    from ugap.study.study import environment, without_nan
-    from ugap.training import UncertaintyReward
+    from ugap.study.study import without_nan
 
     for name in ("limit", "per_text", "prefix_tokens", "max_new_tokens", "batch_size"):
         value = getattr(arguments, name)
@@ -120,6 +112,29 @@ def run(arguments: Arguments) -> None:
     decodings = parse_decodings(arguments.decoding)
     rows = load_domain(arguments.data, arguments.domain)
 
+    with locked(output):
+        record = without_nan(measure(arguments, rows, decodings))
+        with replacing(output / f"{NAME}.json") as temporary:
+            temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    console = Console(highlight=False)
+    print_tables(record, console)
+    console.print(f"\nAll numbers are in {output / f'{NAME}.json'}", markup=False)
+
+
+def measure(
+    arguments: Arguments, rows: "Sequence[TextRow]", decodings: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Write and judge texts of every kind; the content of `reward_auc.json`."""
+    import pyarrow as pa
+
+    from ugap.data import PartStore, content_hash
+    from ugap.progress import progress_bar
+    from ugap.scoring import Scorer
+    from ugap.study.continuations import check_writer
+    from ugap.study.excerpts import cut_excerpts
+    from ugap.study.study import environment
+    from ugap.training import UncertaintyReward
+
     def load(name: str) -> Scorer:
         return Scorer.from_pretrained(
             name,
@@ -129,6 +144,7 @@ def run(arguments: Arguments) -> None:
         )
 
     writer = load(arguments.model)
+    check_writer(writer, decodings.values(), [arguments.domain])
     scorer = writer if arguments.scorer in (None, arguments.model) else load(str(arguments.scorer))
     reward = UncertaintyReward(arguments.profile, scorer, domain=arguments.domain)
     reward.bind(None, None)
@@ -145,26 +161,21 @@ def run(arguments: Arguments) -> None:
         "writer": list(writer.id),
         "scorer": list(scorer.id),
         "profile": reward.profile.source,
-        "prefixes_hash": fingerprint([excerpt.prefix + excerpt.human for excerpt in excerpts]),
-        "profile_hash": fingerprint(reward.profile.to_dict()),
+        "prefixes_hash": content_hash([excerpt.prefix + excerpt.human for excerpt in excerpts]),
+        "profile_hash": content_hash(reward.profile.to_dict()),
     }
     columns = [("text", pa.string()), ("reward", pa.float64()), ("standardised", pa.list_(pa.float64()))]
-    parts = PartStore(output / PARTS, pa.schema(columns), settings)
+    parts = PartStore(Path(arguments.output) / PARTS, pa.schema(columns), settings)
     with progress_bar() as bar:
         judged = {}
         for kind, make in kinds(writer, excerpts, decodings, arguments).items():
             task = bar.add_task(kind, total=len(excerpts))
             judged[kind] = judge(kind, make, excerpts, arguments.batch_size, reward, parts, partial(bar.advance, task))
-    record = {
+    return {
         "version": VERSION,
         "settings": {**settings, "arguments": asdict(arguments), "environment": environment()},
         "kinds": [compare(kind, judged[HUMAN], texts) for kind, texts in judged.items()],
     }
-    with replacing(output / f"{NAME}.json") as temporary:
-        temporary.write_text(json.dumps(without_nan(record), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    console = Console(highlight=False)
-    print_tables(without_nan(record), console)
-    console.print(f"\nAll numbers are in {output / f'{NAME}.json'}", markup=False)
 
 
 @dataclass(frozen=True)
@@ -180,6 +191,7 @@ def kinds(
 ) -> dict[str, Kind]:
     """Every kind of text by its name: people's own first."""
     from ugap.errors import InputError
+    from ugap.study.continuations import contexts_of
     from ugap.study.corruptions import looped, of_other_sources, random_tokens, shuffled_words
     from ugap.study.generation import generate_continuations, seed_of
 
@@ -194,15 +206,13 @@ def kinds(
 
     def written(how: Mapping[str, Any]) -> "Callable[[Sequence[Excerpt]], list[str]]":
         def write(batch: "Sequence[Excerpt]") -> list[str]:
-            prefixes = [one.prefix for one in batch]
-            plain = tokenizer(prefixes, add_special_tokens=False, split_special_tokens=True)
             return generate_continuations(
                 writer.model,
                 tokenizer,
-                [writer.bos + ids for ids in plain["input_ids"]],
+                contexts_of(writer, batch),
                 how,
                 max_new_tokens=n,
-                seed=seed_of("reward", *prefixes),
+                seed=seed_of("reward", *(one.prefix for one in batch)),
                 domain=arguments.domain,
                 names=[f"{one.where}, text {one.id!r}" for one in batch],
             )
@@ -329,11 +339,6 @@ def print_tables(record: Mapping[str, Any], console: "Console") -> None:
     console.print(whole)
     console.print()
     console.print(single)
-
-
-def fingerprint(value: Any) -> str:
-    """A hash of what JSON can hold."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ugap.cli.arguments import option
-from ugap.cli.comparing import CompareOptions, compared, refuse_results
+from ugap.cli.comparing import CompareOptions, compared
 from ugap.cli.main import main
-from ugap.files import replacing
+from ugap.files import locked, refuse_results, replacing
 
 DESCRIPTION = """\
 Train with several weights of creativity and limits of the constraint, with plain SFT and GEM beside, and plot how far
@@ -124,32 +124,33 @@ def run(arguments: Arguments) -> None:
     whole = bool(config.get("full"))
     tuned = [Tuned(one.name, str(output / "runs" / one.folder), not whole) for one in sweep]
     rows, others, settings = compared(arguments, str(config["model"]), [*tuned, *added])
-    trained = []
-    for number, planned_run in enumerate(sweep, start=1):
-        seconds = train(planned_run, config, output / "runs", f"{number} of {len(sweep)}")
-        trained.append({**asdict(planned_run), "seconds": seconds})
-    record = measure_before_after(rows, settings, output / PARTS, tune=others, progress=True)
-    record["settings"] |= {"arguments": asdict(arguments)}
-    points = {
-        "version": VERSION,
-        "settings": {
-            "arguments": asdict(arguments),
-            "config": config,
-            "environment": record["settings"]["environment"],
-        },
-        "runs": trained,
-        "matched": record["matched"],
-        "points": tradeoff_points(record, arguments.probe),
-    }
-    for name, content in (("before_after", record), (NAME, points)):
-        with replacing(output / f"{name}.json") as temporary:
-            temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    plot_tradeoff(points, output / f"{NAME}.png")
-    console = Console(highlight=False)
-    for table in (*before_after_tables(record), *tradeoff_tables(points)):
-        console.print(table)
-        console.print()
-    console.print(f"The points are in {output / f'{NAME}.json'} and {NAME}.png", markup=False)
+    with locked(output):
+        trained = []
+        for number, planned_run in enumerate(sweep, start=1):
+            seconds = train(planned_run, config, output / "runs", f"{number} of {len(sweep)}")
+            trained.append({**asdict(planned_run), "seconds": seconds})
+        record = measure_before_after(rows, settings, output / PARTS, tune=others, progress=True)
+        record["settings"] |= {"arguments": asdict(arguments)}
+        points = {
+            "version": VERSION,
+            "settings": {
+                "arguments": asdict(arguments),
+                "config": config,
+                "environment": record["settings"]["environment"],
+            },
+            "runs": trained,
+            "matched": record["matched"],
+            "points": tradeoff_points(record, arguments.probe),
+        }
+        for name, content in (("before_after", record), (NAME, points)):
+            with replacing(output / f"{name}.json") as temporary:
+                temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        plot_tradeoff(points, output / f"{NAME}.png")
+        console = Console(highlight=False)
+        for table in (*before_after_tables(record), *tradeoff_tables(points)):
+            console.print(table)
+            console.print()
+        console.print(f"The points are in {output / f'{NAME}.json'} and {NAME}.png", markup=False)
 
 
 def training_config(arguments: Arguments) -> dict[str, Any]:

@@ -132,6 +132,21 @@ def replacing(path: str | Path) -> Iterator[Path]:
             os.close(descriptor)
 
 
+def refuse_results(folder: str | Path, resume: bool, *made: str) -> None:
+    """Refuse a folder that holds results already, where they are not to be gone on with.
+
+    Args:
+        folder (`str` or `Path`): The folder of the results.
+        resume (`bool`): Whether to go on.
+        made (`str`): Names of what a run leaves in it.
+
+    Raises:
+        InputError: As said.
+    """
+    if not resume and any((Path(folder) / name).exists() for name in made):
+        raise InputError(f"{folder}: there are results already; add --resume to go on, or choose another folder")
+
+
 @contextmanager
 def locked(path: str | Path) -> Iterator[None]:
     """Hold the output `path`, a file or a folder, for this process alone; it need not exist.

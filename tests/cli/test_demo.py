@@ -42,7 +42,7 @@ def test_demo(tiny_folder, chat_folder, text_rows, tiny_model, make_profile, mon
         "parts",
     }
     assert main(["demo", "--output", str(folder)]) == 2
-    assert "there is a study already" in capsys.readouterr().err
+    assert "there are results already" in capsys.readouterr().err
 
 
 # configs/

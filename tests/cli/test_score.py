@@ -13,6 +13,7 @@ import pytest
 
 import ugap.study.job
 from ugap.cli.main import main
+from ugap.files import locked
 from ugap.scoring import Scorer
 
 ROOT = Path(__file__).parents[2]
@@ -73,10 +74,10 @@ def test_score_after_a_prompt_and_without_it(scored, write_rows, text_rows, tiny
     after = scorer.score(texts, [prompt or "" for prompt in prompts], pmi=True)
     for row, scores in zip(rows, after, strict=True):
         assert_scores(row, scores)
-        assert scores.marginal_surprisal is not None
-        assert row["marginal_surprisal"] == scores.marginal_surprisal.tolist()
+        marginal = scores.marginal_surprisal
+        assert row["marginal_surprisal"] == (None if marginal is None else marginal.tolist())
     assert rows[0]["surprisal"] != rows[0]["marginal_surprisal"]
-    assert rows[1]["surprisal"] == rows[1]["marginal_surprisal"]
+    assert rows[1]["marginal_surprisal"] is None  # without a prompt there is none to leave out
     other = scored(write_rows([{"id": r["id"], "text": r["text"], "before": r["prompt"]} for r in given], "b.jsonl"))
     assert other[0]["surprisal"] != rows[0]["surprisal"]
     assert "marginal_surprisal" not in other[0]
@@ -149,6 +150,29 @@ def test_score_goes_on_where_it_stopped(write_rows, text_rows, tmp_path, broken_
     resumed = pq.read_table(output)
     assert main(words) == 0
     assert pq.read_table(output).equals(resumed)
+
+
+def test_an_edited_file_is_scored_as_it_is(write_rows, text_rows, tmp_path, broken_folder, refused, seen, monkeypatch):
+    """A part that was finished before is that of its texts, whatever the file is called."""
+    monkeypatch.setattr(ugap.study.job, "TEXTS_PER_PART", 2)
+    output = tmp_path / "out.parquet"
+    bad = {"id": "odd", "text": "A Q is odd."}
+    words = ["score", "--model", str(broken_folder), "--input", write_rows([*text_rows[:6], bad])]
+    refused(*words, "--output", str(output))
+    write_rows([text_rows[0], text_rows[9], *text_rows[2:6]])
+    seen.clear()
+    assert main([*words, "--output", str(output), "--resume"]) == 0
+    assert seen == [text_rows[0]["text"], text_rows[9]["text"]]
+    assert main([*words, "--output", str(tmp_path / "fresh.parquet")]) == 0
+    assert pq.read_table(output).equals(pq.read_table(tmp_path / "fresh.parquet"))
+
+
+@pytest.mark.parametrize("words", [["score", "--input"], ["profile", "--domain", "creative", "--data"]])
+def test_a_second_process_is_refused(write_rows, text_rows, tmp_path, tiny_folder, refused, words):
+    output = tmp_path / "out.parquet"
+    with locked(output):
+        line = refused(*words, write_rows(text_rows), "--model", str(tiny_folder), "--output", str(output))
+    assert line == f"ugap: error: {output}: another process is writing there; wait, or choose another output\n"
 
 
 def test_what_fails_at_once_leaves_nothing_behind(write_rows, tmp_path, tiny_folder, refused, text_rows):

@@ -102,5 +102,5 @@ def test_bad_input(config, refused, tmp_path, changes, message):
 def test_a_study_that_is_there_already(config, refused, caplog):
     assert main(config()) == 0
     caplog.clear()  # of texts that a tiny model left empty
-    assert "there is a study already; add --resume" in refused(*config())
+    assert "there are results already; add --resume" in refused(*config())
     assert "has seed 0, not 3" in refused(*config(seed=3), "--resume")

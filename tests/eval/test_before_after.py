@@ -14,7 +14,7 @@ from ugap.data import load_texts
 from ugap.profile import HumanProfile
 from ugap.scoring import Scorer
 from ugap.statistics import mcnemar
-from ugap.study import before_after
+from ugap.study import before_after, continuations
 from ugap.study.excerpts import cut_excerpts
 from ugap.study.generation import generate_continuations, seed_of
 from ugap.study.measures import token_values
@@ -224,7 +224,7 @@ def test_going_on_makes_nothing_twice_and_adds(command, finished, monkeypatch, c
     before, png = read(finished), (finished / "before_after.png").stat().st_size
     assert png > 10_000
     broken = "must not be called"
-    monkeypatch.setattr(before_after, "generate_continuations", broken)
+    monkeypatch.setattr(continuations, "generate_continuations", broken)
     monkeypatch.setattr(before_after, "contrastive", broken)
     monkeypatch.setattr(before_after, "ask_questions", broken)
     monkeypatch.setattr(Scorer, "score", broken)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import ugap.study.generation
+import ugap.study.continuations
 from eval import decoding
 from ugap.cli.main import main
 from ugap.models import load_model
@@ -83,7 +83,7 @@ def test_the_table(finished):
 def test_going_on_makes_nothing_twice(words, finished, monkeypatch, capsys):
     before = read(finished)
     # The program is loaded afresh, so what it writes and scores with is taken away below it.
-    monkeypatch.setattr(ugap.study.generation, "generate_continuations", None)
+    monkeypatch.setattr(ugap.study.continuations, "generate_continuations", None)
     monkeypatch.setattr(Scorer, "score", None)
     assert main([*words, "--seeds", "2", "--decoding", *DECODINGS, "--output", str(finished), "--resume"]) == 0
     after = read(finished)
@@ -97,7 +97,7 @@ def test_means_are_those_of_the_parts(finished):
     row = next(row for row in record["models"][0]["rows"] if row["decoding"] == "ancestral")
     import pyarrow.parquet as pq
 
-    parts = [pq.read_table(path).to_pylist() for path in (finished / "parts").glob("*.parquet")]
+    parts = [pq.read_table(path).to_pylist() for path in (finished / "parts" / "scored").glob("*.parquet")]
     rows = [r for part in parts for r in part if r["id"].startswith("test-")]
     human = {r["id"]: r for r in rows if r["decoding"] == "human"}
     made = [r for r in rows if r["decoding"] == "ancestral"]

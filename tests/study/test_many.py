@@ -89,7 +89,7 @@ def test_it_runs_skips_frees_and_does_not_run_again(settings, rows, loaded, tmp_
     assert not (tmp_path / "out" / "lock.yaml").exists()
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "models").glob("tiny-*/*")}
-    with pytest.raises(InputError, match="there is a study already"):
+    with pytest.raises(InputError, match="there are results already"):
         run_many(rows, settings, tmp_path / "out")
     said.clear()
     run_many(rows, settings, tmp_path / "out", resume=True, say=said.append)
@@ -111,7 +111,7 @@ def test_a_run_that_was_killed_goes_on(settings, rows, tmp_path, loaded, monkeyp
     names, _, _ = loaded
     whole = run_many(rows, settings, tmp_path / "whole")
     names.clear()
-    output, original = tmp_path / "killed", vars(ugap.study.many)["run_study"]
+    output, original = tmp_path / "killed", vars(ugap.study.many)["run_locked"]
 
     def killed(rows, one, folder, **options):
         if folder.name == "tiny-chat":
@@ -126,10 +126,10 @@ def test_a_run_that_was_killed_goes_on(settings, rows, tmp_path, loaded, monkeyp
             raise KeyboardInterrupt
         return score(self, *args, **options)
 
-    monkeypatch.setattr(ugap.study.many, "run_study", killed)
+    monkeypatch.setattr(ugap.study.many, "run_locked", killed)
     with pytest.raises(KeyboardInterrupt):
         run_many(rows, settings, output)
-    monkeypatch.setattr(ugap.study.many, "run_study", original)
+    monkeypatch.setattr(ugap.study.many, "run_locked", original)
     monkeypatch.setattr(Scorer, "score", score)
     chat = output / "models" / "tiny-chat"
     assert not (chat / "gap.json").exists()
@@ -222,7 +222,7 @@ def test_a_branch_is_resolved_once_and_held_to(settings, rows, tmp_path, monkeyp
     def of(self, model, commit):
         used.append(commit)
 
-    monkeypatch.setattr(ugap.study.many, "run_study", load)
+    monkeypatch.setattr(ugap.study.many, "run_locked", load)
     monkeypatch.setattr(ManySettings, "of", of)
     hub = ModelEntry(name="some/model", family="some", kind="base", revision="main")
     settings = replace(settings, models=[hub])

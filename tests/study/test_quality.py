@@ -106,7 +106,7 @@ def test_the_profile_distance_is_without_pmi(tiny_scorer, text_rows):
     from ugap.profile import HumanProfile
 
     texts = [row["text"] for row in text_rows] * 2
-    scores = tiny_scorer.score(texts, [""] * 12 + ["The tailor said "] * 12, pmi=True)
+    scores = tiny_scorer.score(texts, ["Once "] * 12 + ["The tailor said "] * 12, pmi=True)
     profile = HumanProfile.fit({"creative": scores}, resamples=2).domain("creative")
     assert profile.texts is not None
     one = scores[-1]

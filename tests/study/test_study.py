@@ -11,6 +11,7 @@ import pytest
 from scipy.stats import wasserstein_distance
 
 from ugap.cli.main import main
+from ugap.files import locked
 from ugap.models import load_model
 from ugap.scoring import Scorer
 from ugap.statistics import contrast_independent, contrast_paired, holm, paired_gap
@@ -271,7 +272,13 @@ def test_a_model_that_writes_nothing(text_rows, save_model, make_model, tokenize
     words += ["--decoding", "greedy", "--prefix_tokens", "8", "--max_new_tokens", "16"]
     assert main(words) == 0
     assert "No gap could be estimated" in capsys.readouterr().out
-    assert json.loads((tmp_path / "out" / "gap.json").read_text())["gaps"] == []
+    gaps = json.loads((tmp_path / "out" / "gap.json").read_text())["gaps"]
+    # Its texts are counted, though there is nothing to compare.
+    assert [(row["domain"], row["measure"], row["n"], row["n_dropped"]) for row in gaps] == [
+        ("creative", "nll", 0, 2),
+        ("functional", "nll", 0, 2),
+    ]
+    assert all(row[name] is None for row in gaps for name in ("human", "model_value", "gap", "p_value", "p_holm"))
     texts = pq.read_table(tmp_path / "out" / "scores.parquet").to_pylist()
     assert [text["text"] for text in texts if text["decoding"] == "greedy"] == [""] * 4
 
@@ -295,8 +302,9 @@ def test_given_continuations(study, text_rows, tiny_folder, prompted):
     assert {text["prefix"] for text in result.texts} == (
         {f"Tell me tale {i}.\n\n" for i in range(12)} if prompted else {""}
     )
-    pmi = next(row for row in result.gaps if row["measure"] == "pmi")
-    assert (pmi["human"] != 0) == prompted
+    # Without a prefix there is nothing that it could tell.
+    assert ("pmi" in {row["measure"] for row in result.gaps}) == prompted
+    assert ("cpmi" in {row["measure"] for row in result.gaps}) == prompted
     # A given text is compared over as many tokens as a human one has.
     assert all(n in (NEW, NEW + 1) for row in result.gaps for *_, n in pairs_of(result, row)[0])
 
@@ -376,7 +384,9 @@ def test_a_study_is_not_written_over(study_words, capsys):
     assert main(words) == 2
     line = capsys.readouterr().err
     assert line.startswith("ugap: error: ")
-    assert line.endswith(": there is a study already; add --resume to go on with it, or choose another folder\n")
+    assert line.endswith(
+        ": there are results already; add --resume to go on, or choose another folder (see ugap measure --help)\n"
+    )
     assert line.count("\n") == 1
 
 
@@ -418,3 +428,59 @@ def study_words(tmp_path, text_rows, tiny_folder):
     words = ["measure", "--model", str(tiny_folder), "--data", str(data), "--output", str(tmp_path / "out")]
     words += ["--prefix_tokens", "8", "--max_new_tokens", "10", "--limit", "2", "--decoding", "greedy"]
     return words, data
+
+
+def test_a_model_that_was_trained_further_is_another(text_rows, save_model, make_model, tmp_path, write_rows):
+    """What its old weights wrote and read is not taken for what its new ones would."""
+    folder = save_model("trained", make_model("llama", eos_token_id=0))
+    words = ["measure", "--model", str(folder), "--data", write_rows(text_rows), "--limit", "2", "--batch_size", "2"]
+    words += ["--decoding", "ancestral", "--prefix_tokens", "8", "--max_new_tokens", "16", "--output"]
+    assert main([*words, str(tmp_path / "out")]) == 0
+    old = json.loads((tmp_path / "out" / "gap.json").read_text())
+    model, _ = load_model(str(folder))
+    for parameter in model.parameters():
+        parameter.data.mul_(1.1)
+    model.save_pretrained(folder)
+    assert main([*words, str(tmp_path / "out"), "--resume"]) == 0
+    assert main([*words, str(tmp_path / "fresh")]) == 0
+    resumed, fresh = (json.loads((tmp_path / name / "gap.json").read_text()) for name in ("out", "fresh"))
+    assert resumed["gaps"] == fresh["gaps"] != old["gaps"]
+    assert resumed["settings"]["weight_hashes"] == fresh["settings"]["weight_hashes"]
+    kept = [pq.read_table(tmp_path / name / "scores.parquet") for name in ("out", "fresh")]
+    assert kept[0].equals(kept[1])
+    assert len(list((tmp_path / "out" / "parts" / "scored").glob("*.parquet"))) == 2
+
+
+def test_what_a_decoding_needs_is_looked_for_before_a_text_is_written(study_words, tmp_path, monkeypatch, capsys):
+    words, _ = study_words
+    monkeypatch.setattr("ugap.study.continuations.generate_continuations", None)
+    assert main([*words, "--decoding", "ancestral", "ugap-creative"]) == 2
+    assert "no shipped human profile fits" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "parts").exists()
+
+
+def test_a_second_model_is_looked_for_before_a_text_is_written(study_words, tmp_path, monkeypatch, capsys):
+    words, _ = study_words
+    monkeypatch.setattr("ugap.study.continuations.generate_continuations", None)
+    assert main([*words, "--model", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere: neither a folder" in capsys.readouterr().err
+
+
+def test_a_folder_in_which_another_process_writes_is_refused(study_words, tmp_path, capsys):
+    words, _ = study_words
+    with locked(tmp_path / "out"):
+        assert main(words) == 2
+    line = f"{tmp_path / 'out'}: another process is writing there; wait, or choose another output"
+    assert capsys.readouterr().err == f"ugap: error: {line}\n"
+
+
+def test_a_prompt_and_a_text_that_goes_on_in_its_line(study, text_rows, tiny_folder):
+    rows = [{**row, "prompt": row["text"][:20], "text": row["text"][20:]} for row in text_rows]
+    options = ["--model", str(tiny_folder), "--decoding", "greedy", "--no_pmi", "--limit", "6"]
+    apart = study(rows, *options, "--prompt_separator", "\n")
+    assert all(text["prefix"].endswith("\n") for text in apart.texts)
+    plain = study(rows, *options)
+    for text in plain.texts:
+        if text["decoding"] == "human":
+            border = text["text"][:1].isspace() or text["prefix"].removesuffix("\n\n")[-1:].isspace()
+            assert text["prefix"].endswith("\n\n") != border

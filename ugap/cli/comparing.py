@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ugap.cli.arguments import option
@@ -97,18 +96,3 @@ def compared(
     rows = load_domain(arguments.data, arguments.domain)
     others = load_domain(arguments.tune, arguments.domain) if arguments.tune is not None and arguments.match else []
     return rows, others, settings
-
-
-def refuse_results(folder: Path, resume: bool, *made: str) -> None:
-    """Refuse a folder that holds results already, where they are not to be gone on with.
-
-    Args:
-        folder (`Path`): The folder of the results.
-        resume (`bool`): Whether to go on.
-        made (`str`): Names of what a run leaves in it.
-
-    Raises:
-        InputError: As said.
-    """
-    if not resume and any((folder / name).exists() for name in made):
-        raise InputError(f"{folder}: there are results already; add --resume to go on, or choose another folder")

@@ -76,6 +76,12 @@ class Arguments:
         "decodings (default: ancestral to greedy of the list above)", default=[], group="study", metavar="NAME"
     )
     prefix_tokens: int = option("tokens of a prefix, where a text has no prompt", default=64, group="study")
+    prompt_separator: str | None = option(
+        "what stands between a prompt and its text (default: an empty line, unless one of them has white space there)",
+        default=None,
+        group="study",
+        metavar="TEXT",
+    )
     max_new_tokens: int = option("tokens of a continuation", default=128, group="study")
     limit: int | None = option("prefixes per domain", default=None, group="study")
     per_text: int = option("prefixes of one source text, at most", default=4, group="study")
@@ -84,12 +90,27 @@ class Arguments:
     pmi: bool = option("measure PMI and CPMI too (a second pass)", default=True, group="study")
     resume: bool = option("go on with an interrupted study", default=False, group="study")
 
+    def __post_init__(self) -> None:
+        """See what can be seen before torch is imported.
+
+        Raises:
+            InputError: A decoding is unknown, there is nobody to compare with, or the folder holds a study.
+        """
+        from ugap.errors import InputError
+        from ugap.files import refuse_results
+        from ugap.study.named import check_names
+
+        check_names(self.decoding)
+        if not (self.model or self.candidate):
+            raise InputError("there is nothing to compare: name a --model, or a --candidate of given continuations")
+        refuse_results(self.output, self.resume, "parts")
+
 
 def run(arguments: Arguments) -> None:
     """Measure, write the report and say what was found.
 
     Raises:
-        InputError: The input is bad; finished units stay for `--resume`.
+        InputError: The input is bad, or another process writes there; finished units stay for `--resume`.
     """
     from pathlib import Path
 
@@ -105,6 +126,7 @@ def run(arguments: Arguments) -> None:
         promptings=arguments.prompting,
         tags=_pairs("tag", arguments.tag, {"base", "instruct", "reasoning"}),
         prefix_tokens=arguments.prefix_tokens,
+        prompt_separator=arguments.prompt_separator,
         max_new_tokens=arguments.max_new_tokens,
         limit=arguments.limit,
         per_text=arguments.per_text,

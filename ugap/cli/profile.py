@@ -73,6 +73,7 @@ def _fit(arguments: Arguments) -> "HumanProfile":
     from pathlib import Path
 
     from ugap.data import load_texts
+    from ugap.files import locked, output_file
     from ugap.profile import HumanProfile
     from ugap.scoring import Scorer
     from ugap.study.excerpts import cut_excerpts
@@ -81,6 +82,7 @@ def _fit(arguments: Arguments) -> "HumanProfile":
 
     assert arguments.model is not None
     assert arguments.output is not None
+    output_file(arguments.output)
     texts = [
         load_texts(
             name,
@@ -110,39 +112,40 @@ def _fit(arguments: Arguments) -> "HumanProfile":
         )
     ]
     output = Path(arguments.output)
-    job = ScoringJob(
-        scorer,
-        output.with_name(output.name + ".parts"),
-        pmi=True,
-        skip_bad=arguments.skip_bad,
-        resume=arguments.resume,
-        settings={
-            "data": arguments.data,
-            "text_column": arguments.text_column,
-            "domain": arguments.domain,
-            "dtype": arguments.dtype,
-            "prefix_tokens": arguments.prefix_tokens,
-            "max_tokens": arguments.max_tokens,
-            "min_tokens": arguments.min_tokens,
-            "limit": arguments.limit,
-        },
-    )
-    keys = job.run(
-        [str(i) for i in range(len(excerpts))],
-        [excerpt.human for excerpt in excerpts],
-        [excerpt.prefix for excerpt in excerpts],
-        where=[f"{excerpt.where}, text {excerpt.id!r}" for excerpt in excerpts],
-        progress=True,
-    )
-    scores: dict[str, list] = {}
-    for key in keys:
-        for row in job.store.read(key):
-            scores.setdefault(excerpts[int(row["id"])].domain, []).append(scores_from_row(row, scorer.id))
-    source = arguments.source or ", ".join(Path(name).name for name in arguments.data)
-    profile = HumanProfile.fit(scores, source=source, seed=arguments.seed)
-    profile.save(output)
-    job.store.clear()
-    return profile
+    with locked(output):
+        job = ScoringJob(
+            scorer,
+            output.with_name(output.name + ".parts"),
+            pmi=True,
+            skip_bad=arguments.skip_bad,
+            resume=arguments.resume,
+            settings={
+                "data": arguments.data,
+                "text_column": arguments.text_column,
+                "domain": arguments.domain,
+                "dtype": arguments.dtype,
+                "prefix_tokens": arguments.prefix_tokens,
+                "max_tokens": arguments.max_tokens,
+                "min_tokens": arguments.min_tokens,
+                "limit": arguments.limit,
+            },
+        )
+        keys = job.run(
+            [str(i) for i in range(len(excerpts))],
+            [excerpt.human for excerpt in excerpts],
+            [excerpt.prefix for excerpt in excerpts],
+            where=[f"{excerpt.where}, text {excerpt.id!r}" for excerpt in excerpts],
+            progress=True,
+        )
+        scores: dict[str, list] = {}
+        for key in keys:
+            for row in job.store.read(key):
+                scores.setdefault(excerpts[int(row["id"])].domain, []).append(scores_from_row(row, scorer.id))
+        source = arguments.source or ", ".join(Path(name).name for name in arguments.data)
+        profile = HumanProfile.fit(scores, source=source, seed=arguments.seed)
+        profile.save(output)
+        job.store.clear()
+        return profile
 
 
 def _show(profile: "HumanProfile") -> None:

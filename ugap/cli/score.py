@@ -54,9 +54,11 @@ def run(arguments: Arguments) -> None:
     import pyarrow.parquet as pq
 
     from ugap.data import load_texts
+    from ugap.files import locked, output_file
     from ugap.scoring import Scorer
     from ugap.study.job import ScoringJob
 
+    output_file(arguments.output)
     rows = load_texts(
         arguments.input,
         text_column=arguments.text_column,
@@ -73,29 +75,30 @@ def run(arguments: Arguments) -> None:
         trust_remote_code=arguments.trust_remote_code,
     )
     output = Path(arguments.output)
-    job = ScoringJob(
-        scorer,
-        output.with_name(output.name + ".parts"),
-        pmi=arguments.pmi,
-        skip_bad=arguments.skip_bad,
-        special_tokens=arguments.special_tokens,
-        resume=arguments.resume,
-        settings={
-            "input": arguments.input,
-            "dtype": arguments.dtype,
-            "limit": arguments.limit,
-            "text_column": arguments.text_column,
-            "id_column": arguments.id_column,
-            "prompt_column": arguments.prompt_column,
-        },
-    )
-    keys = job.run(
-        [row.id for row in rows],
-        [row.text for row in rows],
-        [row.prompt or "" for row in rows],
-        where=[f"{row.where}, text {row.id!r}" for row in rows],
-        progress=True,
-    )
-    job.finish(output, keys)
-    if job.is_main:
-        print(f"{output}: {pq.read_metadata(output).num_rows} texts scored by {scorer.name}")
+    with locked(output):
+        job = ScoringJob(
+            scorer,
+            output.with_name(output.name + ".parts"),
+            pmi=arguments.pmi,
+            skip_bad=arguments.skip_bad,
+            special_tokens=arguments.special_tokens,
+            resume=arguments.resume,
+            settings={
+                "input": arguments.input,
+                "dtype": arguments.dtype,
+                "limit": arguments.limit,
+                "text_column": arguments.text_column,
+                "id_column": arguments.id_column,
+                "prompt_column": arguments.prompt_column,
+            },
+        )
+        keys = job.run(
+            [row.id for row in rows],
+            [row.text for row in rows],
+            [row.prompt or "" for row in rows],
+            where=[f"{row.where}, text {row.id!r}" for row in rows],
+            progress=True,
+        )
+        job.finish(output, keys)
+        if job.is_main:
+            print(f"{output}: {pq.read_metadata(output).num_rows} texts scored by {scorer.name}")

@@ -60,6 +60,12 @@ class Arguments:
         "decodings: see ugap measure --help", default=["ancestral"], group="study", metavar="NAME"
     )
     prefix_tokens: int = option("tokens of a prefix, where a text has no prompt", default=64, group="study")
+    prompt_separator: str | None = option(
+        "what stands between a prompt and its text (default: an empty line, unless one of them has white space there)",
+        default=None,
+        group="study",
+        metavar="TEXT",
+    )
     max_new_tokens: int = option("tokens of a continuation", default=128, group="study")
     limit: int | None = option("prefixes per domain", default=None, group="study")
     per_text: int = option("prefixes of one source text, at most", default=4, group="study")
@@ -93,7 +99,8 @@ def run(arguments: Arguments) -> None:
     from ugap.study.many import ManySettings, model_folder, parse_models, read_lock, run_many
     from ugap.study.many_contrasts import contrast_many, read_levels
 
-    shared = ("prefix_tokens", "max_new_tokens", "limit", "per_text", "batch_size", "seed", "pmi", "skip_bad", "device")
+    one = ("prefix_tokens", "prompt_separator", "max_new_tokens", "limit", "per_text", "batch_size", "seed", "pmi")
+    shared = (*one, "skip_bad", "device")
     settings = ManySettings(
         models=parse_models(_listed(arguments.models)),
         scorers=arguments.scorer,

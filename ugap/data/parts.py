@@ -10,7 +10,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,26 @@ _SETTINGS = "settings.json"
 _SUFFIX = ".part.parquet"
 _KEY, _ROWS = b"ugap.key", b"ugap.rows"
 _GROUP_BYTES = 8 * 2**20  # parts are gathered to row groups of about this size when they are merged
+
+
+def part_key(*labels: str, weights: str, content: object) -> str:
+    """The key of a part, from all that it depends on: whose weights made it, and of what.
+
+    Args:
+        *labels (`str`): What a person tells the part by.
+        weights (`str`): Weight hash of the model that made it.
+        content (`object`): Texts, token ids and settings, in types whose `repr` tells them apart.
+
+    Example:
+        >>> part_key("ancestral", "creative", weights="0f3a", content=["Once upon a time"])
+        'ancestral|creative|0f3a|38712cde2baaba2f'
+    """
+    return "|".join((*labels, weights, content_hash(content)))
+
+
+def content_hash(content: object) -> str:
+    """A fingerprint of what texts, token ids and settings are, 16 hexadecimal digits, by their `repr`."""
+    return hashlib.sha256(repr(content).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 class PartStore:
@@ -108,6 +128,13 @@ class PartStore:
                     group, size = [], 0
             if group:
                 writer.write_table(pa.concat_tables(group))
+
+    def prune(self, keys: Collection[str]) -> None:
+        """Remove the parts of other keys: those that no longer belong to the job."""
+        kept = {self._path(key) for key in keys}
+        for path in self.folder.glob(f"*{_SUFFIX}"):
+            if path not in kept:
+                path.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Remove the parts, what a kill left half-written, and the settings; the folder too if it is empty then."""

@@ -39,7 +39,7 @@ class TokenScores:
         varentropy (`np.ndarray` of shape `(T,)`, float32): Variance in nats² of the surprisal under that distribution.
         rank (`np.ndarray` of shape `(T,)`, float32): 1 + number of tokens with a higher logit (ties: lower id first).
         marginal_surprisal (`np.ndarray` of shape `(T,)`, float32, *optional*): `-log p(y_t | y_<t)`: the same token
-            without the prefix.
+            without the prefix. None where there is no prefix, or the text was scored without `pmi=True`.
         scorer (`ScorerId`): The model that made the numbers.
         straddles (`bool`): Whether a token crossed the border between prefix and text. Such a token belongs to the
             prefix, so the first characters of the text are then not among the scored tokens.
@@ -101,7 +101,7 @@ class TokenScores:
         """Pointwise mutual information with the prefix, `m - s` in nats, shape `(T,)`.
 
         Raises:
-            ValueError: If the text was scored without `pmi=True`.
+            ValueError: If the text has no prefix, or was scored without `pmi=True`.
         """
         return self._marginal() - self.surprisal
 
@@ -113,7 +113,7 @@ class TokenScores:
             lam (`float`, *optional*, defaults to `0.0656`): Weight of the marginal surprisal.
 
         Raises:
-            ValueError: If the text was scored without `pmi=True`.
+            ValueError: If the text has no prefix, or was scored without `pmi=True`.
         """
         return self.surprisal - np.float32(lam) * np.where(self.entropy >= tau, self._marginal(), np.float32(0))
 
@@ -133,7 +133,7 @@ class TokenScores:
 
     def _marginal(self) -> np.ndarray:
         if self.marginal_surprisal is None:
-            raise ValueError("the marginal surprisal is missing: score the text with pmi=True")
+            raise ValueError("the marginal surprisal is missing: score the text after a prefix, with pmi=True")
         return self.marginal_surprisal
 
 

@@ -13,9 +13,7 @@ Design choices:
 - Models are loaded one after another; the base and the ruler stay in memory until the base has written.
 """
 
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,24 +22,25 @@ import numpy as np
 import pyarrow as pa
 from rich.progress import Progress
 
-from ugap.data import PartStore, TextRow
+from ugap.data import PartStore, TextRow, content_hash, part_key
 from ugap.data.facts import Fact, load_facts, split_facts
 from ugap.errors import InputError
+from ugap.files import locked
 from ugap.models import adapter_hash, load_model, with_adapter
 from ugap.profile import DomainProfile, HumanProfile
 from ugap.progress import progress_bar
 from ugap.scoring import Scorer, ScorerId
-from ugap.study.before_after_table import BASE, CONTRASTIVE, HUMAN, MATCHED, Made, Reading, probe_record
+from ugap.study.before_after_table import BASE, CONTRASTIVE, MATCHED, Made, Reading, probe_record
+from ugap.study.continuations import Continuations, Text, batches, check_writer
 from ugap.study.decodings import Settings
 from ugap.study.excerpts import Excerpt, cut_excerpts
 from ugap.study.factuality import FactResult, contrastive, generative
-from ugap.study.generation import generate_continuations, seed_of
+from ugap.study.generation import seed_of
 from ugap.study.matched import matched_temperature
 from ugap.study.questions import KIND as QUESTIONS
 from ugap.study.questions import Question, ask_questions
-from ugap.study.store import GENERATED, SCORED, from_row, no_scores, to_row
 from ugap.study.study import environment, without_nan
-from ugap.study.table import MIN_TOKENS, SELF, ScoredText
+from ugap.study.table import HUMAN, MIN_TOKENS, SELF, ScoredText
 
 VERSION = 1
 ANSWERS = pa.schema([("said", pa.string()), ("right", pa.bool_())])
@@ -176,24 +175,23 @@ def measure_before_after(
     names = ("model", "domain", "prefix_tokens", "max_new_tokens", "limit", "per_text", "batch_size", "dtype")
     shared = {
         **{name: getattr(settings, name) for name in names},
-        "data_hash": _hash([row.text for row in rows]),
-        "tune_hash": _hash([row.text for row in tune]) if tune else None,
+        "data_hash": content_hash([row.text for row in rows]),
+        "tune_hash": content_hash([row.text for row in tune]) if tune else None,
     }
     # What other texts a temperature was matched on is no matter of the other parts.
     kept = {name: value for name, value in shared.items() if name != "tune_hash"}
     folder = Path(folder)
-    generated = PartStore(folder / "generated", GENERATED, kept)
-    scored = PartStore(folder / "scored", SCORED, kept)
-    answers = PartStore(folder / "answers", ANSWERS, kept)
-    try:
-        with progress_bar(disable=not progress) as bar:
-            found = _Work(settings, generated, scored, answers, bar).run(rows, tune)
-    except InputError:
-        if not any(folder.glob("*/*.parquet")):  # nothing to go on with: a corrected command may start here
-            for store in (generated, scored, answers):
-                store.clear()
-            folder.rmdir()
-        raise
+    with locked(folder):
+        work = Continuations(folder, kept)
+        answers = PartStore(folder / "answers", ANSWERS, kept)
+        try:
+            with progress_bar(disable=not progress) as bar:
+                found = _Work(settings, work, answers, bar).run(rows, tune)
+        except InputError:
+            if not work.begun():  # the answers are parts below the folder too
+                answers.clear()
+                work.clear_if_unused()
+            raise
     return without_nan(
         {
             "version": VERSION,
@@ -202,8 +200,8 @@ def measure_before_after(
                 "decodings": {name: dict(how) for name, how in settings.decodings.items()},
                 "base_scorer": settings.base_scorer or settings.model,
                 "seeds": settings.seeds,
-                "facts_hash": _hash(settings.facts),
-                "questions_hash": _hash(settings.questions),
+                "facts_hash": content_hash(list(settings.facts)),
+                "questions_hash": content_hash(list(settings.questions)),
                 "question_tokens": settings.question_tokens,
                 "environment": environment(),
             },
@@ -214,28 +212,21 @@ def measure_before_after(
 
 @dataclass(frozen=True)
 class _Writer:
-    """A loaded model; `key` says what it is, by its weights."""
+    """A loaded model, by the name that tables have for it."""
 
     name: str
-    key: str
     scorer: Scorer
 
-
-@dataclass(frozen=True)
-class _Text:
-    """A text that is read: of which excerpt, by whom, under which decoding."""
-
-    excerpt: Excerpt
-    writer: str
-    decoding: str
-    text: str
+    @property
+    def weights(self) -> str:
+        """The hash of its weights, an adapter's among them."""
+        return self.scorer.id.weight_hash
 
 
 @dataclass(frozen=True)
 class _Work:
     settings: BeforeAfterSettings
-    generated: PartStore
-    scored: PartStore
+    work: Continuations
     answers: PartStore
     bar: Progress
 
@@ -252,13 +243,13 @@ class _Work:
         excerpts = self._cut(base, rows)
         matched = self._match(base, ruler, self._cut(base, tune)) if tune else None
         decodings = {**s.decodings, **({MATCHED: {"temperature": matched["temperature"]}} if matched else {})}
-        models = [{"name": BASE, "model": s.model, "is_adapter": False, "weights": base.key}]
+        models = [{"name": BASE, "model": s.model, "is_adapter": False, "weights": base.weights}]
         written = self._written(base, excerpts, decodings)
         facts, questions = self._asked(base, decodings)
         del base
         for tuned in s.tuned:
             writer = self._tuned(tuned)
-            models.append({**asdict(tuned), "weights": writer.key})
+            models.append({**asdict(tuned), "weights": writer.weights})
             written |= self._written(writer, excerpts, s.decodings)
             for known, new in zip((facts, questions), self._asked(writer, s.decodings), strict=True):
                 known.update(new)
@@ -287,18 +278,16 @@ class _Work:
         return Scorer.from_pretrained(name, dtype=s.dtype, device=s.device, trust_remote_code=s.trust_remote_code)
 
     def _base(self) -> _Writer:
-        scorer = self._load(self.settings.model)
-        return _Writer(BASE, scorer.id.weight_hash, scorer)
+        base = _Writer(BASE, self._load(self.settings.model))
+        check_writer(base.scorer, self.settings.decodings.values(), [self.settings.domain])
+        return base
 
     def _tuned(self, tuned: Tuned) -> _Writer:
         s = self.settings
         if not tuned.is_adapter:
-            scorer = self._load(tuned.model)
-            return _Writer(tuned.name, scorer.id.weight_hash, scorer)
+            return _Writer(tuned.name, self._load(tuned.model))
         model, tokenizer = load_model(s.model, dtype=s.dtype, device=s.device, trust_remote_code=s.trust_remote_code)
-        adapted: Any = with_adapter(model, tuned.model, s.model).get_base_model()
-        scorer = Scorer(adapted, tokenizer, name=tuned.name)
-        return _Writer(tuned.name, f"{scorer.id.weight_hash}+{adapter_hash(tuned.model)}", scorer)
+        return _Writer(tuned.name, Scorer(with_adapter(model, tuned.model, s.model), tokenizer, name=tuned.name))
 
     def _cut(self, base: _Writer, rows: Sequence[TextRow]) -> list[Excerpt]:
         s = self.settings
@@ -348,31 +337,22 @@ class _Work:
         *,
         use: str = "test",
     ) -> list[str]:
-        s, scorer, out = self.settings, writer.scorer, list[str]()
-        task = None
-        for number, batch in _batches(excerpts, s.batch_size):
-            prefixes = [excerpt.prefix for excerpt in batch]
-            key = _key(writer.key, use, _shown(how), str(seed), _hash(prefixes))
-            if not self.generated.done(key):
-                if task is None:
-                    label = f"{writer.name} writes: {decoding}" + (f", seed {seed}" if s.seeds > 1 else "")
-                    task = self.bar.add_task(label, total=len(excerpts), completed=len(out))
-                plain = scorer.tokenizer(prefixes, add_special_tokens=False, split_special_tokens=True)
-                texts = generate_continuations(
-                    scorer.model,
-                    scorer.tokenizer,
-                    [scorer.bos + ids for ids in plain["input_ids"]],
-                    how,
-                    max_new_tokens=s.max_new_tokens,
-                    seed=seed_of(seed, use, number),
-                    domain=s.domain,
-                    names=[f"{one.where}, text {one.id!r} ({writer.name}, {decoding})" for one in batch],
-                )
-                rows = [{"id": one.id, "text": text} for one, text in zip(batch, texts, strict=True)]
-                self.generated.write(key, rows)
-            out += [row["text"] for row in self.generated.read(key)]
-            if task is not None:
-                self.bar.update(task, completed=len(out))
+        s, out = self.settings, list[str]()
+        label = f"{writer.name} writes: {decoding}" + (f", seed {seed}" if s.seeds > 1 else "")
+        task = self.bar.add_task(label, total=len(excerpts))
+        for number, batch in batches(excerpts, s.batch_size):
+            out += self.work.write(
+                writer.scorer,
+                batch,
+                decoding,
+                how,
+                writer.name,
+                use,
+                max_new_tokens=s.max_new_tokens,
+                seed=seed_of(seed, use, number),
+                domain=s.domain,
+            )
+            self.bar.update(task, completed=len(out))
         return out
 
     def _reading(
@@ -393,47 +373,15 @@ class _Work:
     def _scored(
         self, scorer: Scorer, excerpts: Sequence[Excerpt], texts: Sequence[str], writer: str, decoding: str
     ) -> list[ScoredText]:
-        """What a scorer reads in texts; a part is named by the texts themselves."""
+        """What a scorer reads in texts."""
         out: list[ScoredText] = []
-        task = None
-        pairs = list(zip(excerpts, texts, strict=True))
-        for _, batch in _batches(pairs, self.settings.batch_size):
-            content = _hash([(one.id, one.prefix, text) for one, text in batch])
-            key = _key(scorer.id.weight_hash, writer, decoding, content)
-            if not self.scored.done(key):
-                if task is None:
-                    label = f"{scorer.name} reads {writer}" + ("" if writer == HUMAN else f": {decoding}")
-                    task = self.bar.add_task(label, total=len(texts), completed=len(out))
-                self.scored.write(key, [to_row(text) for text in self._score(scorer, batch, writer, decoding)])
-            out += [from_row(row) for row in self.scored.read(key)]
-            if task is not None:
-                self.bar.update(task, completed=len(out))
+        label = f"{scorer.name} reads {writer}" + ("" if writer == HUMAN else f": {decoding}")
+        task = self.bar.add_task(label, total=len(texts))
+        pairs = [Text(one, writer, decoding, text) for one, text in zip(excerpts, texts, strict=True)]
+        for _, batch in batches(pairs, self.settings.batch_size):
+            out += self.work.scores(self.work.read(scorer, batch, writer, decoding))
+            self.bar.update(task, completed=len(out))
         return out
-
-    def _score(
-        self, scorer: Scorer, batch: Sequence[tuple[Excerpt, str]], writer: str, decoding: str
-    ) -> Iterator[ScoredText]:
-        # A model may write nothing; a human text has to be scored.
-        scores = scorer.score(
-            [text for _, text in batch],
-            [excerpt.prefix for excerpt, _ in batch],
-            True,
-            names=[f"{one.where}, text {one.id!r} ({writer}, {decoding})" for one, _ in batch],
-            skip_bad=writer != HUMAN,
-        )
-        made = [score for score in scores if score is not None]
-        for (one, text), score in zip(batch, scores, strict=True):
-            yield ScoredText(
-                one.id,
-                one.source,
-                one.domain,
-                writer,
-                "raw",
-                decoding,
-                scorer.name,
-                one.prefix,
-                score or no_scores(text, scorer.id, made),
-            )
 
     def _asked(
         self, writer: _Writer, decodings: Mapping[str, Settings]
@@ -443,12 +391,12 @@ class _Work:
         facts: dict[Made, FactResult] = {}
         questions: dict[Made, FactResult] = {}
         if s.facts:
-            about = _hash(s.facts)
+            about = list(s.facts)
 
             def choose(advance: Callable[[int], object]) -> FactResult:
                 return contrastive(scorer, s.facts, advance=advance)
 
-            key = _key(writer.key, CONTRASTIVE, about)
+            key = part_key(writer.name, CONTRASTIVE, weights=writer.weights, content=about)
             facts[writer.name, CONTRASTIVE] = self._answered(writer, CONTRASTIVE, key, s.facts, choose)
             for decoding, how in decodings.items():
 
@@ -456,7 +404,7 @@ class _Work:
                     model, tokenizer = scorer.model, scorer.tokenizer
                     return generative(model, tokenizer, s.facts, how, bos=scorer.bos, seed=0, advance=advance)
 
-                key = _key(writer.key, "facts", _shown(how), about)
+                key = part_key(writer.name, decoding, weights=writer.weights, content=(dict(how), about))
                 facts[writer.name, decoding] = self._answered(writer, decoding, key, s.facts, say)
         if s.questions:
 
@@ -470,7 +418,8 @@ class _Work:
                     advance=advance,
                 )
 
-            key = _key(writer.key, QUESTIONS, str(s.question_tokens), _hash(s.questions))
+            content = (s.question_tokens, list(s.questions))
+            key = part_key(writer.name, QUESTIONS, weights=writer.weights, content=content)
             questions[writer.name, QUESTIONS] = self._answered(writer, QUESTIONS, key, s.questions, solve)
         return facts, questions
 
@@ -540,21 +489,3 @@ def _check(settings: BeforeAfterSettings) -> None:
     for one in settings.tuned:
         if one.name in (BASE, HUMAN, ""):
             raise InputError(f"tuned model {one.name!r}: the name is taken")
-
-
-def _batches(items: Sequence[Any], size: int) -> Iterator[tuple[int, Sequence[Any]]]:
-    for number, begin in enumerate(range(0, len(items), size)):
-        yield number, items[begin : begin + size]
-
-
-def _key(*parts: str) -> str:
-    return "|".join(parts)
-
-
-def _shown(how: Settings) -> str:
-    return json.dumps(dict(how), sort_keys=True)
-
-
-def _hash(values: Sequence[Any]) -> str:
-    """A fingerprint of texts or records."""
-    return hashlib.sha256(repr(list(values)).encode("utf-8", "surrogatepass")).hexdigest()[:16]

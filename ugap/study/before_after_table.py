@@ -17,7 +17,7 @@ from ugap.study.measures import text_value, token_values
 from ugap.study.table import Cell, ScoredText, gap_table, pair
 from ugap.study.variety import VARIETY, variety
 
-BASE, HUMAN, MATCHED, CONTRASTIVE = "base", "human", "temperature-matched", "contrastive"
+BASE, MATCHED, CONTRASTIVE = "base", "temperature-matched", "contrastive"
 MEASURES = ("nll", "entropy", "pmi", "deviation")
 # Measures whose distribution a human profile holds, by their names there.
 PROFILED = {"surprisal": "nll", "deviation": "deviation", "pmi": "pmi"}
@@ -44,9 +44,10 @@ class Reading:
     human: list[ScoredText]
     made: Mapping[Made, list[list[ScoredText]]]
 
-    def cell(self, made: Made) -> Cell | None:
-        """The pairs with human texts, of all seeds; `None` where no text is long enough."""
-        return next(iter(pair([*self.human, *(text for seed in self.made[made] for text in seed)])), None)
+    def cell(self, made: Made) -> Cell:
+        """The pairs with human texts, of all seeds."""
+        (found,) = pair([*self.human, *(text for seed in self.made[made] for text in seed)])
+        return found
 
     def record(self) -> dict[str, Any]:
         """The scorer, and what people's own texts are to it."""
@@ -71,11 +72,7 @@ class Reading:
             writer, decoding = made
             named = {"writer": writer, "decoding": decoding, "scorer": self.label}
             cell = self.cell(made)
-            if cell is None:
-                n = sum(map(len, seeds))
-                yield {**named, "n": 0, "n_sources": 0, "n_dropped": n, "measures": {}, "to_profile": None}
-                continue
-            table = {row["measure"]: row for row in gap_table([cell], seed=0)}
+            table = {row["measure"]: row for row in gap_table([cell], seed=0) if row["n"]}
             yield {
                 **named,
                 "n": len(cell.human),
@@ -135,12 +132,11 @@ class Reading:
         """Means over seeds: each sample is as large as people's."""
         sides: list[tuple[dict[str, float], dict[str, float]]] = []
         for texts in seeds:
-            cell = next(iter(pair([*self.human, *texts])), None)
-            if cell is not None:
-                sides.append((variety(cell.human), variety(cell.generated)))
+            (cell,) = pair([*self.human, *texts])
+            sides.append((variety(cell.human), variety(cell.generated)))
         return {
             name: {
-                side: float(np.mean([found[place][name] for found in sides]))
+                side: _mean([found[place][name] for found in sides])
                 for place, side in enumerate(("human", "model_value"))
             }
             for name in VARIETY
@@ -159,9 +155,9 @@ def distances_to_profile(texts: Sequence[TokenScores], profile: DomainProfile | 
 
     Returns:
         `dict[str, float]` or `None`: In nats for `surprisal` and `pmi`, in standard deviations for `deviation`; a
-        measure that the profile or the texts lack is left out. `None` without a profile.
+        measure that the profile or the texts lack is left out. `None` without a profile or a text.
     """
-    if profile is None:
+    if profile is None or not texts:
         return None
     out = {}
     for name, measure in PROFILED.items():
@@ -220,10 +216,8 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(finite)) if finite else math.nan
 
 
-def _gaps(cell: Cell | None) -> tuple[list[float], list[str]]:
+def _gaps(cell: Cell) -> tuple[list[float], list[str]]:
     """The gap in surprisal of every pair, and its source."""
-    if cell is None:
-        return [], []
     gaps = [text_value(h, "nll") - text_value(g, "nll") for h, g in zip(cell.human, cell.generated, strict=True)]
     kept = [i for i, gap in enumerate(gaps) if math.isfinite(gap)]
     return [gaps[i] for i in kept], [cell.sources[i] for i in kept]

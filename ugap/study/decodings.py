@@ -7,7 +7,7 @@ Every decoding spells out all the warpers, because `generate()` fills in its own
 alone costs more than a nat of surprisal). Behind them tokens are drawn by [`~ugap.sampling.DrawLogitsProcessor`].
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -30,8 +30,10 @@ from transformers import (
 from ugap.errors import InputError
 from ugap.sampling import DrawLogitsProcessor, HumanEntropyLogitsProcessor, profile_of, weight_of
 from ugap.sampling.figures_processor import WITHOUT_EFFECT
+from ugap.study.named import DECODINGS, STUDIED, Settings, check_names
 
-Settings = Mapping[str, Any]
+__all__ = ["DECODINGS", "STUDIED", "Settings", "decoder", "generation_config", "is_deterministic", "parse_decodings"]
+
 
 _NO_WARPERS: dict[str, Any] = {
     "do_sample": True,
@@ -79,23 +81,6 @@ _FIXED = {
     "bos_token_id",
 }
 
-DECODINGS: dict[str, Settings] = {
-    "ancestral": {},
-    "top-p-0.9": {"top_p": 0.9},
-    "temperature-0.7": {"temperature": 0.7},
-    "top-k-50": {"top_k": 50},
-    "min-p-0.1": {"min_p": 0.1},
-    "typical-p-0.95": {"typical_p": 0.95},
-    "greedy": {"do_sample": False},
-    "eta-0.0009": {"eta_cutoff": 0.0009},
-    "top-h-0.4": {"top_h": 0.4},
-    "ugap-creative": {"human_weight": 1.0},
-    "ugap-balanced": {"human_weight": 0.5},
-}
-
-# What a study decodes with where nobody says: the ways that most models are used.
-STUDIED = ("ancestral", "top-p-0.9", "temperature-0.7", "top-k-50", "min-p-0.1", "typical-p-0.95", "greedy")
-
 
 def parse_decodings(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Decodings from what a person typed: known names, or `NAME=setting:value,setting:value`.
@@ -113,15 +98,10 @@ def parse_decodings(names: Sequence[str]) -> dict[str, dict[str, Any]]:
         >>> parse_decodings(["greedy", "warm=temperature:1.1,top_p:0.95"])
         {'greedy': {'do_sample': False}, 'warm': {'temperature': 1.1, 'top_p': 0.95}}
     """
+    check_names(names)
     out: dict[str, dict[str, Any]] = {}
     for word in names:
         name, custom, settings = word.partition("=")
-        if not custom and name not in DECODINGS:
-            raise InputError(
-                f"unknown decoding {name!r}: choose of {', '.join(DECODINGS)}, or give NAME=setting:value,..."
-            )
-        if name in out or not name or name in ("human", "given"):
-            raise InputError(f"decoding {word!r}: the name {name!r} is taken")
         out[name] = _parse_settings(word, settings) if custom else dict(DECODINGS[name])
         generation_config(out[name], max_new_tokens=1)
     return out

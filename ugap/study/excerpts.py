@@ -51,6 +51,7 @@ def cut_excerpts(
     min_new_tokens: int | None = None,
     limit: int | None = None,
     per_text: int = 4,
+    prompt_separator: str | None = None,
 ) -> list[Excerpt]:
     """Cut at most `limit` excerpts per domain: the first of every text, then the second of every text, and so on.
 
@@ -63,12 +64,14 @@ def cut_excerpts(
             A text with given continuations is taken at any length.
         limit (`int`, *optional*): Excerpts per domain.
         per_text (`int`, *optional*, defaults to `4`): Excerpts of one text; one where it has a prompt or candidates.
+        prompt_separator (`str`, *optional*): What stands between a prompt and its text; by default what
+            [`after_prompt`] chooses.
 
     Raises:
         InputError: If no text of a domain is long enough.
     """
     least = max_new_tokens if min_new_tokens is None else min_new_tokens
-    sources = [(row, _excerpts(row, tokenizer, prefix_tokens, max_new_tokens, least)) for row in rows]
+    sources = [(row, _excerpts(row, tokenizer, prefix_tokens, max_new_tokens, least, prompt_separator)) for row in rows]
     taken: Counter[str] = Counter()
     out: list[Excerpt] = []
     for _ in range(per_text):
@@ -89,14 +92,36 @@ def cut_excerpts(
     return out
 
 
+def after_prompt(prompt: str, text: str, separator: str | None = None) -> str:
+    """What comes before a text: its prompt, and what separates the two.
+
+    Args:
+        prompt (`str`): The prompt.
+        text (`str`): The text.
+        separator (`str`, *optional*): What separates them. By default nothing where either of them has white space at
+            the border already, or there is no prompt; an empty line elsewhere.
+
+    Example:
+        >>> after_prompt("A tale of a fox.", "Once upon a time"), after_prompt("Once upon", " a time")
+        ('A tale of a fox.\n\n', 'Once upon')
+    """
+    if separator is None:
+        separator = "" if not prompt or prompt[-1].isspace() or text[:1].isspace() else PROMPT_SEPARATOR
+    return prompt + separator
+
+
 def _excerpts(
-    row: TextRow, tokenizer: PreTrainedTokenizerBase, prefix_tokens: int, max_new_tokens: int, least: int
+    row: TextRow,
+    tokenizer: PreTrainedTokenizerBase,
+    prefix_tokens: int,
+    max_new_tokens: int,
+    least: int,
+    prompt_separator: str | None,
 ) -> Iterator[Excerpt]:
     if row.prompt is not None:
         ends = _token_ends(tokenizer, row.text, max_new_tokens)
-        separator = "" if row.prompt[-1:].isspace() else PROMPT_SEPARATOR
-        human = row.text[: ends[-1]]
-        yield Excerpt(row.id, row.id, row.domain, row.prompt + separator, human, row.candidates, row.where)
+        prefix, human = after_prompt(row.prompt, row.text, prompt_separator), row.text[: ends[-1]]
+        yield Excerpt(row.id, row.id, row.domain, prefix, human, row.candidates, row.where)
         return
     begin, k = 0, 0
     while True:

@@ -9,7 +9,7 @@ import pyarrow as pa
 from accelerate.utils import get_cpu_distributed_information
 from rich.progress import track
 
-from ugap.data import PartStore
+from ugap.data import PartStore, part_key
 from ugap.errors import InputError
 from ugap.scoring import Scorer
 from ugap.study.store import SCORES, scores_to_row
@@ -87,10 +87,11 @@ class ScoringJob:
         """
         prefixes = [""] * len(texts) if prefixes is None else prefixes
         begins = range(0, len(texts), TEXTS_PER_PART)
+        keys = {begin: self._key(begin, ids, texts, prefixes) for begin in begins}
         mine = [begin for i, begin in enumerate(begins) if i % self.size == self.rank]
         for begin in track(mine, "scoring", disable=not (progress and self.is_main)):
             part = slice(begin, begin + TEXTS_PER_PART)
-            if self.store.done(_key(begin)):
+            if self.store.done(keys[begin]):
                 continue
             try:
                 scores = self.scorer.score(texts[part], prefixes[part], names=where[part], **self.options)
@@ -103,8 +104,8 @@ class ScoringJob:
                 if score is not None:
                     row = {"id": name, **scores_to_row(score)}
                     rows.append({column: row[column] for column in self.store.schema.names})
-            self.store.write(_key(begin), rows)
-        return [_key(begin) for begin in begins]
+            self.store.write(keys[begin], rows)
+        return list(keys.values())
 
     def finish(self, path: str | Path, keys: Sequence[str]) -> None:
         """Merge the parts to one Parquet file and remove them; the main process does, when all others are done."""
@@ -121,6 +122,8 @@ class ScoringJob:
         """Whether this process speaks for all."""
         return self.rank == 0
 
-
-def _key(begin: int) -> str:
-    return f"from-{begin}"
+    def _key(self, begin: int, ids: Sequence[str], texts: Sequence[str], prefixes: Sequence[str]) -> str:
+        """The key of a part: by its texts, so that a file that changed between two runs is no matter."""
+        part = slice(begin, begin + TEXTS_PER_PART)
+        content = list(zip(ids[part], texts[part], prefixes[part], strict=True))
+        return part_key(f"from-{begin}", weights=self.scorer.id.weight_hash, content=content)

@@ -4,6 +4,7 @@ Design choices:
 
 - A model's folder says how far it is: `gap.json` is there when it is finished, `skipped.json` when it could not be run,
   and parts where it was interrupted. So a run that was killed goes on, and shards need to know nothing of each other.
+  A local model whose files changed since (`files.json`) is not finished.
 - What is wrong with one model (there is none of that name, it is no causal language model, it does not fit into memory)
   is written down and the next one is run; what could not be run is tried again by the next run. What is wrong with the
   settings or the texts ends the study before a model is loaded.
@@ -13,7 +14,6 @@ Design choices:
 """
 
 import gc
-import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -24,20 +24,22 @@ from typing import Any
 import torch
 import yaml
 
-from ugap.data import TextRow
+from ugap.data import TextRow, content_hash
 from ugap.errors import InputError
-from ugap.files import replacing
+from ugap.files import locked, refuse_results, replacing
 from ugap.models.revision import is_commit, is_local, resolve_commit
 from ugap.scoring.scorer import is_out_of_memory
 from ugap.study.decodings import DECODINGS, Settings
-from ugap.study.study import StudySettings, run_study
+from ugap.study.store import rows_hash
+from ugap.study.study import PARTS, StudySettings, run_locked
 from ugap.study.table import SELF
 
 KINDS = ("base", "instruct", "reasoning")
 CHATS = {"raw": ["raw"], "template": ["chat"], "both": ["raw", "chat"]}
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 
-STUDY, FINISHED, SKIPPED, REVISION, LOCK = "study.json", "gap.json", "skipped.json", "revision.json", "lock.yaml"
+STUDY, FINISHED, SKIPPED = "study.json", "gap.json", "skipped.json"
+REVISION, FILES, LOCK = "revision.json", "files.json", "lock.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +156,7 @@ class ManySettings:
         scorers (`list[str]`, *optional*, defaults to `["self"]`): Who scores.
         decodings (`dict[str, dict]`, *optional*): By default ancestral sampling alone.
         prefix_tokens (`int`, *optional*, defaults to `64`): Tokens of a prefix.
+        prompt_separator (`str`, *optional*): What stands between a prompt and its text.
         max_new_tokens (`int`, *optional*, defaults to `128`): Tokens of a continuation.
         limit (`int`, *optional*): Prefixes per domain.
         per_text (`int`, *optional*, defaults to `4`): Prefixes of one source text.
@@ -168,6 +171,7 @@ class ManySettings:
     scorers: list[str] = field(default_factory=lambda: [SELF])
     decodings: Mapping[str, Settings] = field(default_factory=lambda: {"ancestral": DECODINGS["ancestral"]})
     prefix_tokens: int = 64
+    prompt_separator: str | None = None
     max_new_tokens: int = 128
     limit: int | None = None
     per_text: int = 4
@@ -250,24 +254,26 @@ def run_many(
         raise InputError(f"shard {index}/{n_shards}: the first number goes from 0 to one less than the second")
     mine = settings.models[index::n_shards]
     folders = [model_folder(output, model) for model in mine]
-    if not resume and any(_begun(folder) for folder in folders):
-        raise InputError(f"{output}: there is a study already; add --resume to go on with it, or choose another folder")
+    for folder in folders:
+        refuse_results(folder, resume, PARTS, FINISHED)
     commits = {model.title: _held(output, model, lock or {}) for model in settings.models}
     if not any(_begun(folder) for folder in output.glob("models/*")):
         (output / STUDY).unlink(missing_ok=True)  # nothing to go on with: a corrected command may start here
-    _same_study(output / STUDY, settings, {"data": list(data), "data_hash": _hash(rows)})
+    _same_study(output / STUDY, settings, {"data": list(data), "data_hash": rows_hash(rows)})
     for model, folder in zip(mine, folders, strict=True):
-        if _finished(folder):
+        files = _files([model.name, *settings.scorers])
+        if _finished(folder) and _read(folder / FILES).get("files") == files:
             say(f"{model.title}: finished before")
             continue
-        folder.mkdir(parents=True, exist_ok=True)
-        reason = _run(rows, settings, model, commits[model.title], folder, data, progress)
-        if reason:
-            _write(folder / SKIPPED, {"reason": reason})
-            say(f"{model.title}: skipped: {reason}")
-        else:
-            (folder / SKIPPED).unlink(missing_ok=True)
-            say(f"{model.title}: done")
+        with locked(folder):
+            reason = _run(rows, settings, model, commits[model.title], folder, data, progress)
+            if reason:
+                _write(folder / SKIPPED, {"reason": reason})
+                say(f"{model.title}: skipped: {reason}")
+            else:
+                _write(folder / FILES, {"files": files})
+                (folder / SKIPPED).unlink(missing_ok=True)
+                say(f"{model.title}: done")
         _free()
     outcomes = [_outcome(output, model) for model in settings.models]
     commits_now = {one.model.title: one.commit for one in outcomes if one.commit is not None}
@@ -294,7 +300,7 @@ def _run(
         if not is_local(model.name):
             commit = commit or resolve_commit(model.name, model.revision)
             _write(folder / REVISION, {"name": model.name, "revision": model.revision, "commit": commit})
-        run_study(rows, settings.of(model, commit), folder, data=data, resume=True, progress=progress)
+        run_locked(rows, settings.of(model, commit), folder, data=data, progress=progress)
     except InputError as error:
         return str(error)
     except (MemoryError, RuntimeError) as error:
@@ -302,6 +308,20 @@ def _run(
             raise
         return f"{model.name}: it does not fit into memory"
     return ""
+
+
+def _files(names: Sequence[str]) -> str:
+    """A fingerprint of the files of local models: sizes and times of change, so that no model need be loaded for it.
+
+    Where it differs the study of a model is gone on with: what depends on weights that changed is made anew.
+    """
+    found = []
+    for name in names:
+        path = Path(name)
+        if is_local(name) and path.exists():
+            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                found.append((str(file), file.stat().st_size, file.stat().st_mtime_ns))
+    return content_hash(found)
 
 
 def _free() -> None:
@@ -325,13 +345,6 @@ def _held(output: Path, model: ModelEntry, lock: Mapping[str, str]) -> str | Non
         said = ", ".join(f"{where} says {commit[:12]}" for where, commit in commits.items())
         raise InputError(f"{model.name}: {said}; hold to the commit of the folder, or choose another folder")
     return next(iter(commits.values()), None)
-
-
-def _hash(rows: Sequence[TextRow]) -> str:
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(repr((row.id, row.domain, row.text, row.prompt)).encode())
-    return digest.hexdigest()[:16]
 
 
 def _same_study(path: Path, settings: ManySettings, texts: Mapping[str, Any]) -> None:
@@ -364,7 +377,7 @@ def _outcome(output: Path, model: ModelEntry) -> Outcome:
 
 def _begun(folder: Path) -> bool:
     """Whether there is something to go on with."""
-    return (folder / "parts").exists() or _finished(folder)
+    return (folder / PARTS).exists() or _finished(folder)
 
 
 def _finished(folder: Path) -> bool:

@@ -5,8 +5,8 @@
 | `nll` | mean surprisal, nats per token | surprisal of every token |
 | `ppl` | `exp(nll)` | one value per text |
 | `entropy` | mean entropy, nats | entropy of every token |
-| `pmi` | mean PMI with the prefix, nats | PMI of every token |
-| `cpmi` | mean CPMI, nats | CPMI of every token |
+| `pmi` | mean PMI with the prefix, nats; none without a prefix | PMI of every token |
+| `cpmi` | mean CPMI, nats; none without a prefix | CPMI of every token |
 | `bits_per_byte` | surprisal in bits over UTF-8 bytes | one value per text |
 | `deviation` | mean of `(s - h) / sqrt(v)` | deviation of every token |
 """
@@ -34,14 +34,15 @@ NEED_MARGINAL = ("pmi", "cpmi")
 def token_values(scores: TokenScores, measure: str) -> np.ndarray:
     """Finite values of a measure, shape `(T,)` or less, or `(1,)` for a measure of the whole text.
 
-    Raises:
-        ValueError: If the measure needs the marginal surprisal and the text was scored without it.
+    Empty for a measure that needs the marginal surprisal where the text has none.
     """
+    if measure in NEED_MARGINAL and scores.marginal_surprisal is None:
+        return np.zeros(0)
     values = _TOKEN_VALUES[measure](scores)
     return values[np.isfinite(values)].astype(np.float64)
 
 
 def text_value(scores: TokenScores, measure: str) -> float:
-    """The measure of one text; NaN where it has no scored token."""
+    """The measure of one text; NaN where it has no such values."""
     values = token_values(scores, measure)
     return float(values.mean()) if values.size else float("nan")

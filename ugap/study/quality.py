@@ -35,7 +35,7 @@ from ugap.profile import DomainProfile
 from ugap.profile.texts import FEATURES
 from ugap.scoring import TokenScores
 from ugap.statistics import InvertedU, correlation, holm, inverted_u, repetition
-from ugap.study.excerpts import PROMPT_SEPARATOR
+from ugap.study.excerpts import after_prompt
 from ugap.study.measures import text_value
 
 FEWEST_TEXTS = 10  # rated ones; fewer say nothing
@@ -65,9 +65,8 @@ class RatedText:
 
     @property
     def prefix(self) -> str:
-        """What stands before the text when it is scored: its prompt and, as in a study, an empty line."""
-        prompt = self.row.prompt or ""
-        return prompt if not prompt or prompt[-1].isspace() else prompt + PROMPT_SEPARATOR
+        """What stands before the text when it is scored: its prompt, and what separates the two in a study."""
+        return after_prompt(self.row.prompt or "", self.row.text)
 
 
 def load_rated(

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ugap.data import TextRow, content_hash
 from ugap.scoring import ScorerId, TokenScores
 from ugap.study.table import ScoredText
 
@@ -24,6 +25,11 @@ SCORES = pa.schema(
 )
 GENERATED = pa.schema([("id", pa.string()), ("text", pa.string())])
 SCORED = pa.schema([*((label, pa.string()) for label in _LABELS), ("weight_hash", pa.string()), *SCORES])
+
+
+def rows_hash(rows: Sequence[TextRow]) -> str:
+    """A fingerprint of human texts and what belongs to them, 16 hexadecimal digits."""
+    return content_hash([(row.id, row.domain, row.text, row.prompt, sorted(row.candidates.items())) for row in rows])
 
 
 def scores_to_row(scores: TokenScores) -> dict[str, Any]:
@@ -64,9 +70,7 @@ def from_row(row: Mapping[str, Any]) -> ScoredText:
     return ScoredText(**{label: row[label] for label in _LABELS}, scores=scores)
 
 
-def no_scores(text: str, scorer: ScorerId, like: Sequence[TokenScores]) -> TokenScores:
-    """The record of a text without a token to score, with a marginal where the others have one."""
-    empty = np.zeros(0, np.float32)
-    marginal = empty if like and like[0].marginal_surprisal is not None else None
-    ids, offsets = np.zeros(0, np.int32), np.zeros((0, 2), np.int32)
-    return TokenScores(text, ids, offsets, empty, empty, empty, empty, marginal, scorer, False)
+def no_scores(text: str, scorer: ScorerId) -> TokenScores:
+    """The record of a text without a token to score."""
+    empty, ids, offsets = np.zeros(0, np.float32), np.zeros(0, np.int32), np.zeros((0, 2), np.int32)
+    return TokenScores(text, ids, offsets, empty, empty, empty, empty, None, scorer, False)

@@ -6,7 +6,6 @@ ends with the table of an uninterrupted one. Models are loaded one after another
 and once more for each other scorer.
 """
 
-import hashlib
 import json
 import math
 import platform
@@ -20,19 +19,21 @@ import torch
 from rich.progress import Progress
 
 import ugap
-from ugap.data import PartStore, TextRow
+from ugap.data import TextRow
 from ugap.errors import InputError
-from ugap.files import replacing
+from ugap.files import locked, refuse_results, replacing
 from ugap.progress import progress_bar
-from ugap.scoring import Scorer, TokenScores
+from ugap.scoring import Scorer
+from ugap.study.continuations import CHAT, RAW, Continuations, Text, batches, check_writer
 from ugap.study.decodings import DECODINGS, STUDIED, Settings
 from ugap.study.excerpts import Excerpt, cut_excerpts
-from ugap.study.generation import chat_context, generate_continuations, seed_of
-from ugap.study.store import GENERATED, SCORED, from_row, no_scores, to_row
-from ugap.study.table import GIVEN, SELF, Cell, ScoredText, contrast_table, gap_table, pair
+from ugap.study.generation import seed_of
+from ugap.study.store import rows_hash
+from ugap.study.table import GIVEN, HUMAN, SELF, Cell, contrast_table, gap_table, pair
 
 VERSION = 1
-PROMPTINGS = ("raw", "chat")
+PROMPTINGS = (RAW, CHAT)
+PARTS = "parts"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,8 @@ class StudySettings:
             for a continuation through the model's chat template.
         tags (`dict[str, str]`, *optional*): `"base"`, `"instruct"` or `"reasoning"` by model, for the contrasts.
         prefix_tokens (`int`, *optional*, defaults to `64`): Tokens of a prefix, where a text has no prompt.
+        prompt_separator (`str`, *optional*): What stands between a prompt and its text; by default what
+            [`~ugap.study.excerpts.after_prompt`] chooses.
         max_new_tokens (`int`, *optional*, defaults to `128`): Tokens of a continuation.
         limit (`int`, *optional*): Prefixes per domain.
         per_text (`int`, *optional*, defaults to `4`): Prefixes of one source text.
@@ -68,6 +71,7 @@ class StudySettings:
     promptings: list[str] = field(default_factory=lambda: ["raw"])
     tags: dict[str, str] = field(default_factory=dict)
     prefix_tokens: int = 64
+    prompt_separator: str | None = None
     max_new_tokens: int = 128
     limit: int | None = None
     per_text: int = 4
@@ -114,32 +118,37 @@ def run_study(
         progress (`bool`, *optional*, defaults to `False`): Show progress bars.
 
     Raises:
-        InputError: If the folder holds another study, a model or text cannot be used, or a text is too short.
+        InputError: If the folder holds another study, another process works there, a model or text cannot be used, or
+            a text is too short.
     """
     output = Path(output)
-    candidates = sorted({name for row in rows for name in row.candidates})
-    _check(settings, candidates)
+    with locked(output):
+        refuse_results(output, resume, PARTS)
+        return run_locked(rows, settings, output, data=data, progress=progress)
+
+
+def run_locked(
+    rows: Sequence[TextRow],
+    settings: StudySettings,
+    output: Path,
+    *,
+    data: Sequence[str],
+    progress: bool,
+) -> StudyResult:
+    """[`run_study`] in a folder whose lock the caller holds; what is there is gone on with."""
+    _check(settings, sorted({name for row in rows for name in row.candidates}))
     _check_ids(rows)
-    parts = output / "parts"
-    if parts.exists() and not resume:
-        raise InputError(f"{output}: there is a study already; add --resume to go on with it, or choose another folder")
-    recorded = {**asdict(settings), "data": list(data), "data_hash": _hash(rows)}
-    study = _Study(
-        settings,
-        rows,
-        PartStore(parts / "generated", GENERATED, recorded),
-        PartStore(parts / "scored", SCORED, recorded),
-    )
+    recorded = {**asdict(settings), "data": list(data), "data_hash": rows_hash(rows)}
+    work = Continuations(output / PARTS, recorded)
     try:
         with progress_bar(disable=not progress) as bar:
-            keys, hashes = study.run(bar)
+            keys, hashes = _Study(settings, rows, work, bar).run()
     except InputError:
-        if not any(parts.glob("*/*.parquet")):  # nothing to go on with: a corrected command may start here
-            study.clear()
-            parts.rmdir()
+        work.clear_if_unused()
         raise
-    study.scored.merge(output / "scores.parquet", keys)
-    cells = pair(from_row(row) for key in keys for row in study.scored.read(key))
+    work.scored.prune(keys)
+    work.scored.merge(output / "scores.parquet", keys)
+    cells = pair(text for key in keys for text in work.scores(key))
     gaps = gap_table(cells, seed=settings.seed)
     record = without_nan(
         {
@@ -151,7 +160,7 @@ def run_study(
     )
     with replacing(output / "gap.json") as temporary:
         temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    return StudyResult(record, cells)
+    return StudyResult(record, [cell for cell in cells if cell.human])
 
 
 def environment() -> dict[str, str | int]:
@@ -171,54 +180,86 @@ def environment() -> dict[str, str | int]:
 class _Study:
     settings: StudySettings
     rows: Sequence[TextRow]
-    generated: PartStore
-    scored: PartStore
+    work: Continuations
+    bar: Progress
 
-    def run(self, bar: Progress) -> tuple[list[str], dict[str, str]]:
+    def run(self) -> tuple[list[str], dict[str, str]]:
         """Do what is not done; the keys of all scored parts in order, and the weight hash of every scorer."""
         keys: list[str] = []
         hashes: dict[str, str] = {}
-        excerpts: dict[str, list[Excerpt]] = {}
+        # The prefixes of every model, and what it wrote, by unit.
+        written: dict[str, list[_Unit]] = {}
+        self._check_models()
         # A model lives in the call that uses it, so that two are never in memory together.
         for model in self.settings.models:
-            excerpts[model], hashes[model] = self._write(model, keys, bar)
+            written[model], hashes[model] = self._write(model, keys)
         for name in self.settings.scorers:
             if name != SELF:
-                hashes[name] = self._read(name, excerpts, keys, bar)
+                hashes[name] = self._read(name, written, keys)
         return keys, hashes
 
-    def _write(self, model: str, keys: list[str], bar: Progress) -> tuple[list[Excerpt], str]:
-        """Let a model continue its prefixes and, where asked, score itself and people; its prefixes and its hash."""
-        scorer = self._load(model)
-        excerpts = self._cut(scorer)
-        self._generate(scorer, excerpts, bar)
-        if SELF in self.settings.scorers:
-            keys += self._score(scorer, model, excerpts, list(self.settings.decodings), given=True, bar=bar)
-        return excerpts, scorer.id.weight_hash
+    def _check_models(self) -> None:
+        """See that every model can be loaded and has what its decodings need, before a text is written."""
+        names = list(dict.fromkeys([*self.settings.models, *(name for name in self.settings.scorers if name != SELF)]))
+        if len(names) > 1 and not self.work.begun():  # a single one is checked when it is loaded
+            for name in names:
+                self._load(name)
 
-    def _read(self, name: str, excerpts: Mapping[str, list[Excerpt]], keys: list[str], bar: Progress) -> str:
+    def _write(self, model: str, keys: list[str]) -> tuple[list["_Unit"], str]:
+        """Let a model continue its prefixes and, where asked, read itself and people; what it wrote, and its hash."""
+        s, scorer = self.settings, self._load(model)
+        units = self._units(self._cut(scorer))
+        total = sum(len(unit.batch) for unit in units) * len(s.decodings)
+        task = self.bar.add_task(f"{scorer.name} writes", total=total)
+        for prompting in s.promptings:
+            for decoding, how in s.decodings.items():
+                for unit in units:
+                    if unit.prompting == prompting:
+                        unit.written[decoding] = self._continue(scorer, unit, decoding, how)
+                        self.bar.advance(task, len(unit.batch))
+        if SELF in s.scorers:
+            keys += self._score(scorer, model, units, given=True)
+        return units, scorer.id.weight_hash
+
+    def _continue(self, scorer: Scorer, unit: "_Unit", decoding: str, how: Settings) -> list[str]:
+        s, labels = self.settings, (scorer.name, unit.prompting, decoding, unit.domain, str(unit.number))
+        return self.work.write(
+            scorer,
+            unit.batch,
+            decoding,
+            how,
+            *labels,
+            max_new_tokens=s.max_new_tokens,
+            seed=seed_of(s.seed, "|".join(labels)),
+            domain=unit.domain,
+            prompting=unit.prompting,
+            skip_bad=s.skip_bad,
+        )
+
+    def _read(self, name: str, written: Mapping[str, list["_Unit"]], keys: list[str]) -> str:
         """Let a fixed scorer read what all models wrote, and what was given; its hash."""
         scorer, settings = self._load(name), self.settings
         for model in settings.models:
             if not (model == name and SELF in settings.scorers):
-                keys += self._score(scorer, model, excerpts[model], list(settings.decodings), given=False, bar=bar)
+                keys += self._score(scorer, model, written[model], given=False)
         if any(row.candidates for row in self.rows) and not (name in settings.models and SELF in settings.scorers):
-            keys += self._score(scorer, name, self._cut(scorer), [], given=True, bar=bar)
+            keys += self._score(scorer, name, self._units(self._cut(scorer)), given=True)
         return scorer.id.weight_hash
 
-    def clear(self) -> None:
-        self.generated.clear()
-        self.scored.clear()
-
     def _load(self, name: str) -> Scorer:
+        """A model with which every decoding and prompting of the study was seen to work, where it is to write."""
         s = self.settings
-        return Scorer.from_pretrained(
+        scorer = Scorer.from_pretrained(
             name,
             dtype=s.dtype,
             device=s.device,
             revision=s.revisions.get(name),
             trust_remote_code=s.trust_remote_code,
         )
+        if name in s.models:
+            domains = dict.fromkeys(row.domain for row in self.rows)
+            check_writer(scorer, s.decodings.values(), domains, s.promptings)
+        return scorer
 
     def _cut(self, scorer: Scorer) -> list[Excerpt]:
         s = self.settings
@@ -229,142 +270,54 @@ class _Study:
             max_new_tokens=s.max_new_tokens,
             limit=s.limit,
             per_text=s.per_text,
+            prompt_separator=s.prompt_separator,
         )
 
-    def _generate(self, scorer: Scorer, excerpts: list[Excerpt], bar: Progress) -> None:
-        s = self.settings
-        units = [
-            (_generated_key(scorer.name, prompting, decoding, domain, number), prompting, decoding, batch)
-            for prompting in s.promptings
-            for decoding in s.decodings
-            for domain, number, batch in _batches(excerpts, s.batch_size)
+    def _units(self, excerpts: Sequence[Excerpt]) -> list["_Unit"]:
+        """The units of work: batches of prefixes of one domain, once for every prompting."""
+        domains = dict.fromkeys(excerpt.domain for excerpt in excerpts)
+        return [
+            _Unit(prompting, domain, number, batch, {})
+            for prompting in self.settings.promptings
+            for domain in domains
+            for number, batch in batches([one for one in excerpts if one.domain == domain], self.settings.batch_size)
         ]
-        task = bar.add_task(f"{scorer.name} writes", total=sum(len(unit[-1]) for unit in units))
-        for key, prompting, decoding, batch in units:
-            if not self.generated.done(key):
-                if prompting == "chat":
-                    contexts = [chat_context(scorer.tokenizer, excerpt.prefix, scorer.name) for excerpt in batch]
-                else:
-                    prefixes = [excerpt.prefix for excerpt in batch]
-                    plain = scorer.tokenizer(prefixes, add_special_tokens=False, split_special_tokens=True)
-                    contexts = [scorer.bos + ids for ids in plain["input_ids"]]
-                texts = generate_continuations(
-                    scorer.model,
-                    scorer.tokenizer,
-                    contexts,
-                    s.decodings[decoding],
-                    max_new_tokens=s.max_new_tokens,
-                    seed=seed_of(s.seed, key),
-                    domain=batch[0].domain,
-                    names=[_name(excerpt, decoding) for excerpt in batch],
-                    skip_bad=s.skip_bad,
-                )
-                written = [{"id": excerpt.id, "text": text} for excerpt, text in zip(batch, texts, strict=True)]
-                self.generated.write(key, written)
-            bar.advance(task, len(batch))
 
-    def _score(
-        self, scorer: Scorer, model: str, excerpts: list[Excerpt], decodings: list[str], *, given: bool, bar: Progress
-    ) -> list[str]:
+    def _score(self, scorer: Scorer, model: str, units: list["_Unit"], *, given: bool) -> list[str]:
         """Score human and model texts of the prefixes that `model`'s tokens cut; the keys of the parts."""
         s, keys = self.settings, []
         by = "itself" if scorer.name == model else scorer.name
-        task = bar.add_task(f"{model} read by {by}", total=len(excerpts) * len(s.promptings))
-        for prompting in s.promptings:
-            for domain, number, batch in _batches(excerpts, s.batch_size):
-                key = "|".join((scorer.name, model, prompting, domain, str(number)))
-                keys.append(key)
-                if not self.scored.done(key):
-                    texts = list(self._texts(model, prompting, domain, number, batch, decodings, given))
-                    self.scored.write(key, [to_row(text) for text in self._scored(scorer, model, prompting, texts)])
-                bar.advance(task, len(batch))
+        task = self.bar.add_task(f"{model} read by {by}", total=sum(len(unit.batch) for unit in units))
+        for unit in units:
+            labels = (scorer.name, model, unit.prompting, unit.domain, str(unit.number))
+            # Given continuations know no prompting: they are scored once.
+            texts = list(unit.texts(model, scorer.name, given=given and unit.prompting == s.promptings[0]))
+            keys.append(self.work.read(scorer, texts, *labels, pmi=s.pmi, skip_bad=s.skip_bad))
+            self.bar.advance(task, len(unit.batch))
         return keys
 
-    def _texts(
-        self,
-        model: str,
-        prompting: str,
-        domain: str,
-        number: int,
-        batch: list[Excerpt],
-        decodings: list[str],
-        given: bool,
-    ) -> Iterator[tuple[Excerpt, str, str, str]]:
-        """Excerpt, model, decoding and text of everything that is scored in one unit."""
-        for excerpt in batch:
-            yield excerpt, model, "human", excerpt.human
-        for decoding in decodings:
-            made = self.generated.read(_generated_key(model, prompting, decoding, domain, number))
-            for excerpt, row in zip(batch, made, strict=True):
-                yield excerpt, model, decoding, row["text"]
-        # Given continuations know no prompting: they are scored once.
-        if given and prompting == self.settings.promptings[0]:
-            for excerpt in batch:
-                for name, text in excerpt.candidates.items():
-                    yield excerpt, name, GIVEN, text
 
-    def _scored(
-        self, scorer: Scorer, model: str, prompting: str, texts: list[tuple[Excerpt, str, str, str]]
-    ) -> list[ScoredText]:
-        s = self.settings
-        own_chat = prompting == "chat" and scorer.name == model
-        prefixes: list[str | list[int]] = []
-        bodies = []
-        for excerpt, _, decoding, text in texts:
-            if own_chat:
-                prefixes.append(chat_context(scorer.tokenizer, excerpt.prefix, scorer.name))
-                bodies.append(text.lstrip())
-            else:
-                prefixes.append(excerpt.prefix)
-                bodies.append(_joined(excerpt.prefix, text) if prompting == "chat" and decoding != "human" else text)
-        names = [_name(excerpt, decoding) for excerpt, _, decoding, _ in texts]
-        scores: Sequence[TokenScores | None]
-        try:
-            scores = scorer.score(bodies, prefixes, s.pmi, names=names)
-        except InputError:
-            # A model may write nothing, a human text has to be scored: say first what is wrong with that.
-            if not s.skip_bad:
-                human = [i for i, (_, _, decoding, _) in enumerate(texts) if decoding == "human"]
-                scorer.score([bodies[i] for i in human], [prefixes[i] for i in human], names=[names[i] for i in human])
-            scores = scorer.score(bodies, prefixes, s.pmi, names=names, skip_bad=True)
-        made = [score for score in scores if score is not None]
-        out = []
-        for i, ((excerpt, author, decoding, _), score) in enumerate(zip(texts, scores, strict=True)):
-            out.append(
-                ScoredText(
-                    excerpt.id,
-                    excerpt.source,
-                    excerpt.domain,
-                    author,
-                    prompting,
-                    decoding,
-                    scorer.name,
-                    excerpt.prefix,
-                    score or no_scores(bodies[i], scorer.id, made),
-                )
-            )
-        return out
+@dataclass(frozen=True)
+class _Unit:
+    """A batch of prefixes of one domain under one prompting, and what was written behind them, by decoding."""
 
+    prompting: str
+    domain: str
+    number: int
+    batch: Sequence[Excerpt]
+    written: dict[str, list[str]]
 
-def _name(excerpt: Excerpt, decoding: str) -> str:
-    return f"{excerpt.where}, text {excerpt.id!r} ({decoding})"
-
-
-def _generated_key(model: str, prompting: str, decoding: str, domain: str, number: int) -> str:
-    return "|".join((model, prompting, decoding, domain, str(number)))
-
-
-def _batches(excerpts: Sequence[Excerpt], size: int) -> Iterator[tuple[str, int, list[Excerpt]]]:
-    """Domain, number and excerpts of every unit."""
-    for domain in dict.fromkeys(excerpt.domain for excerpt in excerpts):
-        members = [excerpt for excerpt in excerpts if excerpt.domain == domain]
-        for number, begin in enumerate(range(0, len(members), size)):
-            yield domain, number, members[begin : begin + size]
-
-
-def _joined(prefix: str, text: str) -> str:
-    """A chat model starts without the space that a continuation needs."""
-    return text if not prefix or prefix[-1].isspace() or text[:1].isspace() else " " + text
+    def texts(self, model: str, reader: str, *, given: bool) -> Iterator[Text]:
+        """Everything that is read in one unit: people's texts, the model's, and those that came with the data."""
+        in_template = self.prompting == CHAT and reader == model
+        for excerpt in self.batch:
+            yield Text(excerpt, model, HUMAN, excerpt.human, self.prompting, in_template)
+        for decoding, made in self.written.items():
+            for excerpt, text in zip(self.batch, made, strict=True):
+                yield Text(excerpt, model, decoding, text, self.prompting, in_template)
+        for excerpt in self.batch if given else ():
+            for name, text in excerpt.candidates.items():
+                yield Text(excerpt, name, GIVEN, text, self.prompting, in_template)
 
 
 def _check(settings: StudySettings, candidates: Sequence[str]) -> None:
@@ -404,13 +357,6 @@ def _check_ids(rows: Sequence[TextRow]) -> None:
         if row.id in seen:
             raise InputError(f"id {row.id!r} is in the data twice: every text needs an id of its own")
         seen.add(row.id)
-
-
-def _hash(rows: Sequence[TextRow]) -> str:
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(repr((row.id, row.domain, row.text, row.prompt, sorted(row.candidates.items()))).encode())
-    return digest.hexdigest()[:16]
 
 
 def without_nan(value: Any) -> Any:

@@ -14,16 +14,26 @@ from scipy.stats import wasserstein_distance
 
 from ugap.scoring import TokenScores
 from ugap.statistics import Contrast, contrast_independent, contrast_paired, holm, paired_gap
-from ugap.study.measures import MEASURES, NEED_MARGINAL, text_value, token_values
+from ugap.study.measures import MEASURES, text_value, token_values
 
 # A scorer that is the writer itself.
 SELF = "self"
+# The decoding of what a person wrote.
+HUMAN = "human"
 # The decoding of a text that came with the text set: its model is the candidate's name.
 GIVEN = "given"
 # A pair shorter than this says little and adds noise.
 MIN_TOKENS = 8
 # Contrasts are made for the measures that a model's level is read off.
 CONTRAST_MEASURES = ("nll", "entropy", "bits_per_byte", "deviation")
+# What stands in the table for a cell without a pair.
+PRIMARY = "nll"
+_NOTHING: Mapping[str, Any] = {
+    **{"n": 0, "n_sources": 0, "n_dropped": 0},
+    **dict.fromkeys(("human", "model_value", "gap", "ratio"), math.nan),
+    "ci95": [math.nan, math.nan],
+    **dict.fromkeys(("effect_size", "p_value", "wasserstein"), math.nan),
+}
 
 
 @dataclass(frozen=True)
@@ -65,15 +75,17 @@ def pair(texts: Iterable[ScoredText]) -> list[Cell]:
     texts = list(texts)
     human: dict[tuple[str, ...], ScoredText] = {}
     for text in texts:
-        if text.decoding == "human":
+        if text.decoding == HUMAN:
             human[(text.model, text.prompting, text.scorer, text.id)] = text
             human.setdefault(("", text.prompting, text.scorer, text.id, text.prefix), text)
-    groups: dict[tuple[str, str, str, str, str], list[tuple[ScoredText, ScoredText]]] = defaultdict(list)
+    # A cell whose pairs are all too short is there too, with none: its texts are counted.
+    groups: dict[tuple[str, str, str, str, str], list[tuple[ScoredText, ScoredText]]] = {}
     dropped: dict[tuple[str, ...], int] = defaultdict(int)
     for text in texts:
-        if text.decoding == "human":
+        if text.decoding == HUMAN:
             continue
         key = (text.domain, text.model, text.prompting, text.decoding, text.scorer)
+        groups.setdefault(key, [])
         given = ("", text.prompting, text.scorer, text.id, text.prefix)
         partner = human.get((text.model, text.prompting, text.scorer, text.id)) or human.get(given)
         if partner is None or min(len(partner.scores), len(text.scores)) < MIN_TOKENS:
@@ -96,10 +108,16 @@ def pair(texts: Iterable[ScoredText]) -> list[Cell]:
 
 
 def gap_table(cells: Sequence[Cell], *, seed: int, resamples: int = 10_000) -> list[dict[str, Any]]:
-    """Rows of `gap.json`: an estimate for every cell and measure, Holm's correction over all rows."""
+    """Rows of `gap.json`: an estimate for every cell and measure, Holm's correction over all rows.
+
+    A measure that the texts of a cell do not have (PMI without a prefix) has no row. A cell without a pair has one, of
+    the surprisal, with `n` 0 and NaN for what cannot be estimated.
+    """
     rows = []
     for cell in cells:
-        for measure in _measures(cell):
+        if not cell.human:
+            rows.append({**_labels(cell), "measure": PRIMARY, **_NOTHING, "n_dropped": cell.n_dropped})
+        for measure in MEASURES if cell.human else ():
             human = np.array([text_value(scores, measure) for scores in cell.human])
             model = np.array([text_value(scores, measure) for scores in cell.generated])
             keep = np.isfinite(human) & np.isfinite(model)
@@ -211,11 +229,6 @@ def _gaps(cell: Cell, measure: str) -> tuple[list[float], list[str]]:
     ]
     gaps = [(gap, source) for gap, source in gaps if math.isfinite(gap)]
     return [gap for gap, _ in gaps], [source for _, source in gaps]
-
-
-def _measures(cell: Cell) -> list[str]:
-    marginal = cell.human[0].marginal_surprisal is not None
-    return [measure for measure in MEASURES if marginal or measure not in NEED_MARGINAL]
 
 
 def _labels(cell: Cell) -> dict[str, Any]:

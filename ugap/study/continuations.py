@@ -1,0 +1,252 @@
+"""Continue prefixes and read texts, batch by batch: a finished batch is a part, and is read again.
+
+Every study goes through here. A part is named by what made it, never by the name of a model or of a file. A batch that
+was written is named by the weights, token ids, settings and seed; one that was read, by the weights and the texts. So a
+study that goes on after a model was trained further, or a file was edited, makes anew what depends on it, and no more.
+"""
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LogitsProcessor
+
+from ugap.data import PartStore, part_key
+from ugap.sampling import profile_of
+from ugap.scoring import Scorer
+from ugap.study.decodings import Settings, decoder
+from ugap.study.excerpts import Excerpt
+from ugap.study.generation import chat_context, generate_continuations
+from ugap.study.store import GENERATED, SCORED, from_row, no_scores, to_row
+from ugap.study.table import HUMAN, ScoredText
+
+RAW, CHAT = "raw", "chat"
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text that is to be read.
+
+    Args:
+        excerpt (`Excerpt`): The prefix that it continues.
+        writer (`str`): Who wrote it, as tables say it.
+        decoding (`str`): How; `"human"` for what a person wrote.
+        text (`str`): The text.
+        prompting (`str`, *optional*, defaults to `"raw"`): `"raw"`, or `"chat"` where the writer was asked for it.
+        in_template (`bool`, *optional*, defaults to `False`): Read it after the request in the reader's own chat
+            template, instead of after the bare prefix.
+    """
+
+    excerpt: Excerpt
+    writer: str
+    decoding: str
+    text: str
+    prompting: str = RAW
+    in_template: bool = False
+
+    @property
+    def name(self) -> str:
+        """How errors name the text."""
+        by = self.decoding if self.decoding == HUMAN else f"{self.writer}, {self.decoding}"
+        return f"{self.excerpt.where}, text {self.excerpt.id!r} ({by})"
+
+
+class Continuations:
+    """Batches of texts that models write and read, kept in a folder.
+
+    Args:
+        folder (`str` or `Path`): Folder of the parts.
+        settings (`dict[str, Any]`): What all batches share; a folder holds parts of one such setting.
+
+    Raises:
+        InputError: If the folder holds parts of other settings.
+    """
+
+    def __init__(self, folder: str | Path, settings: dict[str, Any]):
+        self.folder = Path(folder)
+        self.generated = PartStore(self.folder / "generated", GENERATED, settings)
+        self.scored = PartStore(self.folder / "scored", SCORED, settings)
+
+    def begun(self) -> bool:
+        """Whether there is a finished batch."""
+        return any(self.folder.glob("*/*.parquet"))
+
+    def write(
+        self,
+        writer: Scorer,
+        batch: Sequence[Excerpt],
+        decoding: str,
+        how: Settings,
+        *labels: str,
+        max_new_tokens: int,
+        seed: int,
+        domain: str | None = None,
+        prompting: str = RAW,
+        processors: Sequence[LogitsProcessor] = (),
+        skip_bad: bool = False,
+    ) -> list[str]:
+        """What a model writes behind the prefixes of a batch: one text each, `""` where it wrote nothing.
+
+        Args:
+            writer (`Scorer`): The model.
+            batch (`Sequence[Excerpt]`): The prefixes.
+            decoding (`str`): Name of the decoding.
+            how (`Mapping[str, Any]`): Its settings, see [`~ugap.study.decodings.DECODINGS`].
+            *labels (`str`): What else the part is to be told by, where its name is read.
+            max_new_tokens (`int`): Longest continuation in tokens.
+            seed (`int`): Seed of the batch.
+            domain (`str`, *optional*): Domain of the prefixes, for the decodings that aim at the human level of one.
+            prompting (`str`, *optional*, defaults to `"raw"`): `"raw"` continues the bare prefix, `"chat"` asks for a
+                continuation through the chat template.
+            processors (`Sequence[LogitsProcessor]`, *optional*): What else shapes the distribution; told by `decoding`.
+            skip_bad (`bool`, *optional*, defaults to `False`): As in
+                [`~ugap.study.generation.generate_continuations`].
+
+        Raises:
+            InputError: As in [`~ugap.study.generation.generate_continuations`], or there is no chat template.
+        """
+        contexts = contexts_of(writer, batch, prompting)
+        made_of = (contexts, _shown(how), _profile(writer, how), max_new_tokens, seed, domain, skip_bad)
+        key = part_key(*labels, decoding, weights=writer.id.weight_hash, content=made_of)
+        if not self.generated.done(key):
+            texts = generate_continuations(
+                writer.model,
+                writer.tokenizer,
+                contexts,
+                how,
+                max_new_tokens=max_new_tokens,
+                seed=seed,
+                domain=domain,
+                processors=processors,
+                names=[Text(one, writer.name, decoding, "").name for one in batch],
+                skip_bad=skip_bad,
+            )
+            rows = [{"id": one.id, "text": text} for one, text in zip(batch, texts, strict=True)]
+            self.generated.write(key, rows)
+        return [row["text"] for row in self.generated.read(key)]
+
+    def read(
+        self, reader: Scorer, texts: Sequence[Text], *labels: str, pmi: bool = True, skip_bad: bool = False
+    ) -> str:
+        """Let a model read texts, those of one prefix at once; the key of the part, for [`scores`].
+
+        A model may write nothing: such a text has no scores. What a person wrote has to be scored.
+
+        Args:
+            reader (`Scorer`): The model.
+            texts (`Sequence[Text]`): The texts.
+            *labels (`str`): What else the part is to be told by, where its name is read.
+            pmi (`bool`, *optional*, defaults to `True`): Read each text without its prefix too.
+            skip_bad (`bool`, *optional*, defaults to `False`): Leave out human texts that cannot be scored.
+
+        Raises:
+            InputError: If a human text cannot be scored, unless `skip_bad`.
+        """
+        pairs = [_as_read(reader, one) for one in texts]
+        about = [(one.excerpt.id, one.writer, one.prompting, one.decoding) for one in texts]
+        key = part_key(*labels, weights=reader.id.weight_hash, content=(about, pairs, pmi, skip_bad))
+        if not self.scored.done(key):
+            self.scored.write(key, [to_row(one) for one in _scored(reader, texts, pairs, pmi, skip_bad)])
+        return key
+
+    def scores(self, key: str) -> list[ScoredText]:
+        """The scored texts of a part of [`read`]."""
+        return [from_row(row) for row in self.scored.read(key)]
+
+    def clear_if_unused(self) -> None:
+        """Remove the folder where nothing was finished: a corrected command may start there."""
+        if not self.begun():
+            for store in (self.generated, self.scored):
+                store.clear()
+            if not any(self.folder.iterdir()):
+                self.folder.rmdir()
+
+
+def check_writer(
+    writer: Scorer, decodings: Iterable[Settings], domains: Iterable[str], promptings: Iterable[str] = (RAW,)
+) -> None:
+    """See that a model can write under every decoding and prompting, before a text is written.
+
+    Raises:
+        InputError: If there is no human profile of the model or none of a domain, no chat template, or transformers
+            refuses a setting.
+    """
+    for how, domain in itertools.product(decodings, domains):
+        decoder(how, writer.model, domain, generator=torch.Generator(writer.model.device))
+    for prompting in promptings:
+        if prompting == CHAT:
+            chat_context(writer.tokenizer, "Once", writer.name)
+
+
+def contexts_of(writer: Scorer, batch: Sequence[Excerpt], prompting: str = RAW) -> list[list[int]]:
+    """Token ids that a model continues: BOS where it has one, and the prefix; or the request in its chat template.
+
+    Raises:
+        InputError: If the request cannot be put into the model's chat template.
+    """
+    if prompting == CHAT:
+        return [chat_context(writer.tokenizer, one.prefix, writer.name) for one in batch]
+    prefixes = [one.prefix for one in batch]
+    plain = writer.tokenizer(prefixes, add_special_tokens=False, split_special_tokens=True)
+    return [writer.bos + ids for ids in plain["input_ids"]]
+
+
+def batches(items: Sequence[Any], size: int) -> Iterator[tuple[int, Sequence[Any]]]:
+    """Number and members of every batch.
+
+    Example:
+        >>> list(batches("abc", 2))
+        [(0, 'ab'), (1, 'c')]
+    """
+    for number, begin in enumerate(range(0, len(items), size)):
+        yield number, items[begin : begin + size]
+
+
+def _as_read(reader: Scorer, one: Text) -> tuple[str | list[int], str]:
+    """Prefix and text as a model reads them."""
+    prefix, text = one.excerpt.prefix, one.text
+    if one.in_template:
+        return chat_context(reader.tokenizer, prefix, reader.name), text.lstrip()
+    if one.prompting == CHAT and one.decoding != HUMAN:
+        return prefix, _joined(prefix, text)
+    return prefix, text
+
+
+def _scored(
+    reader: Scorer, texts: Sequence[Text], pairs: Sequence[tuple[str | list[int], str]], pmi: bool, skip_bad: bool
+) -> Iterator[ScoredText]:
+    names = [one.name for one in texts]
+    prefixes, bodies = [prefix for prefix, _ in pairs], [body for _, body in pairs]
+    scores = reader.score(bodies, prefixes, pmi, names=names, skip_bad=True)
+    for i, (one, score) in enumerate(zip(texts, scores, strict=True)):
+        if score is None and one.decoding == HUMAN and not skip_bad:
+            reader.score(bodies[i : i + 1], prefixes[i : i + 1], pmi, names=names[i : i + 1])  # raises, and says why
+        yield ScoredText(
+            one.excerpt.id,
+            one.excerpt.source,
+            one.excerpt.domain,
+            one.writer,
+            one.prompting,
+            one.decoding,
+            reader.name,
+            one.excerpt.prefix,
+            score or no_scores(bodies[i], reader.id),
+        )
+
+
+def _joined(prefix: str, text: str) -> str:
+    """A chat model starts without the space that a continuation needs."""
+    return text if not prefix or prefix[-1].isspace() or text[:1].isspace() else " " + text
+
+
+def _shown(how: Settings) -> str:
+    return json.dumps(dict(how), sort_keys=True)
+
+
+def _profile(writer: Scorer, how: Settings) -> dict[str, Any] | None:
+    """The content of the human profile that a decoding aims at."""
+    return profile_of(writer.model, how.get("human_profile")).to_dict() if "human_weight" in how else None

@@ -70,6 +70,16 @@ def test_the_terminal_says_what_was_found(report, result):
     assert f"The whole table, plots and per-token scores are in {folder}" in words
 
 
+def test_a_cell_without_a_pair_is_in_the_table_alone(tmp_path, result, capsys):
+    (row, *_), (cell, *_) = result.record["gaps"], result.cells
+    missing = dict.fromkeys(("human", "model_value", "gap", "ratio", "effect_size", "p_value", "p_holm", "wasserstein"))
+    empty = {**row, **missing, "decoding": "short", "n": 0, "n_sources": 0, "n_dropped": 3, "ci95": [None, None]}
+    none = dataclasses.replace(cell, decoding="short", sources=[], human=[], generated=[], n_dropped=3)
+    record = {**result.record, "gaps": [row, empty], "contrasts": []}
+    write_report(StudyResult(record, [cell, none]), tmp_path, command="ugap measure")
+    assert "| short | self | 0 (0) | – | – | – |" in (tmp_path / "gap.md").read_text(encoding="utf-8")
+
+
 def test_a_study_that_found_nothing(tmp_path, result, capsys):
     empty = type(result)({**result.record, "gaps": [], "contrasts": []}, [])
     write_report(empty, tmp_path, command="ugap measure")

@@ -36,7 +36,7 @@ def write_report(result: StudyResult, folder: str | Path, *, command: str, conso
     plot_gap(gaps, folder / PLOTS[0])
     surprisals: dict[str, dict[str, np.ndarray]] = {}
     points: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
-    for cell in result.cells:
+    for cell in (cell for cell in result.cells if cell.human):
         panel = _panel(cell, both)
         for name, texts in (("human", cell.human), (one_line(cell.decoding), cell.generated)):
             surprisal = np.concatenate([scores.surprisal for scores in texts])

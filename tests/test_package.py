@@ -27,7 +27,7 @@ PACKAGE = ROOT / "ugap"
 
 # From the bottom up; rooms of one tuple may import each other.
 ROOMS = [
-    ("errors", "files", "progress", "terminal"),
+    ("errors", "files", "progress", "terminal", "unicode"),
     ("data", "models"),
     ("statistics",),
     ("scoring",),

@@ -1,5 +1,6 @@
 """The arguments of a command: dataclass, command line, YAML file, and what a person sees when one of them is wrong."""
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -7,6 +8,11 @@ import pytest
 
 from ugap.cli.arguments import option, parse
 from ugap.errors import InputError
+
+# Nine lines that stand for ten thousand million words.
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10)
+)
 
 
 @dataclass(kw_only=True)
@@ -176,6 +182,17 @@ class TestConfig:
             ("model: [", "line 1: not YAML: expected the node content, but found '<stream end>'"),
             ("limit: !!python/name:os.system", "line 1: not YAML: could not determine a constructor for the tag"),
             (b"\xff", "not UTF-8 text: invalid start byte at byte 0"),
+            ("limit: 2026-02-30", "not YAML: day is out of range for month"),
+            ("limit: !!int abc", "not YAML: invalid literal for int()"),
+            ("limit: " + "9" * 5000, "not YAML: Exceeds the limit (4300 digits)"),
+            ("limit: 0x" + "f" * 5000, "a whole number of more than 1024 bits"),
+            ("model: " + "[" * 50_000, "not YAML that can be read: it is nested too deeply"),
+            ("model: " + "a" * 2**20, "larger than 1 MB, which no options are"),
+            (BOMB, "more than 100,000 values, which no options are"),
+            ("model: &a [*a]", "more than 100,000 values, which no options are"),
+            ('model: "a\\0b"', "a text with a NUL byte at character 2"),
+            ('model: "\\ud800"', "a text with a lone surrogate (U+D800) at character 1"),
+            ("? [a, b]\n: c", "line 1: not YAML: found unhashable key"),
             (b"model: \x00", "not YAML: unacceptable character #x0000"),
         ],
     )
@@ -188,8 +205,15 @@ class TestConfig:
 
     def test_a_missing_file_and_a_folder(self, tmp_path):
         missing = tmp_path / "no.yaml"
-        assert refusal("--config", str(missing)) == f"{missing}: No such file or directory"
-        assert refusal("--config", str(tmp_path)) == f"{tmp_path}: Is a directory"
+        assert refusal("--config", str(missing)) == f"{missing}: no such file"
+        assert refusal("--config", str(tmp_path)) == f"{tmp_path}: a folder, not a file"
+
+    @pytest.mark.skipif(os.name == "nt", reason="there are no such pipes on Windows")
+    def test_a_pipe_and_a_device(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe")
+        assert refusal("--config", str(tmp_path / "pipe")) == f"{tmp_path / 'pipe'}: a pipe, not a regular file"
+        assert refusal("--config", "/dev/zero") == "/dev/zero: a device, not a regular file"
+        assert refusal("--config", "") == "--config: '' names no file"
 
 
 class TestHelp:

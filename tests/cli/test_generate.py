@@ -249,11 +249,11 @@ class TestRefused:
             (["--prompt", "a", "--chat"], "has no chat template: leave out --chat"),
             (["--prompt", "a", ""], "--prompt 2: the prompt is empty"),
             (["--prompt", "  \n"], "--prompt 1: the prompt is empty"),
-            (["--prompt", "a\udcff"], "--prompt 1: a lone surrogate at character 1"),
+            (["--prompt", "a\udcff"], "the argument 'a\\udcff' is not UTF-8"),
             (["--input", "none.txt"], "none.txt: no such file"),
             (["--input", "none.jsonl"], "none.jsonl: no such file"),
-            (["--input", "."], ".: a folder, not a file of prompts"),
-            (["--prompt", "a", "--output", "."], ".: a folder, not a file to write"),
+            (["--input", "."], ".: a folder, not a file"),
+            (["--prompt", "a", "--output", "."], ".: a folder, not a file; choose another output"),
         ],
     )
     def test_in_one_line(self, words, refused, more, message, tmp_path, monkeypatch):
@@ -268,7 +268,7 @@ class TestRefused:
         path.write_bytes(b"Once\n\xff\n")
         assert f"{path}, row 2: invalid UTF-8 at byte 1" in refused(*words, "--input", str(path))
         path.write_bytes(b"Once\nup\0on\n")
-        assert f"{path}, row 2: a NUL byte at character 2" in refused(*words, "--input", str(path))
+        assert f"{path}, row 2: a NUL byte at character 3" in refused(*words, "--input", str(path))
         rows = write_rows([{"prompt": "Once"}, {"prompt": ""}])
         assert f"{rows}, row 2: column 'prompt' is empty" in refused(*words, "--input", rows)
         rows = write_rows([{"text": "Once"}])

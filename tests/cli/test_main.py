@@ -7,11 +7,16 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import ugap.cli.assets
 from ugap.cli.main import COMMANDS, main
 from ugap.errors import InputError
 from ugap.models import ASSETS
+
+OUT_OF_MEMORY = (
+    "ugap: error: out of memory: take fewer or shorter texts, a smaller model, or a machine with more memory\n"
+)
 
 
 @pytest.fixture
@@ -70,16 +75,51 @@ def test_a_wrong_word_gets_one_line(words, line, capsys):
     ("error", "status", "line"),
     [
         (InputError("texts.jsonl, row 3: no text"), 2, "ugap: error: texts.jsonl, row 3: no text\n"),
-        (InputError("two\nlines"), 2, "ugap: error: two lines\n"),
+        (InputError("two\nlines"), 2, "ugap: error: two\\nlines\n"),
         (KeyboardInterrupt(), 130, "ugap: error: interrupted\n"),
-        (OSError(errno.ENOSPC, "No space left", "out.json"), 2, "ugap: error: out.json: No space left\n"),
+        (OSError(errno.ENOSPC, "", "out.json"), 2, "ugap: error: out.json: No space left on device\n"),
         (OSError(errno.EACCES, "Permission denied", "out.json"), 2, "ugap: error: out.json: Permission denied\n"),
+        (NotADirectoryError(errno.ENOTDIR, "", "a/b"), 2, "ugap: error: a/b: Not a directory\n"),
+        (InputError("a \x1b[2J\u202eb \udcff"), 2, "ugap: error: a \\x1b[2J\\u202eb \\udcff\n"),
+        (MemoryError(), 2, OUT_OF_MEMORY),
+        (torch.OutOfMemoryError("CUDA out of memory."), 2, OUT_OF_MEMORY),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, OUT_OF_MEMORY),
     ],
 )
 def test_what_ends_a_command_in_one_line(error, status, line, failing, capsys):
     failing(error)
     ended, printed = status_and_error(capsys, "assets")
     assert (ended, printed) == (status, line)
+
+
+def test_a_message_of_any_length_is_a_short_line(failing, capsys):
+    failing(InputError("a.jsonl: " + "\x1b" * 50_000_000 + " is no domain"))
+    _, printed = status_and_error(capsys, "assets")
+    assert len(printed) < 5000
+    assert printed.startswith("ugap: error: a.jsonl: \\x1b")
+    assert printed.endswith("\\x1b is no domain\n")
+
+
+def test_a_word_that_is_no_utf8_is_refused(capsys):
+    line = "ugap: error: the argument 'a\\udcff.jsonl' is not UTF-8\n"
+    assert status_and_error(capsys, "score", "--input", "a\udcff.jsonl") == (2, line)
+
+
+def test_warnings_reach_the_terminal_spelt_out():
+    code = (
+        "import logging, ugap.cli.assets\n"
+        "def run(arguments):\n"
+        "    logging.getLogger('ugap').warning('%s', 'a\\x1b[2J\\nb' + 'x' * 10**6)\n"
+        "    print('\\udcff')\n"
+        "ugap.cli.assets.run = run\n"
+        "from ugap.cli.main import main\n"
+        "raise SystemExit(main(['assets']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "\\udcff\n")
+    assert done.stderr.startswith("a\\x1b[2J\\nbxxx")
+    assert done.stderr.count("\n") == 1
+    assert len(done.stderr) < 2000
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), ValueError("a bug"), OSError(errno.EBADF, "a bug")])

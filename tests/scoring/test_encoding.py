@@ -113,10 +113,10 @@ def test_special_strings_are_plain_characters(mark, tokenizer):
         ("", "", "the text is empty"),
         ("", "before", "the text is empty"),
         ("a", "", "a single token"),
-        ("nul\0byte", "", "NUL byte at character 3"),
-        ("half \ud83e pair", "", "lone surrogate at character 5"),
-        ("fine text", "bad\0prefix", "NUL byte at character 3"),
-        ("fine text", "\udc00", "lone surrogate at character 0"),
+        ("nul\0byte", "", "NUL byte at character 4"),
+        ("half \ud83e pair", "", "lone surrogate (U+D83E) at character 6"),
+        ("fine text", "bad\0prefix", "NUL byte at character 4"),
+        ("fine text", "\udc00", "lone surrogate (U+DC00) at character 1"),
     ],
 )
 def test_bad_text_is_named(text, prefix, cause, tokenizer):

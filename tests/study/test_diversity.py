@@ -42,7 +42,7 @@ def test_without_a_system(write_rows):
         ({"system_column": "who"}, r"row 1: no column 'who'; the columns are "),
         ({"group_column": "nothing"}, r"row 1: column 'nothing' names nothing$"),
         ({"text_column": "nothing"}, r"row 1: column 'nothing' holds no text$"),
-        ({"text_column": "odd"}, r"row 1: column 'odd' a lone surrogate at character 0$"),
+        ({"text_column": "odd"}, r"row 1: column 'odd' a lone surrogate \(U\+D83E\) at character 1$"),
         ({"size": 5}, r"no 'prompt' has 5 texts of 8 words by one system$"),
         ({"words": 13}, r"no 'prompt' has 4 texts of 13 words by one system$"),
         ({"size": 1}, r"size is 1, and at least 2 is needed$"),
@@ -50,7 +50,7 @@ def test_without_a_system(write_rows):
     ],
 )
 def test_what_is_refused(write_rows, change, message):
-    rows = [{**row, "nothing": None, "odd": "\ud800"} for row in rows_of("x", "p", 4)]
+    rows = [{**row, "nothing": None, "odd": "\ud83e"} for row in rows_of("x", "p", 4)]
     with pytest.raises(InputError, match=message) as error:
         load_samples(write_rows(rows), **{"group_column": "prompt", "size": 4, "words": 8, **change})
     assert "\n" not in str(error.value)

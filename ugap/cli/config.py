@@ -7,8 +7,11 @@ from typing import Any
 
 import yaml
 
-from ugap.errors import InputError
+from ugap.errors import InputError, reading
+from ugap.files import regular_file
+from ugap.unicode import text_fault
 
+_MAX_BYTES, _MAX_VALUES, _MAX_BITS = 2**20, 100_000, 1024
 _KINDS = {"int": "a whole number", "float": "a number", "string_to_bool": "yes or no"}
 
 
@@ -18,22 +21,50 @@ def read_config(path: Path) -> dict[Any, Any]:
     Raises:
         InputError: The file cannot be read, is not YAML, or is not a mapping.
     """
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
-    except yaml.MarkedYAMLError as error:
-        row = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise InputError(f"{path}: {row}not YAML: {error.problem}") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    with reading(f"{path}: cannot be read"), open(regular_file(path), "rb") as file:
+        content = file.read(_MAX_BYTES + 1)
+    if len(content) > _MAX_BYTES:
+        raise InputError(f"{path}: larger than {_MAX_BYTES // 2**20} MB, which no options are")
+    config = _parse(path, content)
+    _check_values(path, config)
     if config is None:
         return {}
     if not isinstance(config, dict):
         raise InputError(f"{path}: must hold options as `name: value`")
     return config
+
+
+def _parse(path: Path, content: bytes) -> Any:
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
+    with reading(f"{path}: not YAML"):  # among the rest, a date that does not exist or a number of 5,000 digits
+        try:
+            return yaml.safe_load(text)
+        except yaml.MarkedYAMLError as error:
+            row = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+            raise InputError(f"{path}: {row}not YAML: {error.problem}") from error
+        except RecursionError as error:
+            raise InputError(f"{path}: not YAML that can be read: it is nested too deeply") from error
+
+
+def _check_values(path: Path, config: Any) -> None:
+    """Refuse what no option can hold, and aliases that stand for any number of values."""
+    unseen, n_seen = [config], 0
+    while unseen:
+        value = unseen.pop()
+        n_seen += 1
+        if n_seen > _MAX_VALUES:
+            raise InputError(f"{path}: more than {_MAX_VALUES:,} values, which no options are")
+        if isinstance(value, dict):
+            unseen += [*value, *value.values()]
+        elif isinstance(value, list | tuple | set):
+            unseen += value
+        elif isinstance(value, str) and (fault := text_fault(value)):
+            raise InputError(f"{path}: a text with {fault}")
+        elif isinstance(value, int) and value.bit_length() > _MAX_BITS:
+            raise InputError(f"{path}: a whole number of more than {_MAX_BITS} bits")
 
 
 def convert(action: argparse.Action, value: object) -> object:

@@ -83,6 +83,7 @@ def run(arguments: Arguments) -> None:
     from rich.console import Console
 
     from ugap.errors import InputError
+    from ugap.files import output_file
     from ugap.models import load_model
     from ugap.profile import HumanProfile
     from ugap.sampling import human_figures, weight_of
@@ -92,6 +93,8 @@ def run(arguments: Arguments) -> None:
     prompts = _prompts(arguments)
     weight = weight_of(arguments.mode, arguments.weight)
     tail = None if arguments.tail == 1 else arguments.tail
+    if arguments.output is not None:
+        output_file(arguments.output)
     given = None if arguments.profile is None else HumanProfile.load(arguments.profile)
     if given is not None:
         human_figures(given, arguments.domain, tail)
@@ -149,7 +152,7 @@ def _prompts(arguments: Arguments) -> list[str]:
     from ugap.data import load_texts
     from ugap.data.readers import SUFFIXES
     from ugap.errors import InputError
-    from ugap.scoring.encoding import text_fault
+    from ugap.unicode import text_fault
 
     if bool(arguments.prompt) == (arguments.input is not None):
         both = "give --prompt or --input, not both" if arguments.prompt else "nothing to continue: give --prompt TEXT"
@@ -171,16 +174,10 @@ def _prompts(arguments: Arguments) -> list[str]:
 
 def _lines(source: str) -> list[tuple[str, str]]:
     """Place and text of every line of a file that is not blank."""
-    from pathlib import Path
-
     from ugap.errors import InputError
+    from ugap.files import regular_file
 
-    try:
-        content = Path(source).read_bytes()
-    except FileNotFoundError as error:
-        raise InputError(f"{source}: no such file") from error
-    except IsADirectoryError as error:
-        raise InputError(f"{source}: a folder, not a file of prompts") from error
+    content = regular_file(source).read_bytes()
     out = []
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         try:
@@ -236,16 +233,11 @@ def _line(prompt: str, one: "Generation") -> str:
 @contextmanager
 def _opened(output: str | None) -> Iterator[TextIO | None]:
     """A file that takes its name when all is written; nothing where there is no name."""
-    from pathlib import Path
-
-    from ugap.errors import InputError
     from ugap.files import replacing
 
     if output is None:
         yield None
         return
-    if Path(output).is_dir():
-        raise InputError(f"{output}: a folder, not a file to write")
     with replacing(output) as temporary, open(temporary, "w", encoding="utf-8") as file:
         yield file
 

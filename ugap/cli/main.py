@@ -6,19 +6,24 @@ rooms below inside `run`: `--help` answers at once. A command of programs has `p
 the program that its first word names, which has the form of a command; or `start(words) -> int` (`train`): it reads its
 words itself, and says the exit status.
 
-Exit status: 0 done, 2 bad input or a machine that refuses (a full disk, a missing permission), 130 interrupted.
-Whatever else is raised is a bug, and shows its traceback.
+Exit status: 0 done, 2 bad input or a machine that refuses (a full disk, a missing permission, no memory), 130
+interrupted. Whatever else is raised is a bug, and shows its traceback.
+
+An error and a warning quote names and texts of others, of any length and with any character. Each is one line of
+bounded length, and no character in it steers the terminal.
 """
 
 import errno
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
 
 import ugap
 from ugap.cli.suggest import did_you_mean
-from ugap.errors import InputError
+from ugap.errors import InputError, is_out_of_memory
+from ugap.unicode import text_fault
 
 COMMANDS = {
     "demo": "measure the gap of two small models on embedded texts: a first look, without any data",
@@ -34,7 +39,12 @@ COMMANDS = {
 }
 
 # What the machine refuses, rather than the program: one line, no traceback.
-_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENAMETOOLONG}
+_REFUSALS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS),
+    *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE),
+    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP),
+}
+_BEGIN, _END = 800, 200  # characters of a line that are shown where it is longer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         `int`: The exit status.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if hasattr(sys.stdout, "reconfigure"):  # a name that the terminal's encoding lacks is spelt out
+        sys.stdout.reconfigure(errors="backslashreplace")
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_OneLine())
     try:
+        for word in words:
+            if text_fault(word):  # bytes that are no UTF-8 arrive as lone surrogates
+                raise InputError(f"the argument {word!r} is not UTF-8")
         status = _dispatch(words)
         sys.stdout.flush()
     except InputError as error:
@@ -63,7 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno not in _REFUSALS:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}{error.strerror}")
+        return _fail(f"{where}{os.strerror(error.errno)}")
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return _fail("out of memory: take fewer or shorter texts, a smaller model, or a machine with more memory")
     return status
 
 
@@ -123,8 +144,24 @@ def _overview() -> str:
 
 
 def _fail(message: str, status: int = 2) -> int:
-    print(f"ugap: error: {' '.join(message.splitlines())}", file=sys.stderr)
+    print(f"ugap: error: {_shown(message)}", file=sys.stderr)
     return status
+
+
+def _shown(message: str) -> str:
+    """A message as it may be printed: on one line, bounded, with what steers a terminal spelt out."""
+    from ugap.terminal import one_line
+
+    cut = message if len(message) <= _BEGIN + _END else f"{message[:_BEGIN]} ... {message[-_END:]}"
+    return one_line(cut)
+
+
+class _OneLine(logging.Formatter):
+    """Formats the warnings of the package."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The message of a record."""
+        return _shown(record.getMessage())
 
 
 if __name__ == "__main__":

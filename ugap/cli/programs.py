@@ -7,6 +7,7 @@ does: the list answers at once.
 
 import ast
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -34,8 +35,13 @@ def find_config(name: str) -> Path:
     """The config file `name`: a path, or else the path of a shipped config below the folder of configs.
 
     Where there is neither, the path is returned as it was given, for the reader of the file to complain about.
+
+    Raises:
+        InputError: The name is empty.
     """
-    given, shipped = Path(name).expanduser(), configs_folder() / name
+    if not name:
+        raise InputError("--config: '' names no file")
+    given, shipped = Path(os.path.expanduser(name)), configs_folder() / name
     return shipped if not given.exists() and shipped.is_file() else given
 
 

@@ -8,14 +8,13 @@ line numbers, elsewhere the header is not counted. A fault of the file as a whol
 - CSV has to be decoded before it is split (a quoted field may hold newlines), so bytes that are no UTF-8 travel through
   the parser as lone surrogates, which valid UTF-8 can never produce, and are found in the row where they stand.
 - Parquet and Hub data sets are read in batches of Arrow; their strings are decoded here, for the same reason.
+- A line is bounded, since a few bytes of gzip can stand for one that fills the memory.
 """
 
 import csv
 import gzip
 import io
 import json
-import sys
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +23,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ugap.errors import InputError
+from ugap.errors import InputError, reading
+from ugap.files import regular_file
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
 
 _BATCH_ROWS = 256
+_MAX_LINE = 64 * 2**20  # bytes; far more than a text that can be scored, in whatever spelling
+_TOO_LONG = f"a line of more than {_MAX_LINE // 2**20} MB"
+_SHOWN_COLUMNS = 20
 _NUL_MARK = "\ud800"  # stands for NUL inside the CSV parser, which refuses NUL on Python 3.10
 
 
@@ -61,15 +64,15 @@ def read_records(
         InputError: the source is missing, of an unknown format, damaged, or lacks a required column.
     """
     path = Path(source)
+    looks_like_a_path = source.lower().endswith(SUFFIXES) or path.is_absolute() or source.startswith((".", "~"))
+    if not source or ((looks_like_a_path or path.exists()) and not path.is_dir()):
+        regular_file(source)
     if not path.is_file():
-        looks_like_a_path = source.lower().endswith(SUFFIXES) or path.is_absolute() or source.startswith((".", "~"))
-        if looks_like_a_path and not path.is_dir():
-            raise InputError(f"{source}: no such file")
         yield from _read_hub(source, required, optional, split)
     elif source.lower().endswith((".jsonl", ".jsonl.gz")):
         yield from _read_jsonl(path, required)
     elif source.lower().endswith((".csv", ".csv.gz")):
-        yield from _read_csv(path, required)
+        yield from _read_csv(path, required, optional)
     elif source.lower().endswith(".parquet"):
         yield from _read_parquet(path, required, optional)
     else:
@@ -82,32 +85,44 @@ def one_line(cause: object) -> str:
 
 
 def _open(path: Path) -> gzip.GzipFile | io.BufferedReader:
-    return gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb")
+    with reading(f"{path}: cannot be read"):
+        return gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb")
 
 
 def _missing(column: str, existing: Iterable[str]) -> str:
-    return f"no column {column!r}; the columns are {', '.join(map(repr, existing)) or 'none'}"
+    names = [repr(name) for name in existing]
+    more = f" and {len(names) - _SHOWN_COLUMNS:,} more" if len(names) > _SHOWN_COLUMNS else ""
+    return f"no column {column!r}; the columns are {', '.join(names[:_SHOWN_COLUMNS]) or 'none'}{more}"
 
 
-def _check_columns(source: object, required: Iterable[str], existing: Sequence[str]) -> None:
+def _check_columns(source: object, required: Iterable[str], optional: Iterable[str], existing: Sequence[str]) -> None:
     for column in required:
         if column not in existing:
             raise InputError(f"{source}: {_missing(column, existing)}")
+    for column in (*required, *optional):
         if existing.count(column) > 1:
             raise InputError(f"{source}: column {column!r} is there {existing.count(column)} times")
 
 
 def _read_jsonl(path: Path, required: Sequence[str]) -> Iterator[tuple[int, Record]]:
     number = 0
-    try:
-        with _open(path) as file:
-            for number, line in enumerate(file, start=1):
-                if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")
-                if line.strip():
-                    yield number, _parse_json(line, required)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}, row {number + 1}: cannot be read: {one_line(error)}") from error
+    with _open(path) as file:
+        while True:
+            with reading(f"{path}, row {number + 1}: cannot be read"):
+                line = file.readline(_MAX_LINE + 1)
+            if not line:
+                return
+            number += 1
+            if len(line) > _MAX_LINE:
+                yield number, BadRow(_TOO_LONG)
+                while line and not line.endswith(b"\n"):
+                    with reading(f"{path}, row {number}: cannot be read"):
+                        line = file.readline(2**20)
+                continue
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if line.strip():
+                yield number, _parse_json(line, required)
 
 
 def _parse_json(line: bytes, required: Sequence[str]) -> Record:
@@ -129,33 +144,45 @@ def _parse_json(line: bytes, required: Sequence[str]) -> Record:
     return record
 
 
-def _read_csv(path: Path, required: Sequence[str]) -> Iterator[tuple[int, Record]]:
+def _read_csv(path: Path, required: Sequence[str], optional: Sequence[str]) -> Iterator[tuple[int, Record]]:
     number = 0
-    previous_limit = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    previous_limit = csv.field_size_limit(_MAX_LINE)
     try:
         with _open(path) as file, io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="") as text:
-            rows = csv.reader((line.replace("\0", _NUL_MARK) for line in text), strict=True)
-            header = next(rows, [])
-            _check_columns(path, required, header)
+            rows = csv.reader(_csv_lines(text), strict=True)
+            with reading(f"{path}, row 1: cannot be read"):
+                header = next(rows, [])
+            _check_columns(path, required, optional, header)
             while True:
-                try:
-                    fields = next(rows)
-                except StopIteration:
+                with reading(f"{path}, row {number + 1}: cannot be read"):
+                    fields = _next_fields(rows)
+                if fields is None:
                     return
-                except csv.Error as error:
-                    number += 1
-                    yield number, BadRow(f"invalid CSV: {one_line(error)}")
-                    continue
                 if fields:
                     number += 1
                     yield number, _csv_record(header, fields)
-    except (OSError, EOFError, zlib.error, csv.Error) as error:
-        raise InputError(f"{path}, row {number + 1}: cannot be read: {one_line(error)}") from error
     finally:
         csv.field_size_limit(previous_limit)
 
 
-def _csv_record(header: Sequence[str], fields: Sequence[str]) -> Record:
+def _next_fields(rows: Iterator[list[str]]) -> list[str] | BadRow | None:
+    """The fields of the next row; none of an empty line, `None` at the end."""
+    try:
+        return next(rows, None)
+    except csv.Error as error:
+        return BadRow(f"invalid CSV: {one_line(error)}")
+
+
+def _csv_lines(text: io.TextIOWrapper) -> Iterator[str]:
+    while line := text.readline(_MAX_LINE + 1):
+        if len(line) > _MAX_LINE:  # where the next row begins cannot be said: it may be inside quotes
+            raise OSError(_TOO_LONG)
+        yield line.replace("\0", _NUL_MARK)
+
+
+def _csv_record(header: Sequence[str], fields: Sequence[str] | BadRow) -> Record:
+    if isinstance(fields, BadRow):
+        return fields
     if len(fields) != len(header):
         return BadRow(f"{len(fields)} fields where the header has {len(header)}")
     record = {column: field.replace(_NUL_MARK, "\0") for column, field in zip(header, fields, strict=True)}
@@ -174,18 +201,13 @@ def _checked_encoding(record: dict[str, Any]) -> Record:
 
 
 def _read_parquet(path: Path, required: Sequence[str], optional: Sequence[str]) -> Iterator[tuple[int, Record]]:
-    number = 1
-    try:
-        with pq.ParquetFile(path) as file:
-            existing = file.schema_arrow.names
-            _check_columns(path, required, existing)
-            columns = [column for column in dict.fromkeys([*required, *optional]) if column in existing]
-            for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
-                for record in _arrow_records(batch, columns):
-                    yield number, record
-                    number += 1
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path}, row {number}: cannot be read: {one_line(error)}") from error
+    with reading(f"{path}, row 1: cannot be read"):
+        file = pq.ParquetFile(path)
+        existing = file.schema_arrow.names
+    with file:
+        _check_columns(path, required, optional, existing)
+        columns = [column for column in dict.fromkeys([*required, *optional]) if column in existing]
+        yield from _batched(path, file.iter_batches(_BATCH_ROWS, columns=columns), columns)
 
 
 def _read_hub(
@@ -193,23 +215,31 @@ def _read_hub(
 ) -> Iterator[tuple[int, Record]]:
     import datasets  # costs a second, and most sources are files
 
-    try:
+    if Path(source).is_dir():
+        for path in Path(source).rglob("*"):
+            if path.exists() and not path.is_dir():
+                regular_file(path)  # datasets would open a pipe, and wait for ever
+    with reading(f"{source}: no such file, and no data set with a split {split!r} can be loaded"):
         dataset = datasets.load_dataset(source, split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise InputError(
-            f"{source}: no such file, and no data set with a split {split!r} can be loaded: {one_line(error)}"
-        ) from error
-    _check_columns(source, required, dataset.column_names)
+    _check_columns(source, required, optional, dataset.column_names)
     columns = [column for column in dict.fromkeys([*required, *optional]) if column in dataset.column_names]
     tables = dataset.select_columns(columns).with_format("arrow").iter(_BATCH_ROWS)
-    records = (record for table in tables for record in _arrow_records(table, columns))
-    yield from enumerate(records, start=1)
+    yield from _batched(source, tables, columns)
 
 
-def _arrow_records(table: pa.Table | pa.RecordBatch, columns: Sequence[str]) -> Iterator[Record]:
-    values = [_arrow_values(table.column(column)) for column in columns]
-    for row in zip(*values, strict=True):
-        yield _checked_encoding(dict(zip(columns, row, strict=True)))
+def _batched(
+    source: object, tables: Iterable[pa.Table | pa.RecordBatch], columns: Sequence[str]
+) -> Iterator[tuple[int, Record]]:
+    number, rest = 1, iter(tables)
+    while True:
+        with reading(f"{source}, row {number}: cannot be read"):
+            table = next(rest, None)
+            if table is None:
+                return
+            values = [_arrow_values(table.column(column)) for column in columns]
+        for row in zip(*values, strict=True):
+            yield number, _checked_encoding(dict(zip(columns, row, strict=True)))
+            number += 1
 
 
 def _arrow_values(column: pa.Array | pa.ChunkedArray) -> list[Any]:

@@ -5,6 +5,7 @@ character for character as it was read, since its characters are what is scored.
 """
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import Any
 from ugap.data.demo import DEMO, read_demo
 from ugap.data.readers import BadRow, Record, read_records
 from ugap.errors import InputError
+from ugap.unicode import text_fault
 
 log = logging.getLogger("ugap.data")
 
@@ -183,17 +185,12 @@ def _id(record: Mapping[str, Any], column: str, number: int) -> str:
         return str(number)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise _RowError(f"column {column!r} holds {type(value).__name__}, not a string or a number")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _RowError(f"column {column!r} holds {value}, not a string or a number")
     return _checked(str(value), column)
 
 
 def _checked(value: str, column: str) -> str:
-    if "\0" in value:
-        raise _RowError(f"column {column!r} holds a NUL byte at character {value.index(chr(0)) + 1}")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        code = ord(value[error.start])
-        raise _RowError(
-            f"column {column!r} holds a lone surrogate (U+{code:04X}) at character {error.start + 1}"
-        ) from None
+    if fault := text_fault(value):
+        raise _RowError(f"column {column!r} holds {fault}")
     return value

@@ -12,6 +12,10 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ugap.errors import InputError
+from ugap.unicode import text_fault as text_fault
+
+# A text of more is no text but a mistake, such as a whole corpus in one row: scoring it would take days.
+MAX_CHARACTERS = 2_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,10 +61,14 @@ def encode(
         name (`str`, *optional*): How an error names the text.
 
     Raises:
-        InputError: If the text is empty, cannot be encoded as UTF-8, holds a NUL byte, or is a single token without a
-            prefix.
+        InputError: If the text is empty, has more than `MAX_CHARACTERS` with its prefix, cannot be encoded as UTF-8,
+            holds a NUL byte, or is a single token without a prefix.
     """
     before = prefix if isinstance(prefix, str) else ""
+    if len(before) + len(text) > MAX_CHARACTERS:
+        raise InputError(
+            f"{name}: the text has {len(before) + len(text):,} characters; cut it to at most {MAX_CHARACTERS:,}"
+        )
     for part in (before, text):
         if fault := text_fault(part):
             raise InputError(f"{name}: {fault}")
@@ -91,14 +99,3 @@ def encode(
     if len(token_ids) == 1 and len(context) <= len(bos):
         raise InputError(f"{name}: the text is a single token, there is nothing to measure")
     return Encoded(text, context, token_ids, spans[n_before:] - border, bos, straddles)
-
-
-def text_fault(text: str) -> str | None:
-    """What makes a string unfit to be scored, or `None`: a lone surrogate or a NUL byte."""
-    if "\0" in text:
-        return f"a NUL byte at character {text.index(chr(0))}"
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        return f"a lone surrogate at character {error.start}"
-    return None

@@ -158,7 +158,7 @@ def test_bins_that_do_not_fit():
     assert bins([1.0], column).index([0.5, 1.0]).tolist() == [0, 1]
     with pytest.raises(ValueError, match="do not fit together"):
         bins([1.0, 2.0], column)
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="negative or not finite"):
         bins([1.0], np.array([[1.0], [np.inf]]))
 
 

@@ -1,7 +1,9 @@
 """The exported folder: whole, without `ugap`, and in agreement with what the package writes."""
 
 import ast
+import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -92,6 +94,44 @@ class TestFolder:
         assert "made up" in text
         assert "99.9%" in text
         assert "$" not in text
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            'm")\nimport os\nos.system("x")  # ',
+            "m\n---\nlicense: other\n---\n```\n# Title",
+            "`a` ``b|c`",
+            "m\x1b[2J\u202e\u2028",
+            "$name ${rows} <script>",
+            "C:\\models\\new",
+        ],
+    )
+    def test_a_name_stays_a_name(self, profile, tmp_path, name):
+        """The scorer's, the domains' and the source's: no line of the card or of the code is of their making."""
+        plain, odd = (
+            dataclasses.replace(
+                profile, scorer_name=scorer, source=scorer, by_domain={scorer: profile.domain("creative")}
+            )
+            for scorer in ("plain", name)
+        )
+        cards = [
+            (export_custom_generate(tmp_path / folder, one) / "README.md").read_text(encoding="utf-8")
+            for folder, one in (("plain", plain), ("odd", odd))
+        ]
+        plain_lines, lines = (card.split("\n") for card in cards)
+        assert len(lines) == len(plain_lines)
+        assert not set(cards[1]) & set("\x1b\u202e\u2028")
+        for line, plain_line in zip(lines, plain_lines, strict=True):
+            assert line == plain_line or "plain" in plain_line
+        code = ast.parse(cards[1].split("```python\n")[1].split("\n```")[0])
+        strings = {node.value for node in ast.walk(code) if isinstance(node, ast.Constant)}
+        assert name in strings
+        (row,) = [line for line in lines if line.endswith(f"{profile.domain('creative').means['surprisal']:.3f} |")]
+        assert len(re.findall(r"(?<!\\)\|", row)) == 5
+        values: dict = {}
+        exec((tmp_path / "odd" / "custom_generate" / "hub_figures.py").read_text(encoding="utf-8"), values)  # noqa: S102
+        assert list(values["FIGURES"]) == [name]
+        assert values["SCORER"] == (name, profile.weight_hash)
 
     def test_the_tail_is_fixed_at_export(self, profile, tmp_path):
         text = (export_custom_generate(tmp_path / "a", profile, tail=None) / "README.md").read_text()

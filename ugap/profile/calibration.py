@@ -21,6 +21,7 @@ MOST_BINS = 64
 TOKENS_PER_BIN = 200
 BIN_SURPRISAL_LEVELS = (0.01, 0.025, 0.05, *(i / 10 for i in range(1, 10)), 0.95, 0.975, 0.99)
 BIN_RANK_LEVELS = (0.5, 0.9, 0.95, 0.99, 0.995, 0.999)
+_MOST_RANK = 2**31
 
 FloatArray = NDArray[np.float64]
 
@@ -30,6 +31,18 @@ def figures(values: ArrayLike) -> FloatArray:
     array = np.asarray(values, dtype=np.float64)
     rounded = [float(f"{value:.6g}") for value in array.ravel()]
     return np.array(rounded, dtype=np.float64).reshape(array.shape)
+
+
+def check_levels(levels: FloatArray, name: str) -> None:
+    """See that the levels of quantiles are shares above 0, up to 1, each above the one before.
+
+    Raises:
+        ValueError: As said; the message begins with `name`.
+    """
+    if levels.ndim != 1 or not levels.size or not np.isfinite(levels).all():
+        raise ValueError(f"{name} must be a list of shares")
+    if levels[0] <= 0 or levels[-1] > 1 or (np.diff(levels) <= 0).any():
+        raise ValueError(f"{name} must rise from above 0 to at most 1")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +60,8 @@ class CalibrationCurve:
         high (`np.ndarray` of shape `(K,)`): Upper end of the band.
 
     Raises:
-        ValueError: If the arrays do not have one common length, or `h` or `g` falls, is negative or is not finite.
+        ValueError: If the arrays do not have one common length, `h` or `g` falls, is negative or is not finite, or an
+            end of the band is infinite or above the other.
 
     Example:
         >>> h, g, width = np.array([1.0, 2.0]), np.array([0.5, 2.5]), 0.1
@@ -68,6 +82,8 @@ class CalibrationCurve:
         for name, knots in (("h", self.h), ("g", self.g)):
             if not np.isfinite(knots).all() or knots[0] < 0 or (np.diff(knots) < 0).any():
                 raise ValueError(f"the calibration curve's {name} must be finite, not negative and never fall")
+        if np.isinf([self.low, self.high]).any() or (self.low > self.high).any():
+            raise ValueError("the calibration curve's low must not be above its high, and neither infinite")
 
     def __call__(self, entropy: ArrayLike) -> FloatArray:
         """Mean human surprisal in nats at `entropy` in nats: an array of the same shape; NaN stays NaN."""
@@ -91,7 +107,8 @@ class EntropyBins:
         rank (`np.ndarray` of shape `(B, L)`): Quantiles of rank in each bin: how far down the ranking writers go.
 
     Raises:
-        ValueError: If the shapes do not fit together, the edges fall, or a figure is not finite.
+        ValueError: If the shapes do not fit together, a figure is negative or not finite, a bin holds no token, or
+            edges, levels or the surprisals of a bin fall.
     """
 
     edges: FloatArray
@@ -107,8 +124,17 @@ class EntropyBins:
         expected = ((n_bins - 1,), (n_bins, self.surprisal_levels.size), (n_bins, self.rank_levels.size))
         if shapes != expected or (np.diff(self.edges) < 0).any():
             raise ValueError("the entropy bins' edges, levels and quantiles do not fit together")
-        if not all(np.isfinite(array).all() for array in (self.edges, self.surprisal, self.rank)):
-            raise ValueError("the entropy bins hold a figure that is not finite")
+        for name, array in (("edges", self.edges), ("surprisal", self.surprisal), ("rank", self.rank)):
+            if not np.isfinite(array).all() or (array < 0).any():
+                raise ValueError(f"the entropy bins' {name} hold a figure that is negative or not finite")
+        if not (np.isfinite(self.n_tokens) & (self.n_tokens > 0)).all():
+            raise ValueError("the entropy bins' n_tokens must be above 0")
+        if (self.rank > _MOST_RANK).any():
+            raise ValueError("the entropy bins' rank holds a rank beyond any vocabulary")
+        if (np.diff(self.surprisal) < 0).any():
+            raise ValueError("the entropy bins' surprisal must not fall from level to level")
+        check_levels(self.surprisal_levels, "the entropy bins' surprisal_levels")
+        check_levels(self.rank_levels, "the entropy bins' rank_levels")
 
     def index(self, entropy: ArrayLike) -> NDArray[np.intp]:
         """The bin, 0 to `B - 1`, that each entropy falls in."""

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ugap.errors import InputError
-from ugap.profile.calibration import CalibrationCurve, EntropyBins, FloatArray, figures, fit_calibration
-from ugap.profile.plain import array, plain
+from ugap.profile.calibration import CalibrationCurve, EntropyBins, FloatArray, check_levels, figures, fit_calibration
+from ugap.profile.plain import array, count, member, plain
 from ugap.profile.texts import TextReference, text_features
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 LEVELS = (0.001, 0.005, *(i / 100 for i in range(1, 100)), 0.995, 0.999)
 QUARTILES = (0.25, 0.75)
 _CURVE = ("h", "g", "low", "high")
+_ALWAYS = ("surprisal", "entropy", "rank")  # measures that every profile has, none of them negative
 _BINS = ("edges", "n_tokens", "surprisal_levels", "surprisal", "rank_levels", "rank")
 
 
@@ -44,7 +45,7 @@ class DomainProfile:
         texts (`TextReference`, *optional*): Features of whole texts by length; `None` where too few texts were fitted.
 
     Raises:
-        ValueError: If quantiles do not fit their levels.
+        ValueError: If levels are no rising shares, or quantiles do not fit their levels, fall or are not finite.
     """
 
     n_texts: int
@@ -57,9 +58,15 @@ class DomainProfile:
     texts: TextReference | None = None
 
     def __post_init__(self) -> None:
+        check_levels(self.levels, "levels")
+        for measure in _ALWAYS:
+            if measure not in self.quantiles:
+                raise ValueError(f"the quantiles of {measure} are missing")
         for measure, values in self.quantiles.items():
-            if self.levels.ndim != 1 or values.shape != self.levels.shape or not np.isfinite(values).all():
+            if values.shape != self.levels.shape or not np.isfinite(values).all():
                 raise ValueError(f"the quantiles of {measure} do not fit their levels")
+            if (np.diff(values) < 0).any() or (measure in _ALWAYS and values[0] < 0):
+                raise ValueError(f"the quantiles of {measure} fall or are negative")
 
     @classmethod
     def fit(cls, domain: str, texts: Sequence["TokenScores"], *, resamples: int, seed: int) -> "DomainProfile":
@@ -137,15 +144,24 @@ class DomainProfile:
         }
 
     @classmethod
-    def from_dict(cls, entry: dict[str, Any]) -> "DomainProfile":
-        """The profile that `to_dict` wrote; KeyError, TypeError or ValueError where `entry` is not of that form."""
+    def from_dict(cls, entry: Any) -> "DomainProfile":
+        """The profile that `to_dict` wrote.
+
+        Raises:
+            ValueError: If `entry` is not of that form, or its figures make no profile; the message names the field.
+        """
+        means, quantiles = member(entry, "means"), member(entry, "quantiles")
+        curve, bins, texts = member(entry, "curve"), member(entry, "bins"), entry.get("texts")
+        for name, fields in (("means", means), ("quantiles", quantiles)):
+            if not isinstance(fields, dict):
+                raise ValueError(f"{name!r} is no object")
         return cls(
-            n_texts=int(entry["n_texts"]),
-            n_tokens=int(entry["n_tokens"]),
-            means={name: float("nan") if mean is None else float(mean) for name, mean in dict(entry["means"]).items()},
-            levels=array(entry["levels"]),
-            quantiles={measure: array(values) for measure, values in dict(entry["quantiles"]).items()},
-            curve=CalibrationCurve(**{name: array(entry["curve"][name]) for name in _CURVE}),
-            bins=EntropyBins(**{name: array(entry["bins"][name]) for name in _BINS}),
-            texts=None if entry.get("texts") is None else TextReference.from_dict(entry["texts"]),
+            n_texts=count(member(entry, "n_texts"), "n_texts"),
+            n_tokens=count(member(entry, "n_tokens"), "n_tokens"),
+            means={name: float(array([mean], name)[0]) for name, mean in means.items()},
+            levels=array(member(entry, "levels"), "levels"),
+            quantiles={measure: array(values, measure) for measure, values in quantiles.items()},
+            curve=CalibrationCurve(**{name: array(member(curve, name), name) for name in _CURVE}),
+            bins=EntropyBins(**{name: array(member(bins, name), name) for name in _BINS}),
+            texts=None if texts is None else TextReference.from_dict(texts),
         )

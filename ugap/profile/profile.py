@@ -15,11 +15,13 @@ from ugap.errors import InputError
 from ugap.files import replacing
 from ugap.profile.calibration import CalibrationCurve, FloatArray
 from ugap.profile.domain import DomainProfile
+from ugap.profile.plain import member, text
 
 if TYPE_CHECKING:
     from ugap.scoring.token_scores import ScorerId, TokenScores
 
 VERSION = 1
+_MOST_BYTES = 32 * 2**20  # a domain takes some 25 thousand
 
 
 class Quantiles(NamedTuple):
@@ -199,20 +201,35 @@ def _shipped() -> dict[str, Any]:
 
 def _read(path: Path) -> HumanProfile:
     try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise InputError(f"{path}: not a human profile: more than {_MOST_BYTES:,} bytes")
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a human profile: {error}") from error
-    if not isinstance(document, dict) or not isinstance(document.get("version"), int):
+    if not isinstance(document, dict) or type(document.get("version")) is not int:
         raise InputError(f"{path}: not a human profile: it has no version")
     if document["version"] != VERSION:
-        raise InputError(f"{path}: a human profile of version {document['version']}; this ugap reads version {VERSION}")
+        shown = str(document["version"])[:12]
+        raise InputError(f"{path}: a human profile of version {shown}; this ugap reads version {VERSION}")
+    where = "a damaged human profile"
     try:
-        scorer = document["scorer"]
-        by_domain = {name: DomainProfile.from_dict(entry) for name, entry in dict(document["domains"]).items()}
-        return HumanProfile(str(scorer["name"]), str(scorer["weight_hash"]), str(document["source"]), by_domain)
-    except KeyError as error:
-        raise InputError(f"{path}: a damaged human profile: {error} is missing") from error
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{path}: a damaged human profile: {error}") from error
+        scorer, domains = member(document, "scorer"), member(document, "domains")
+        names = [text(member(scorer, name), name) for name in ("name", "weight_hash")]
+        source = text(member(document, "source"), "source")
+        if not isinstance(domains, dict) or not domains:
+            raise ValueError("'domains' is no object with a domain")
+        by_domain = {}
+        for name, entry in domains.items():
+            where = f"a damaged human profile: domain {_short(name)}"
+            by_domain[name] = DomainProfile.from_dict(entry)
+    except ValueError as error:
+        raise InputError(f"{path}: {where}: {error}") from error
+    return HumanProfile(*names, source, by_domain)
+
+
+def _short(name: str) -> str:
+    return repr(name if len(name) <= 40 else f"{name[:40]}...")

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ugap.profile.calibration import EntropyBins, FloatArray, figures
-from ugap.profile.plain import array, plain
+from ugap.profile.plain import array, member, plain
 from ugap.statistics.diversity import repetition
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class TextReference:
         covariance (`np.ndarray` of shape `(L, 8, 8)`): Their covariance between texts.
 
     Raises:
-        ValueError: If the shapes do not fit together.
+        ValueError: If the shapes do not fit together, lengths are no rising counts, or a covariance is none.
     """
 
     lengths: FloatArray
@@ -110,6 +110,12 @@ class TextReference:
         n, k = len(self.lengths), len(FEATURES)
         if not n or self.n_texts.shape != (n,) or self.mean.shape != (n, k) or self.covariance.shape != (n, k, k):
             raise ValueError("the features of whole texts, their lengths and covariances do not fit together")
+        if not ((self.lengths >= 1).all() and (np.diff(self.lengths) > 0).all() and (self.n_texts >= 1).all()):
+            raise ValueError("the lengths of whole texts must rise, and every one needs a text")
+        for matrix in self.covariance:
+            known = ~np.isnan(np.diag(matrix))
+            if not _is_covariance(matrix[np.ix_(known, known)]):
+                raise ValueError("the covariance of the features of whole texts is none")
 
     @classmethod
     def fit(
@@ -192,8 +198,21 @@ class TextReference:
         return {name: plain(getattr(self, name)) for name in _FIELDS} | {"features": list(FEATURES)}
 
     @classmethod
-    def from_dict(cls, entry: dict[str, Any]) -> "TextReference":
-        """The reference that `to_dict` wrote; KeyError, TypeError or ValueError where `entry` is not of that form."""
-        if list(entry["features"]) != list(FEATURES):
-            raise ValueError(f"features of whole texts are {entry['features']}, not {list(FEATURES)}")
-        return cls(**{name: array(entry[name]) for name in _FIELDS})
+    def from_dict(cls, entry: Any) -> "TextReference":
+        """The reference that `to_dict` wrote.
+
+        Raises:
+            ValueError: If `entry` is not of that form; the message names the field.
+        """
+        if member(entry, "features") != list(FEATURES):
+            raise ValueError(f"the features of whole texts are others than {', '.join(FEATURES)}")
+        return cls(**{name: array(member(entry, name), name) for name in _FIELDS})
+
+
+def _is_covariance(matrix: FloatArray) -> bool:
+    """Whether a matrix is symmetric, with no variance in any direction below 0 but for rounding."""
+    if not matrix.size:
+        return True
+    if not np.isfinite(matrix).all() or not np.allclose(matrix, matrix.T, rtol=1e-4):
+        return False
+    return bool(np.linalg.eigvalsh(matrix)[0] >= -1e-4 * np.trace(matrix))

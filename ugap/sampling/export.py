@@ -5,11 +5,13 @@ nothing else, so the sampler's modules are copied as they are and the figures of
 """
 
 import pprint
+import re
 import string
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -17,6 +19,7 @@ from ugap.errors import InputError
 from ugap.files import replacing
 from ugap.profile import HumanProfile
 from ugap.sampling.figures import TAIL, human_figures
+from ugap.terminal import one_line
 
 # Module of this package by its name in the folder; they import each other relatively, and nothing of `ugap` besides.
 MODULES = {
@@ -113,23 +116,43 @@ def _figures_module(profile: HumanProfile, figures: dict[str, dict[str, Any]]) -
 def _readme(
     profile: HumanProfile, figures: dict[str, dict[str, Any]], base_model: str | None, tail: float | None
 ) -> str:
-    front = ["library_name: transformers", "license: apache-2.0", "tags:", "- custom_generate"]
+    front: dict[str, Any] = {"library_name": "transformers", "license": "apache-2.0", "tags": ["custom_generate"]}
     if base_model is not None:
-        front.append(f"base_model: {base_model}")
+        front["base_model"] = base_model
     rows = []
     for domain, own in figures.items():
         human = profile.by_domain[domain]
-        rows.append(f"| `{domain}` | {human.n_texts:,} | {human.n_tokens:,} | {own['level']:.3f} |")
+        rows.append(f"| {_code(domain)} | {human.n_texts:,} | {human.n_tokens:,} | {own['level']:.3f} |")
+    model = base_model or profile.scorer_name
     text = string.Template((resources.files("ugap.sampling") / "hub_readme.md").read_text(encoding="utf-8")).substitute(
-        model=base_model or profile.scorer_name,
-        name=profile.scorer_name,
-        hash=profile.weight_hash,
-        source=profile.source or "not recorded",
+        model=_code(model),
+        model_literal=_literal(model),
+        name=_code(profile.scorer_name),
+        hash=_code(profile.weight_hash),
+        source=_prose(profile.source or "not recorded"),
         cut="Nothing is cut: every token may be drawn."
         if tail is None
         else f"Tokens beyond the rank that holds {100 * tail:g}% of people's tokens there are never drawn.",
         rows="\n".join(rows),
-        domain="creative" if "creative" in figures else next(iter(figures)),
-        domains=", ".join(f'`"{domain}"`' for domain in figures),
+        domain_literal=_literal("creative" if "creative" in figures else next(iter(figures))),
+        domains=", ".join(_code(_literal(domain)) for domain in figures),
     )
-    return "\n".join(["---", *front, "---", "", text])
+    return "\n".join(["---", yaml.safe_dump(front, sort_keys=False).rstrip(), "---", "", text])
+
+
+def _literal(name: str) -> str:
+    """A name as a literal of Python, on one line."""
+    return f'"{name}"' if name.isprintable() and not set(name) & {'"', "\\"} else repr(name)
+
+
+def _code(name: str) -> str:
+    """A name as Markdown shows code, also in a cell of a table: on one line, and no character of it is markup."""
+    shown = one_line(name).replace("|", "\\|")
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", shown)), default=0))
+    room = " " if shown.startswith("`") or shown.endswith("`") else ""
+    return f"{fence}{room}{shown}{room}{fence}"
+
+
+def _prose(words: str) -> str:
+    """Words of a person in Markdown, on one line, and no character of them is markup."""
+    return re.sub(r"[\\`*_\[\]<>|~&$]", r"\\\g<0>", one_line(words))

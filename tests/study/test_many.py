@@ -16,6 +16,7 @@ import ugap.study.many
 from ugap.cli.programs import configs_folder
 from ugap.data import TextRow
 from ugap.errors import InputError
+from ugap.files import locked
 from ugap.models.revision import resolve_commit
 from ugap.scoring import Scorer
 from ugap.statistics import holm, paired_gap
@@ -466,3 +467,31 @@ def test_a_model_is_loaded_at_its_commit(settings, rows, tmp_path, tiny_folder, 
     assert revisions == [("some/model", COMMIT)]
     assert (outcome.status, outcome.commit) == ("finished", COMMIT)
     assert read_lock(tmp_path / "out" / "lock.yaml") == {"some/model": COMMIT}
+
+
+def test_a_local_model_that_was_trained_further_is_run_again(rows, tmp_path, make_model, save_model, loaded):
+    names, _, _ = loaded
+    model = make_model("llama", eos_token_id=0)
+    folder = save_model("further", model)
+    entry = ModelEntry(name=str(folder), label="further", family="tiny", kind="base")
+    settings = ManySettings(models=[entry], prefix_tokens=8, max_new_tokens=16, limit=2, per_text=1)
+    hashes = []
+    for _ in range(2):
+        run_many(rows, settings, tmp_path / "out", resume=True)
+        record = json.loads((tmp_path / "out" / "models" / "further" / "gap.json").read_text())
+        hashes.append(record["settings"]["weight_hashes"][str(folder)])
+        for parameter in model.parameters():
+            parameter.data.mul_(1.1)
+        model.save_pretrained(folder)
+    assert hashes[0] != hashes[1]
+    assert len(names) == 2
+
+
+def test_a_model_that_another_process_runs_is_not_skipped(settings, rows, tmp_path):
+    """The study ends, and says why; the other process's model is not written off."""
+    with (
+        locked(model_folder(tmp_path / "out", settings.models[0])),
+        pytest.raises(InputError, match="tiny-base: another process is writing there"),
+    ):
+        run_many(rows, settings, tmp_path / "out")
+    assert not (tmp_path / "out" / "models" / "tiny-base" / "skipped.json").exists()

@@ -218,7 +218,7 @@ def _read(path: Path) -> HumanProfile:
     where = "a damaged human profile"
     try:
         scorer, domains = member(document, "scorer"), member(document, "domains")
-        names = [text(member(scorer, name), name) for name in ("name", "weight_hash")]
+        scorer_name, weight_hash = (text(member(scorer, name), name) for name in ("name", "weight_hash"))
         source = text(member(document, "source"), "source")
         if not isinstance(domains, dict) or not domains:
             raise ValueError("'domains' is no object with a domain")
@@ -228,7 +228,7 @@ def _read(path: Path) -> HumanProfile:
             by_domain[name] = DomainProfile.from_dict(entry)
     except ValueError as error:
         raise InputError(f"{path}: {where}: {error}") from error
-    return HumanProfile(*names, source, by_domain)
+    return HumanProfile(scorer_name, weight_hash, source, by_domain)
 
 
 def _short(name: str) -> str:

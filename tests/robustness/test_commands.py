@@ -127,8 +127,10 @@ def test_damaged_profiles_and_words(tmp_path, tiny_folder, profile_file):
         attempt([*words, "--max_new_tokens", "3", "--seed", "1"])
 
 
-def test_odd_words(tmp_path, text_rows, tiny_folder, profile_file, write_rows):
+def test_odd_words(tmp_path, text_rows, tiny_folder, profile_file, write_rows, monkeypatch):
     """Every option of a command with a word that nobody meant."""
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b")  # where a word is taken for the name of an output
     data = write_rows(text_rows)
     base = {
         "measure": ["--model", str(tiny_folder), "--data", data, *SHORT],

@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ugap.data import TextRow, load_texts
+from ugap.data import TextRow, load_texts, readers
 from ugap.errors import InputError
 
 ROWS: list[dict[str, str | None]] = [
@@ -175,6 +176,10 @@ BAD_LINES = {
     "no column": (b'{"domain": "d", "body": "a"}', "no column 'text'; the columns are 'domain', 'body'"),
     "no domain": (b'{"text": "a", "domain": null}', "column 'domain' holds null, not a string"),
     "list as id": (b'{"text": "a", "domain": "d", "id": [1]}', "column 'id' holds list, not a string or a number"),
+    "number that is none as id": (b'{"text": "a", "domain": "d", "id": NaN}', "column 'id' holds nan, not a string or"),
+    "endless number as id": (b'{"text": "a", "domain": "d", "id": 1e999}', "column 'id' holds inf, not a string or a"),
+    "truth as id": (b'{"text": "a", "domain": "d", "id": true}', "column 'id' holds bool, not a string or a number"),
+    "object as id": (b'{"text": "a", "domain": "d", "id": {}}', "column 'id' holds dict, not a string or a number"),
     "number as prompt": (b'{"text": "a", "domain": "d", "prompt": 1}', "column 'prompt' holds int, not a string"),
     "nul in prompt": (b'{"text": "a", "domain": "d", "prompt": "\\u0000"}', "column 'prompt' holds a NUL byte"),
     "surrogate in id": (b'{"text": "a", "domain": "d", "id": "\\udfff"}', "column 'id' holds a lone surrogate"),
@@ -214,6 +219,66 @@ def test_bad_row_of_csv(tmp_path, name, suffix):
     source.write_bytes(gzip.compress(content) if suffix.endswith("gz") else content)
     assert failure(source).startswith(f"{source}, row 2: {cause}")
     assert [row.id for row in load_texts(str(source), skip_bad=True)] == ["1", "3"]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+def test_a_line_without_end_is_a_bad_row_and_never_in_memory(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(readers, "_MAX_LINE", 2**16)
+    good = b'{"domain": "d", "text": "good"}\n'
+    content = good + b'{"domain": "d", "text": "' + b"a" * 10 * 2**20 + b'"}\n' + good
+    source = tmp_path / f"set{suffix}"
+    source.write_bytes(gzip.compress(content) if suffix.endswith("gz") else content)
+    assert failure(source) == f"{source}, row 2: a line of more than 64 MB"
+    tracemalloc.start()
+    assert [row.id for row in load_texts(str(source), skip_bad=True)] == ["1", "3"]
+    assert tracemalloc.get_traced_memory()[1] < 4 * 2**20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
+def test_a_field_without_end_ends_the_reading(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(readers, "_MAX_LINE", 2**16)
+    content = b"domain,text\nd,good\nd," + b"a" * 10 * 2**20 + b"\nd,good\n"
+    source = tmp_path / f"set{suffix}"
+    source.write_bytes(gzip.compress(content) if suffix.endswith("gz") else content)
+    assert failure(source) == f"{source}, row 2: cannot be read: a line of more than 64 MB"
+    lines = b"domain,text\nd,good\n" + b'd,"' + b"a\n" * 2**16 + b'"\nd,good\n'
+    source.write_bytes(gzip.compress(lines) if suffix.endswith("gz") else lines)
+    assert failure(source).startswith(f"{source}, row 2: invalid CSV: field larger than field limit")
+
+
+@pytest.mark.parametrize("column", ["text", "id", "prompt"])
+def test_a_column_that_is_there_twice(tmp_path, column):
+    names = [name for name in ("text", "id", "prompt") if name != column]
+    path = tmp_path / "x.csv"
+    path.write_text(f"{','.join([*names, column, column])}\na,b,c,d\n")
+    assert failure(path, domain="d") == f"{path}: column {column!r} is there 2 times"
+    table = pa.table([["a"]] * 4, names=[*names, column, column])
+    pq.write_table(table, tmp_path / "x.parquet")
+    assert f"column {column!r} is there 2 times" in failure(tmp_path / "x.parquet", domain="d")
+
+
+def test_many_columns_are_not_all_named(tmp_path):
+    source = jsonl(tmp_path / "x.jsonl", {f"c{i}": i for i in range(100_000)})
+    assert failure(source, domain="d").endswith("'c19' and 99,980 more")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such pipes on Windows")
+def test_what_is_no_regular_file_is_not_opened(tmp_path):
+    for name in ("x.jsonl", "x.csv.gz", "x.parquet", "folder/pipe"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        os.mkfifo(tmp_path / name)
+    for name in ("x.jsonl", "x.csv.gz", "x.parquet"):
+        assert failure(tmp_path / name, domain="d") == f"{tmp_path / name}: a pipe, not a regular file"
+    assert failure(tmp_path / "folder", domain="d").endswith("folder/pipe: a pipe, not a regular file")
+    assert failure("/dev/null", domain="d") == "/dev/null: a device, not a regular file"
+    assert failure("", domain="d") == "'' names no file"
+
+
+def test_parquet_values_that_python_cannot_hold(tmp_path):
+    late = pa.array([2**60], pa.timestamp("ms"))
+    pq.write_table(pa.table({"text": ["a"], "id": late}), tmp_path / "x.parquet")
+    assert failure(tmp_path / "x.parquet", domain="d").startswith(f"{tmp_path / 'x.parquet'}, row 1: cannot be read: ")
 
 
 def test_quote_that_never_closes_is_not_taken_for_one_long_text(tmp_path):

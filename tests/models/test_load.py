@@ -325,3 +325,9 @@ def test_a_pipe_in_a_folder_is_not_opened(save_tiny, refused, file):
     (folder / file).unlink()
     os.mkfifo(folder / file)
     assert "has no config.json" in refused(folder) or "a pipe, not a regular file" in refused(folder)
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", "\udcff"])
+def test_a_name_that_no_folder_can_have(name):
+    with pytest.raises(InputError, match="names no model"):
+        load_model(name)

@@ -136,3 +136,10 @@ def test_a_long_text_is_neither_cut_nor_warned_about(tokenizer, caplog):
     with caplog.at_level(logging.WARNING):
         assert len(encode(tokenizer, "fox " * 3000, bos=[]).token_ids) > 6000
     assert not caplog.records
+
+
+def test_a_text_that_would_take_days_is_refused(tokenizer, monkeypatch):
+    monkeypatch.setattr("ugap.scoring.encoding.MAX_CHARACTERS", 1000)
+    assert encode(tokenizer, "a" * 990, "b" * 10, bos=[]).text
+    with pytest.raises(InputError, match="row 7: the text has 1,001 characters; cut it to at most 1,000"):
+        encode(tokenizer, "a" * 991, "b" * 10, bos=[], name="row 7")

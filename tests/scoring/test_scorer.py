@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from transformers import XLNetConfig, XLNetLMHeadModel
 
 from ugap.errors import InputError
 from ugap.scoring import Scorer, TokenScores, batches
@@ -405,3 +406,21 @@ def test_progress_bar(tiny_scorer, capsys):
     assert "scoring with tiny" in capsys.readouterr().out
     tiny_scorer.score(TEXTS[:2])
     assert capsys.readouterr().out == ""
+
+
+def test_a_model_that_needs_more_than_token_ids_is_one_line(make_model, tokenizer, monkeypatch):
+    model = make_model("llama")
+
+    def forward(input_ids, pixel_values, **options):
+        raise AssertionError
+
+    monkeypatch.setattr(model.model, "forward", forward)
+    with pytest.raises(InputError, match=r"^eyes: cannot run on token ids alone: .*pixel_values") as caught:
+        Scorer(model, tokenizer, name="eyes")
+    assert "\n" not in str(caught.value)
+
+
+def test_xlnet_is_refused(tokenizer):
+    config = XLNetConfig(vocab_size=len(tokenizer), d_model=16, n_layer=1, n_head=2, d_inner=16, attn_type="uni")
+    with pytest.raises(InputError, match=r"^x: XLNet cannot be scored"):
+        Scorer(XLNetLMHeadModel(config).eval(), tokenizer, name="x")

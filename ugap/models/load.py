@@ -40,6 +40,7 @@ from ugap.files import regular_file
 from ugap.models.assets import ASSETS, asset_path
 from ugap.models.console import announced, quiet_transformers
 from ugap.models.gguf import read_gguf
+from ugap.unicode import text_fault
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -78,6 +79,8 @@ def load_model(
         >>> tokenizer.bos_token  # doctest: +SKIP
         '<bos>'
     """
+    if not name or text_fault(name):
+        raise InputError(f"{name!r} names no model")
     torch_dtype, torch_device = _dtype(dtype), _device(device)
     path = asset_path(name) if name in ASSETS else Path(name)
     if revision is not None and (name in ASSETS or path.exists()):

@@ -55,7 +55,8 @@ class Scorer:
         precision (`str`, *optional*, defaults to `"exact"`): Arithmetic of the head, see [`head_statistics`].
 
     Raises:
-        InputError: If the model has no causal head or one that the scorer does not know, or the tokenizer is slow.
+        InputError: If the model has no causal head or one that the scorer does not know, needs more than token ids, or
+            the tokenizer is slow.
         ValueError: If `bos=True` and the tokenizer has none, or an argument is out of range.
 
     Example:
@@ -94,11 +95,15 @@ class Scorer:
         self.bos: list[int] = [tokenizer.bos_token_id] if with_bos else []
         self.token_budget = token_budget or (2048 if input_device(model).type == "cpu" else 32768)
         self.impl, self.precision = impl, precision
-        self.head = OutputHead.of(model, self.name)
+        if config.model_type == "xlnet":
+            raise InputError(f"{self.name}: XLNet cannot be scored: it predicts tokens that a mask hides, not the next")
+        alone = f"{self.name}: cannot run on token ids alone"
+        with reading(alone):
+            self.head = OutputHead.of(model, self.name)
         emulated = model.dtype == torch.bfloat16 and model.device.type == "cpu" and not has_bfloat16_units()
         self._products: Callable[[], AbstractContextManager] = FloatProducts if emulated else nullcontext
         self._regimes = Regimes(config)
-        with self._products(), reading(f"{self.name}: cannot run on token ids alone"):
+        with self._products(), reading(alone):
             self._shares = shares_prefixes(backbone(model), model, input_device(model), self.name)
 
     @classmethod

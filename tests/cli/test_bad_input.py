@@ -194,7 +194,7 @@ def test_measure_refuses(measured, refused, tiny_folder, options, cause):
 
 
 def test_measure_refuses_to_do_nothing(measured, refused):
-    assert "there is nobody to score" in refused(*measured)
+    assert "there is nothing to compare" in refused(*measured)
     assert "there is nothing to compare" in refused(*measured, "--scorer", "gemma-3-270m")
 
 

@@ -16,8 +16,9 @@ import torch
 from transformers import LogitsProcessor
 
 from ugap.data import PartStore, part_key
+from ugap.errors import InputError
 from ugap.sampling import profile_of
-from ugap.scoring import Scorer
+from ugap.scoring import Scorer, TokenScores
 from ugap.study.decodings import Settings, decoder
 from ugap.study.excerpts import Excerpt
 from ugap.study.generation import chat_context, generate_continuations
@@ -219,12 +220,17 @@ def _as_read(reader: Scorer, one: Text) -> tuple[str | list[int], str]:
 def _scored(
     reader: Scorer, texts: Sequence[Text], pairs: Sequence[tuple[str | list[int], str]], pmi: bool, skip_bad: bool
 ) -> Iterator[ScoredText]:
-    names = [one.name for one in texts]
-    prefixes, bodies = [prefix for prefix, _ in pairs], [body for _, body in pairs]
-    scores = reader.score(bodies, prefixes, pmi, names=names, skip_bad=True)
-    for i, (one, score) in enumerate(zip(texts, scores, strict=True)):
-        if score is None and one.decoding == HUMAN and not skip_bad:
-            reader.score(bodies[i : i + 1], prefixes[i : i + 1], pmi, names=names[i : i + 1])  # raises, and says why
+    def score(some: Sequence[int], skip: bool) -> Sequence[TokenScores | None]:
+        names = [texts[i].name for i in some]
+        return reader.score([pairs[i][1] for i in some], [pairs[i][0] for i in some], pmi, names=names, skip_bad=skip)
+
+    every = range(len(texts))
+    try:
+        scores = score(every, skip_bad)
+    except InputError:
+        score([i for i in every if texts[i].decoding == HUMAN], False)  # said first: what is wrong with a human text
+        scores = score(every, True)
+    for one, (_, body), found in zip(texts, pairs, scores, strict=True):
         yield ScoredText(
             one.excerpt.id,
             one.excerpt.source,
@@ -234,7 +240,7 @@ def _scored(
             one.decoding,
             reader.name,
             one.excerpt.prefix,
-            score or no_scores(bodies[i], reader.id),
+            found or no_scores(body, reader.id),
         )
 
 

@@ -92,6 +92,20 @@ def test_the_files(tmp_path):
     assert "ugap study --config x.yaml" in text
 
 
+def test_names_are_no_lines_of_ours(tmp_path):
+    nasty = "m\x1b[2J\u202e|`\n- All is well.\n```\n"
+    rows = [
+        {**row, **{name: nasty for name in ("a", "b", "domain", "decoding", "model") if name in row}} for row in ROWS
+    ]
+    outcomes = [Outcome(ModelEntry(name="gone", family=nasty, kind="base", label=nasty), "skipped", nasty)]
+    sentences = write_many(rows, outcomes, {"note": nasty}, tmp_path, command=f"ugap study '{nasty}'")
+    text = (tmp_path / "study.md").read_text(encoding="utf-8")
+    assert not set("".join(sentences) + text) & set("\x1b\u202e")
+    assert "\n" not in "".join(sentences)
+    assert "\n- All" not in text.split("## Settings")[0]
+    assert text.count("\n````yaml\n") == text.count("\n````sh\n") == 1
+
+
 @pytest.mark.parametrize("rows", [ROWS, [], [made("people", 0.5, [None, None], None)]])
 def test_the_plot(rows, tmp_path):
     plot_models(rows, tmp_path / "models.png")

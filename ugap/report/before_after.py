@@ -23,6 +23,7 @@ from ugap.report.words import MEASURES
 from ugap.study.before_after_table import BASE, MATCHED
 from ugap.study.table import SELF
 from ugap.study.variety import VARIETY
+from ugap.terminal import one_line
 
 # Okabe and Ito's palette; the base is grey.
 BASE_COLOUR = "#7f7f7f"
@@ -214,6 +215,7 @@ def legend_name(name: str) -> str:
         >>> legend_name("ours"), legend_name("/data/checkpoints/experiments/2026-11/sft-0.5")
         ('ours', '…nts/experiments/2026-11/sft-0.5')
     """
+    name = one_line(name)
     return name if len(name) <= LEGEND else f"…{name[1 - LEGEND :]}"
 
 

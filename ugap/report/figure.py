@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from ugap.files import replacing
+from ugap.terminal import visible
 
 DPI = 150
 INK, SOFT, FAINT = "#222222", "#5f6368", "#e6e8eb"
@@ -49,9 +50,9 @@ STYLE: dict[Any, Any] = {
 
 
 def wrapped(text: str, inches: float, points: float, *, bold: bool = False) -> str:
-    """The text in lines of at most this width, by the mean width of a letter of DejaVu Sans."""
+    """The text, its control characters spelt out, in lines of at most this width by DejaVu Sans's mean letter."""
     letter = points / 72 * (0.61 if bold else 0.54)
-    return textwrap.fill(text, max(8, int(inches / letter)), break_on_hyphens=False)
+    return textwrap.fill(visible(text), max(8, int(inches / letter)), break_on_hyphens=False)
 
 
 def columns(n_panels: int) -> int:

@@ -13,11 +13,12 @@ from matplotlib.lines import Line2D
 from ugap.files import replacing
 from ugap.report.figure import FAINT, INK, LABEL, SOFT, framed, wrapped
 from ugap.report.rows import ends, number, sign
-from ugap.report.tables import MISSING, escape_markdown, p_value
+from ugap.report.tables import MISSING, escape_markdown, markdown_block, markdown_table, p_value
 from ugap.report.words import ANCESTRAL, LEVEL, MEASURES, counted, decimals, decoded, fixed, interval
 from ugap.study.many import KINDS, Outcome
 from ugap.study.many_contrasts import ALL
 from ugap.study.study import environment, without_nan
+from ugap.terminal import one_line
 
 RECORD, TABLE, PLOT = "contrasts.json", "study.md", "models.png"
 KIND_MARKS = {"base": ("#0072b2", "o"), "instruct": ("#d55e00", "s"), "reasoning": ("#009e73", "^")}
@@ -101,7 +102,7 @@ def many_findings(rows: Sequence[Row], outcomes: Sequence[Outcome]) -> list[str]
         )
         if len(domains) <= 6:
             sentences += [_domain_sentence(row) for row in domains]
-    return sentences
+    return [one_line(sentence) for sentence in sentences]  # a name or a reason may hold anything
 
 
 def _main(rows: Sequence[Row]) -> list[Row]:
@@ -190,7 +191,7 @@ def _markdown(
     parts += [f"![The gap of every model, by kind]({PLOT})", "## Models"]
     header = ("model", "family", "kind", "dtype", "chat", "commit", "status")
     parts.append(
-        _table(
+        markdown_table(
             header,
             [
                 (
@@ -215,8 +216,8 @@ def _markdown(
         own = [row for row in rows if row["kind"] == kind]
         if own:
             parts += [f"## {title}", _contrast_table(own, names)]
-    parts += ["## Settings", f"```yaml\n{yaml.safe_dump(_plain(settings), sort_keys=False, allow_unicode=True)}```"]
-    parts += ["## Command", f"```sh\n{command}\n```"]
+    shown = yaml.safe_dump(_plain(settings), sort_keys=False, allow_unicode=True)
+    parts += ["## Settings", markdown_block(shown, "yaml"), "## Command", markdown_block(command, "sh")]
     return "\n\n".join(parts) + "\n"
 
 
@@ -258,13 +259,7 @@ def _contrast_table(rows: Sequence[Row], names: tuple[str, str, str, str]) -> st
                 p_value(number(row["p_holm"])),
             )
         )
-    return _table(header, cells, words=5)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> str:
-    rules = [":---"] * words + ["---:"] * (len(header) - words)
-    lines = [map(escape_markdown, header), rules, *(map(escape_markdown, row) for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table(header, cells, words=5)
 
 
 def _short(name: str) -> str:
@@ -321,7 +316,7 @@ def plot_models(rows: Sequence[Row], path: str | Path, measure: str = "nll") -> 
             for y, (family, *_) in enumerate(keys):
                 if families.index(family) % 2 == 0:
                     axes.axhspan(y - 0.5, y + 0.5, color=FAINT, alpha=0.45, linewidth=0, zorder=0)
-            axes.set_title(f"{domain} text", loc="left")
+            axes.set_title(wrapped(f"{domain} text", 4.8, 10), loc="left")
             axes.grid(axis="x", color=FAINT, linewidth=0.8)
             axes.axvline(0, color=INK, linewidth=1.2, zorder=2)
             for row in (row for row in shown if row["domain"] == domain):

@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from ugap.report.figure import FAINT, INK, LABEL, SOFT, framed, ordered_colours, wrapped
 from ugap.report.rows import GapRow, read_gaps
 from ugap.report.words import MEASURES, Measure, tally
+from ugap.terminal import one_line
 
 HUMAN = "human"
 TOKENS_PER_BIN = 50
@@ -192,7 +193,7 @@ def plot_distributions(tokens_by_panel: Mapping[str, Mapping[str, ArrayLike]], p
             for name in sorted(series, key=lambda name: -series[name].mean()):
                 values = np.sort(series[name])
                 share = 1 - np.searchsorted(values, grid, side="right") / len(values)
-                label = f"{values.mean():.2f}  {name}"
+                label = f"{values.mean():.2f}  {one_line(name)}"
                 axes.plot(grid, 100 * share, label=label, **_line(name, colours))
             axes.grid(color=FAINT, linewidth=0.8)
             axes.set(xlim=(0, limit), ylim=(0, 100))
@@ -240,7 +241,7 @@ def plot_calibration(curves: Mapping[str, Mapping[str, Points]], path: str | Pat
             axes.plot([0, limit], [0, limit], color=SOFT, linewidth=1.1, linestyle=(0, (5, 4)), zorder=1.5)
             for name in sorted(curve, key=lambda name: -panels[title][name][1].mean()):
                 dots: dict[str, Any] = {"marker": "o", "markersize": 4.5 if name == HUMAN else 3}
-                axes.plot(*curve[name], label=f" {name}", **_line(name, colours), **dots)
+                axes.plot(*curve[name], label=f" {one_line(name)}", **_line(name, colours), **dots)
             axes.set(xlim=(0, limit), ylim=(0, limit))
             axes.legend(loc="upper left", fontsize=7.5, labelspacing=0.3, handlelength=1.8)
             if frame.first_in_row(index):

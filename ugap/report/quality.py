@@ -17,6 +17,7 @@ from ugap.report.rows import ends, number
 from ugap.report.tables import MISSING, p_value
 from ugap.report.terminal import figure, text_table, with_interval
 from ugap.study.quality import AUTHOR, OVERALL, WITHIN
+from ugap.terminal import one_line
 
 COLOURS = (*DOMAIN_COLOURS.values(), *OTHER_COLOURS)
 _POINTS = 8  # of a curve at most
@@ -107,7 +108,7 @@ def plot_quality(rows: Sequence[Row], path: str | Path) -> None:
         note="A filled mark: the interval leaves 0 out (before Holm's correction). A distance is that of the text from "
         "the mean of human text in the profile of the scorer, up or down.",
         legend=[
-            Line2D([], [], label=_scope_name(*scope), linewidth=2, markersize=5, **look)
+            Line2D([], [], label=one_line(_scope_name(*scope)), linewidth=2, markersize=5, **look)
             for scope, look in looks.items()
         ],
     ) as frame:
@@ -150,7 +151,9 @@ def plot_curves(texts: Sequence[Row], path: str | Path, *, human: float | None =
     """
     authors = list(dict.fromkeys(text["author"] for text in texts))
     ratings = list(texts[0]["ratings"])
-    legend: list[Artist] = [Line2D([], [], label=author or "all texts", **_look(i)) for i, author in enumerate(authors)]
+    legend: list[Artist] = [
+        Line2D([], [], label=one_line(author or "all texts"), **_look(i)) for i, author in enumerate(authors)
+    ]
     if human is not None:
         legend.append(Line2D([], [], color=SOFT, linestyle=(0, (5, 4)), label="human text in the profile"))
     with framed(

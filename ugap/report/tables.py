@@ -63,8 +63,11 @@ def markdown(
     if contrasts:
         parts += ["## Contrasts", "The gap of a less the gap of b, in the unit of the measure.", _contrasts(contrasts)]
     parts += ["## Definitions", "\n".join(f"- {escape_markdown(line)}" for line in DEFINITIONS)]
-    parts += ["## Settings", _block(yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True), "yaml")]
-    parts += ["## Command", _block(command, "sh")]
+    parts += [
+        "## Settings",
+        markdown_block(yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True), "yaml"),
+    ]
+    parts += ["## Command", markdown_block(command, "sh")]
     return "\n\n".join(parts) + "\n"
 
 
@@ -96,7 +99,7 @@ def _gap_table(rows: list[GapRow], measure: Measure) -> str:
         )
         for row in rows
     ]
-    return _table(header, cells, words=4)
+    return markdown_table(header, cells, words=4)
 
 
 def _contrasts(contrasts: Sequence[Mapping[str, Any]]) -> str:
@@ -117,21 +120,21 @@ def _contrasts(contrasts: Sequence[Mapping[str, Any]]) -> str:
                 p_value(row.p_holm),
             )
         )
-    return _table(header, cells, words=6)
+    return markdown_table(header, cells, words=6)
 
 
 def _tagged(name: str, tag: str) -> str:
     return f"{name} ({tag})" if tag else name
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> str:
     """A table whose first columns are words, to the left, and whose other columns are numbers, to the right."""
     rules = [":---"] * words + ["---:"] * (len(header) - words)
     lines = [map(escape_markdown, header), rules, *(map(escape_markdown, row) for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _block(text: str, language: str) -> str:
+def markdown_block(text: str, language: str) -> str:
     """A fenced block; the fence is longer than any run of backticks in the text."""
     text = visible(text)
     longest = max((len(run) for run in re.findall("`+", text)), default=0)

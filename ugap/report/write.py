@@ -38,7 +38,7 @@ def write_report(result: StudyResult, folder: str | Path, *, command: str, conso
     points: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
     for cell in (cell for cell in result.cells if cell.human):
         panel = _panel(cell, both)
-        for name, texts in (("human", cell.human), (one_line(cell.decoding), cell.generated)):
+        for name, texts in (("human", cell.human), (cell.decoding, cell.generated)):
             surprisal = np.concatenate([scores.surprisal for scores in texts])
             entropy = np.concatenate([scores.entropy for scores in texts])
             surprisals.setdefault(panel, {}).setdefault(name, surprisal)
@@ -53,4 +53,4 @@ def write_report(result: StudyResult, folder: str | Path, *, command: str, conso
 
 def _panel(cell: Cell, both: bool) -> str:
     reader = "" if cell.scorer == cell.model else f", read by {cell.scorer}"
-    return one_line(f"{cell.domain}: {with_prompting(cell.model, cell.prompting, both)}{reader}")
+    return f"{cell.domain}: {with_prompting(cell.model, cell.prompting, both)}{reader}"

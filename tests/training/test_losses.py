@@ -1,4 +1,5 @@
 import copy
+import itertools
 import math
 
 import pytest
@@ -35,17 +36,21 @@ def whole(model, ids):
 
 
 def calibration(entropy, surprisal, bins, share=1.0):
-    """As the formula says, bin by bin."""
+    """As the formula says, bin by bin; entropies that are equal to 1e-4 stand where the middle one of them does."""
     n = len(entropy)
     order = sorted(range(n), key=lambda t: entropy[t].item())
     size, rest = divmod(n, bins)
-    total, begin = entropy.new_zeros(()), 0
-    for b in range(bins):
-        members = order[begin : begin + size + (b < rest)]
-        begin += len(members)
-        h = torch.stack([entropy[t] for t in members]).mean()
-        s = torch.stack([surprisal[t] for t in members]).mean().detach()
-        total = total + len(members) / n * (h - share * s) ** 2
+    members, begin = [[] for _ in range(bins)], 0
+    numbers = [b for b in range(bins) for _ in range(size + (b < rest))]
+    groups = itertools.groupby(order, key=lambda t: round(entropy[t].item() * 1e4))
+    for tied in [list(group) for _, group in groups]:
+        members[numbers[begin + (len(tied) - 1) // 2]] += tied
+        begin += len(tied)
+    total = entropy.new_zeros(())
+    for own in filter(None, members):
+        h = torch.stack([entropy[t] for t in own]).mean()
+        s = torch.stack([surprisal[t] for t in own]).mean().detach()
+        total = total + len(own) / n * (h - share * s) ** 2
     return total
 
 
@@ -198,6 +203,18 @@ def test_few_tokens_make_few_bins(n, expected):
         assert abs(got.item() - calibration(entropy, surprisal, expected + 1).item()) > 1e-6
 
 
+def test_equal_entropies_are_of_one_bin():
+    """The first tokens of all texts are: which of them is where must not hang on the order of the rows."""
+    entropy, surprisal = values(100, 0), values(100, 1)
+    with torch.no_grad():
+        entropy[10:60] = entropy[0] + 1e-7 * torch.rand(50)
+    loss = creativity_loss(surprisal, entropy).total
+    torch.testing.assert_close(loss, calibration(entropy, surprisal, 6))
+    for seed in range(4):
+        order = torch.randperm(100, generator=torch.Generator().manual_seed(seed))
+        torch.testing.assert_close(creativity_loss(surprisal[order], entropy[order]).total, loss)
+
+
 def test_order_of_tokens_does_not_matter():
     entropy, surprisal = values(100, 0), values(100, 1)
     order = torch.randperm(100, generator=torch.Generator().manual_seed(0))
@@ -303,6 +320,7 @@ def test_no_tokens_keep_the_graph():
         (lambda x: reality_loss(x, x, kl_weight=-1.0), "kl_weight"),
         (lambda x: reality_loss(x, x, kl_weight=math.nan), "kl_weight"),
         (lambda x: creativity_loss(x, x, share=0.0), "share"),
+        (lambda x: creativity_loss(x, x, differences=x[:2]), "differences"),
         (lambda x: gem_loss(x.view(2, 2)), "gem"),
         (lambda x: creativity_reality_loss(0.5), "creativity and reality"),
     ],

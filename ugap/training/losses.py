@@ -24,6 +24,9 @@ from ugap.sampling import weight_of
 BINS = 8
 # A mean surprisal of fewer tokens is mostly noise.
 TOKENS_PER_BIN = 16
+# Entropies, in nats, that differ by less are of one bin. The first tokens of all texts have the same one: which of them
+# stood in which bin would hang on the order of the rows, and on rounding.
+TIED = 1e-4
 
 
 class Loss(NamedTuple):
@@ -69,11 +72,13 @@ def bin_differences(surprisal: Tensor, entropy: Tensor, *, share: float = 1.0, b
     """
     _check_calibration(surprisal, entropy, share, bins)
     difference = (entropy - share * surprisal).detach()
-    order = entropy.detach().argsort(stable=True)
-    out = torch.empty_like(difference)
-    for part in order.tensor_split(max(1, min(bins, len(order) // TOKENS_PER_BIN))):
-        out[part] = difference[part].sum() / max(1, len(part))
-    return out
+    n = max(1, min(bins, len(entropy) // TOKENS_PER_BIN))
+    values, group, counts = (entropy.detach() / TIED).round().unique(return_inverse=True, return_counts=True)
+    middle = counts.cumsum(0) - (counts + 1) / 2
+    ends = torch.tensor([len(entropy) // n + (i < len(entropy) % n) for i in range(n)], device=values.device).cumsum(0)
+    place = torch.bucketize(middle, ends - 0.5)[group]
+    sums, sizes = (difference.new_zeros(n).index_add(0, place, x) for x in (difference, torch.ones_like(difference)))
+    return (sums / sizes.clamp(min=1))[place]
 
 
 def creativity_loss(
@@ -87,7 +92,8 @@ def creativity_loss(
 ) -> Loss:
     """Entropy calibration on human creative text: how far the model's entropy is from the text's surprisal.
 
-    The tokens are sorted by the model's entropy into `bins` bins of equal count. With `n_b` tokens in bin `b`,
+    The tokens are sorted by the model's entropy into `bins` bins of equal count, equal entropies into one. With `n_b`
+    tokens in bin `b`,
 
         `loss = sum_b (n_b / N) (mean_b(entropy) - share * mean_b(surprisal))²`.
 

@@ -188,6 +188,8 @@ class UncertaintySFTTrainer(ConstrainedTrainer, SFTTrainer):
         train, whole = self.model.training, num_items_in_batch is not None
         rows = dict(inputs)
         creative, differences = rows.pop("creative"), rows.pop("differences", None)
+        if not train:
+            rows["labels"] = self._labels_once(rows["labels"])
         tokens = self._tokens(model, rows, creative, differences)
         counts = num_items_in_batch if whole else self._count([inputs])
         loss = self._objective(tokens, *counts.tolist())
@@ -201,6 +203,14 @@ class UncertaintySFTTrainer(ConstrainedTrainer, SFTTrainer):
                 self._add_to_log("train", self._closed("train").figures())
         # Gradients are averaged over processes, and the counts are of all of them.
         return loss * self.accelerator.num_processes if whole else loss
+
+    def _labels_once(self, labels: torch.Tensor) -> torch.Tensor:
+        """Labels of an evaluation's batch, without the rows that fill up the last one: they are there twice."""
+        state = self.accelerator.gradient_state
+        if not (state.end_of_dataloader and state.remainder > 0):
+            return labels
+        place = torch.arange(len(labels), device=labels.device) + self.accelerator.process_index * len(labels)
+        return labels.masked_fill((place >= state.remainder).unsqueeze(1), -100)
 
     def _tokens(
         self,

@@ -58,6 +58,14 @@ def test_nothing_of_ours_steers_a_terminal(attack, capsys):
     assert not attack.startswith("[") or printed.count(attack) == 5
 
 
+def test_a_column_has_room_for_what_is_spelt_out():
+    table = Table("name", box=None)
+    table.add_row("a\x1b[31m\u202e")
+    stream = io.StringIO()
+    Terminal(file=stream, width=60).print(table)
+    assert r"a\x1b[31m\u202e" in stream.getvalue()
+
+
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_a_progress_bar(attack, capsys):
     with progress_bar() as bar:

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.text import Text
 
 # Control characters but newline and tab, line and paragraph separators, bidirectional embeddings, overrides and
 # isolates, and lone surrogates, which no encoding takes. Other format characters belong to scripts and emoji.
@@ -55,6 +56,10 @@ class Terminal(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"markup": False, "emoji": False, "highlight": False, **options})
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """A string as text: spelt out before a column is made as wide as it is."""
+        return super().render_str(visible(text), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """The segments of a renderable: rich's own control codes stay, and all text is `visible`."""

@@ -115,6 +115,11 @@ class TestPolicy:
         assert line.startswith(f"lora_target_modules: {tiny_folder} has no layer 'c_attn'; it has down_proj, ")
 
 
+    def test_the_embedding_is_no_target(self, said, tiny_folder):
+        line = said("sft", "--lora_target_modules", "q_proj", "embed_tokens", "--merge")
+        assert line.startswith(f"lora_target_modules: 'embed_tokens' is the embedding of {tiny_folder}, and PEFT would")
+
+
 class TestRewards:
     @pytest.mark.parametrize("program", ["grpo", "dpo"])
     def test_a_profile_of_another_scorer(self, program, said, chat_folder):

@@ -40,7 +40,8 @@ def calibration(entropy, surprisal, bins, share=1.0):
     n = len(entropy)
     order = sorted(range(n), key=lambda t: entropy[t].item())
     size, rest = divmod(n, bins)
-    members, begin = [[] for _ in range(bins)], 0
+    members: list[list[int]] = [[] for _ in range(bins)]
+    begin = 0
     numbers = [b for b in range(bins) for _ in range(size + (b < rest))]
     groups = itertools.groupby(order, key=lambda t: round(entropy[t].item() * 1e4))
     for tied in [list(group) for _, group in groups]:

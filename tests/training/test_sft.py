@@ -303,6 +303,17 @@ def test_modes_are_weights(tmp_path):
     assert weight() == 0.5
 
 
+@torch.no_grad()
+def test_a_copy_of_the_policy_runs_its_own_weights(make_trainer):
+    trainer = moved(make_trainer())
+    ids = batch_of(trainer)["input_ids"]
+    expected, other = trainer.model(input_ids=ids).logits, copy.deepcopy(trainer.model)
+    torch.testing.assert_close(other(input_ids=ids).logits, expected)
+    for parameter in other.parameters():
+        parameter.mul_(0.5)
+    assert not torch.allclose(other(input_ids=ids).logits, expected, atol=0.1)
+
+
 def test_an_adapter_that_is_trained_on_stays(make_trainer, base_model):
     """A policy that has an adapter already is trained in it."""
     policy = get_peft_model(base_model(), LoraConfig(target_modules="all-linear", r=4))

@@ -1,5 +1,7 @@
 """The forward pass without logits inside of what wraps a model: a compiler, autocast."""
 
+import copy
+
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -46,3 +48,18 @@ def test_autocast_leaves_the_head_in_the_dtype_of_its_weight(make_model):
     own = -expected.gather(1, IDS[:, 1:].reshape(-1, 1)).squeeze(1)
     assert out["surprisal"].dtype == torch.float32
     torch.testing.assert_close(out["surprisal"].double(), own, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_copy_runs_its_own_weights(make_model):
+    model = make_model("llama")
+    add_token_forward(model, "m")
+    logits, request = model(input_ids=IDS).logits, {"input_ids": IDS, "labels": IDS, "tokens": TokenRequest()}
+    surprisal = model(**request)["surprisal"]
+    other = copy.deepcopy(model)
+    torch.testing.assert_close(other(input_ids=IDS).logits, logits)
+    for parameter in other.parameters():
+        parameter.mul_(0.5)
+    assert not torch.allclose(other(input_ids=IDS).logits, logits, atol=0.1)
+    assert not torch.allclose(other(**request)["surprisal"], surprisal, atol=0.1)
+    torch.testing.assert_close(model(input_ids=IDS).logits, logits)

@@ -78,7 +78,13 @@ def _check_targets(model: PreTrainedModel, lora: LoraConfig, name: str) -> None:
     if lora.target_modules == ALL_LINEAR:
         return
     layers = {module.rpartition(".")[2] for module, _ in model.named_modules()} - {""}
+    embedding = next(path for path, module in model.named_modules() if module is model.get_input_embeddings())
     for target in lora.target_modules or ():
+        if f".{embedding}".endswith(f".{target}"):
+            raise InputError(
+                f"lora_target_modules: {target!r} is the embedding of {name}, and PEFT would save all of it with the "
+                "adapter, which then fits no base: leave it out"
+            )
         if target.rpartition(".")[2] not in layers:
             named = ", ".join(sorted(layer for layer in layers if layer.endswith("_proj"))) or ", ".join(sorted(layers))
             raise InputError(f"lora_target_modules: {name} has no layer {target!r}; it has {named}")

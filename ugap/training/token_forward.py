@@ -38,7 +38,7 @@ def add_token_forward(model: PreTrainedModel, name: str) -> OutputHead:
     They are `surprisal`, `entropy` (nats, differentiable), with a reference also `kl`, with `gem_beta` also `gem`. The
     reference is `base_hidden` `(M, H)`, for the tokens of the rows that the mask `compared` `(B,)` names; where its
     head is not the model's own, `within_base` is [`OutputHead.within`] of its model, or calls with a copy of that head.
-    Without `tokens` the forward pass is what it was.
+    Without `tokens` the forward pass is what it was. A deep copy of the model runs its own weights.
 
     Args:
         model (`PreTrainedModel`): A causal language model; under PEFT the base model. It is changed in place.
@@ -64,7 +64,8 @@ def add_token_forward(model: PreTrainedModel, name: str) -> OutputHead:
         **kwargs: Any,
     ) -> Any:
         if tokens is None:
-            return original(*args, **kwargs)
+            # What was bound to the model that was copied would run that model.
+            return original(*args, **kwargs) if self is model else type(self).forward(self, *args, **kwargs)
         labels = kwargs.pop("labels")[:, 1:]
         hidden = backbone(self)(*args, **{**kwargs, "use_cache": False}).last_hidden_state[:, :-1]
         keep = labels != -100

@@ -16,6 +16,7 @@ from ugap.cli.training import (
     DataOptions,
     LookOptions,
     PolicyOptions,
+    check_trackers,
     data_of,
     decoding_of,
     frozen_scorer,
@@ -85,6 +86,7 @@ def run(arguments: Arguments, config: DPOConfig) -> None:
     looks_at = decoding_of(arguments.eval_decoding, {"temperature": arguments.sample_temperature})
     if not 0 <= arguments.functional_share < 1:
         raise InputError(f"functional_share is {arguments.functional_share}, not in [0, 1)")
+    check_trackers(config)
     policy = policy_of(arguments, config)
     data = data_of(arguments, policy.tokenizer)
     scorer = frozen_scorer(arguments, config)

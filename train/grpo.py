@@ -10,6 +10,7 @@ from ugap.cli.training import (
     DataOptions,
     LookOptions,
     PolicyOptions,
+    check_trackers,
     data_of,
     decoding_of,
     frozen_scorer,
@@ -83,6 +84,7 @@ def run(arguments: Arguments, config: UncertaintyGRPOConfig) -> None:
     """
     checkpoint = open_run(config.output_dir, config.resume_from_checkpoint, settings_of(NAME, arguments))
     looks_at = decoding_of(arguments.eval_decoding, rolled_out(arguments, config))
+    check_trackers(config)
     policy = policy_of(arguments, config)
     data = data_of(arguments, policy.tokenizer)
     dataset = grpo_dataset(

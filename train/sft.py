@@ -14,6 +14,7 @@ from ugap.cli.training import (
     DataOptions,
     LookOptions,
     PolicyOptions,
+    check_trackers,
     data_of,
     decoding_of,
     frozen_scorer,
@@ -84,6 +85,7 @@ def run(arguments: Arguments, config: UncertaintySFTConfig) -> None:
         raise InputError(f"self_samples is {arguments.self_samples}, a negative number")
     if arguments.self_samples and config.constrained:
         raise InputError("self_samples has no functional rows, and the constraint is held on them: choose one")
+    check_trackers(config)
     policy = policy_of(arguments, config)
     data = data_of(arguments, policy.tokenizer)
     if arguments.self_samples:

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -114,7 +115,6 @@ class TestPolicy:
         line = said("sft", "--lora_target_modules", "q_proj", "c_attn")
         assert line.startswith(f"lora_target_modules: {tiny_folder} has no layer 'c_attn'; it has down_proj, ")
 
-
     def test_the_embedding_is_no_target(self, said, tiny_folder):
         line = said("sft", "--lora_target_modules", "q_proj", "embed_tokens", "--merge")
         assert line.startswith(f"lora_target_modules: 'embed_tokens' is the embedding of {tiny_folder}, and PEFT would")
@@ -162,6 +162,33 @@ class TestTrainer:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         assert said(program, *more).startswith(line)
 
+    @pytest.mark.parametrize("name", ["tensorboard", "trackio", "wandb"])
+    def test_a_tracker_that_is_not_installed(self, name, said, monkeypatch):
+        monkeypatch.setattr(f"transformers.integrations.integration_utils.is_{name}_available", lambda: False)
+        line = said("sft", "--report_to", name)
+        assert line.startswith(f"report_to {name}: ")
+        assert "to be installed" in line
+
+    def test_no_such_tracker(self, said):
+        assert said("grpo", "--report_to", "paper").startswith("report_to: no tracker 'paper'; choose of ")
+
+    def test_a_tracker_that_does_not_begin(self, said, monkeypatch):
+        def setup(*_, **__):
+            raise Exception("No API key configured.\nUse `wandb login`")  # as wandb has errors of its own
+
+        monkeypatch.setattr("transformers.integrations.WandbCallback.setup", setup)
+        assert said("sft", "--report_to", "wandb") == "report_to wandb: No API key configured. Use `wandb login`"
+
+    @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried ...")])
+    def test_too_little_memory(self, error, words, capsys, monkeypatch, tmp_path):
+        def compute_loss(*_, **__):
+            raise error
+
+        monkeypatch.setattr("ugap.training.UncertaintySFTTrainer.compute_loss", compute_loss)
+        assert main(words("sft", tmp_path / "run", "--every", "0")) == 2
+        line = "ugap: error: out of memory in training, with per_device_train_batch_size 4: halve it and double "
+        assert capsys.readouterr().err.splitlines()[-1].startswith(line)
+
 
 class TestFolder:
     def test_a_run_is_there(self, said, finished):
@@ -182,7 +209,7 @@ class TestFolder:
 
     def test_no_checkpoint(self, said, tmp_path):
         line = said("sft", "--resume_from_checkpoint", str(tmp_path))
-        assert line == f"{tmp_path}: not a checkpoint: it has no trainer_state.json"
+        assert line == f"{tmp_path}: not a checkpoint: it has no trainer_state.json, or a damaged one"
 
     @pytest.mark.parametrize(
         ("more", "line"),

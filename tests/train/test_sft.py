@@ -1,12 +1,15 @@
 """`ugap train sft` on a tiny model: what a run leaves, how it goes on, and what it is trained on."""
 
 import json
+import signal
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from ugap.cli.main import main
 from ugap.models import load_model, with_adapter
+from ugap.training import UncertaintySFTTrainer
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +61,35 @@ def test_a_run_that_goes_on_ends_where_it_would_have(finished, interrupted, trai
         torch.testing.assert_close(value, expected[name], msg=name)
     assert looks(folder) == looks(finished)
     assert (folder / "README.md").read_text() == (finished / "README.md").read_text()
+
+
+def test_a_run_that_is_told_to_end_saves_and_goes_on(
+    finished, words, train, weights, looks, monkeypatch, tmp_path, capsys
+):
+    own = UncertaintySFTTrainer.compute_loss
+
+    def compute_loss(self, *args, **kwargs):
+        if self.state.global_step == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return own(self, *args, **kwargs)
+
+    before, folder = signal.getsignal(signal.SIGTERM), tmp_path / "run"
+    monkeypatch.setattr(UncertaintySFTTrainer, "compute_loss", compute_loss)
+    assert main(words("sft", folder, "--save_steps", "100")) == 143
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"ugap: ended by SIGTERM; what was trained is in {folder / 'checkpoint-3'}; --resume")
+    assert signal.getsignal(signal.SIGTERM) is before
+    monkeypatch.undo()
+    (folder / "merged").mkdir()
+    (folder / "merged" / "older").touch()
+    train("sft", folder, "--resume_from_checkpoint", "yes", "--save_steps", "100")
+    found, expected = weights(folder), weights(finished)
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], msg=name)
+    assert looks(folder) == looks(finished)
+    # A merged model that was there is of the new adapter, though nobody said --merge.
+    names = [{path.name for path in (one / "merged").iterdir()} for one in (folder, finished)]
+    assert names[0] == names[1]
 
 
 def test_an_adapter_is_gone_on_from(finished, train, weights, looks, tmp_path):

@@ -15,8 +15,7 @@ def checkpoint(tmp_path):
     def make(step, whole=True):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
-        if whole:
-            (folder / "trainer_state.json").write_text("{}")
+        (folder / "trainer_state.json").write_text("{}" if whole else '{"log_history": [{"step"')
         return folder
 
     return make
@@ -31,6 +30,7 @@ def test_a_new_run(tmp_path):
 def test_the_last_checkpoint_that_was_finished(word, checkpoint, tmp_path):
     for step in (5, 10, 100):
         checkpoint(step, whole=step != 100)
+    (tmp_path / "checkpoint-200").mkdir()
     note_run(tmp_path, SETTINGS)
     assert open_run(tmp_path, word, SETTINGS) == tmp_path / "checkpoint-10"
 

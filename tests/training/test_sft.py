@@ -237,6 +237,15 @@ def test_a_run_that_is_resumed_ends_as_one_that_was_not_broken(make_trainer, tmp
         torch.testing.assert_close(one, other, msg=name)
 
 
+def test_a_checkpoint_has_the_multiplier_before_it_is_whole(make_trainer, tmp_path, monkeypatch):
+    """The state of the trainer makes it whole: a run that is killed before has a checkpoint that does not count."""
+    monkeypatch.setattr("transformers.TrainerState.save_to_json", lambda *_: (_ for _ in ()).throw(OSError("killed")))
+    trainer = make_trainer(constraint_limit=0.1, save_strategy="steps", save_steps=1)
+    with pytest.raises(OSError, match="killed"):
+        trainer.train()
+    assert (tmp_path / "run" / "checkpoint-1" / "constraint_state.json").exists()
+
+
 def test_a_batch_of_one_domain(make_trainer, sentences):
     creative = sentences.filter(lambda row: row["domain"] == "creative")
     trainer = make_trainer(data=creative, kl_weight=1.0)

@@ -66,6 +66,7 @@ launch (on the command line alone; without them the program runs in this process
                               several machines: the same command on each, with its rank
 
 --resume_from_checkpoint yes goes on where the run in the output folder was; a path, from that checkpoint.
+A run that gets SIGTERM saves a checkpoint behind its step and ends with status 143.
 All options of the trainer's config in TRL are taken as well: --help_all shows them."""
 
 
@@ -87,7 +88,7 @@ class Launch:
 
 
 def start(words: list[str]) -> int:
-    """Run the program that the first word names, or print the list; the exit status.
+    """Run the program that the first word names, or print the list; the exit status, 143 where SIGTERM has ended it.
 
     Raises:
         InputError: There is no such program, its options are wrong, or its input is bad.
@@ -117,7 +118,14 @@ def _start(path: Path, words: Sequence[str]) -> int:
         return 0
     if launch.asked:
         return run_launched(path, launch, own)
-    module.run(arguments, config)
+    from ugap.cli.training import say
+    from ugap.training.termination import STATUS, Terminated
+
+    try:
+        module.run(arguments, config)
+    except Terminated as ended:
+        say(f"ugap: {ended}; --resume_from_checkpoint yes goes on from there", sys.stderr)
+        return STATUS
     return 0
 
 

@@ -1,14 +1,15 @@
 """The options that the training programs share, and what is made of them: policy, data, looks at the gap, the end."""
 
 import dataclasses
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
 
 from ugap.cli.arguments import option
-from ugap.errors import InputError
+from ugap.errors import InputError, is_out_of_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer
@@ -89,7 +90,9 @@ class LookOptions:
     )
     every: int = option("steps from look to look; 0 looks at the start and the end alone", default=50, group="looks")
     merge: bool = option(
-        "write the model with the adapter in its weights too, into output_dir/merged", default=False, group="output"
+        "write the model with the adapter in its weights too, into output_dir/merged (one that is there is renewed)",
+        default=False,
+        group="output",
     )
 
 
@@ -269,11 +272,14 @@ def train(
         decoding (`Mapping[str, Any]`): How the policy writes at a look.
 
     Raises:
-        InputError: The looks do not fit the training, or logits are not finite.
+        InputError: The looks do not fit the training, a tracker does not begin, memory does not suffice, or logits are
+            not finite.
+        Terminated: The run was told to end, and has saved where it was.
     """
     from ugap.training.model_card import before_and_after
     from ugap.training.policy import MERGED, save_merged
     from ugap.training.run_folder import note_run
+    from ugap.training.termination import saving_at_sigterm
     from ugap.training.tracking import UncertaintyGapCallback
 
     args: Any = trainer.args
@@ -287,13 +293,16 @@ def train(
         every=arguments.every,
     )
     trainer.add_callback(gap)
+    begin_trackers(trainer)
     note_run(args.output_dir, {"program": program, **vars(arguments)}, config=args.to_dict())
     say(f"training into {args.output_dir}: {_effective(args)}")
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    with within_memory(args), saving_at_sigterm(trainer):
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     folder = Path(args.output_dir)
     trainer.save_model(str(folder))
     trainer.create_model_card(model_name=(args.hub_model_id or folder.resolve().name).split("/")[-1])
-    if arguments.merge and trainer.is_world_process_zero():
+    # A merged model that is there is of the adapter that was there before.
+    if trainer.is_world_process_zero() and (arguments.merge or (folder / MERGED).is_dir()):
         save_merged(arguments.model, folder, folder / MERGED, dtype=arguments.dtype, trust_remote_code=_trusted(args))
     say(f"\n{before_and_after(gap.looks[0], gap.looks[-1])}\n\nsaved in {folder}")
     if args.push_to_hub:
@@ -302,12 +311,71 @@ def train(
     trainer.end()
 
 
-def say(text: str) -> None:
-    """Print, once for all processes."""
+def check_trackers(config: Any) -> None:
+    """See that the trackers which the run reports to are installed.
+
+    Raises:
+        InputError: One is not, or there is none of that name.
+    """
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    for name in config.report_to:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise InputError(f"report_to: no tracker {name!r}; choose of {', '.join(sorted(INTEGRATION_TO_CALLBACK))}")
+        try:
+            INTEGRATION_TO_CALLBACK[name]()
+        except (RuntimeError, ImportError, AssertionError) as error:
+            raise InputError(f"report_to {name}: {_line(error)}") from error
+
+
+def begin_trackers(trainer: "Trainer") -> None:
+    """Begin the trackers' runs, as transformers does when training begins.
+
+    Raises:
+        InputError: One refuses: it has no key, or does not reach its service.
+    """
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    names = {callback: name for name, callback in INTEGRATION_TO_CALLBACK.items()}
+    for callback in trainer.callback_handler.callbacks:
+        if type(callback) not in names or not hasattr(callback, "setup"):
+            continue
+        more = {"processing_class": trainer.processing_class}
+        taken = {name: more[name] for name in more.keys() & inspect.signature(callback.setup).parameters.keys()}
+        try:
+            callback.setup(trainer.args, trainer.state, trainer.model, **taken)
+        except Exception as error:  # each tracker has errors of its own
+            raise InputError(f"report_to {names[type(callback)]}: {_line(error)}") from error
+
+
+@contextmanager
+def within_memory(args: Any) -> Iterator[None]:
+    """Say in one line that the memory does not suffice for a training.
+
+    Raises:
+        InputError: In the place of what torch and Python raise then.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(
+            f"out of memory in training, with per_device_train_batch_size {args.per_device_train_batch_size}: halve it "
+            f"and double gradient_accumulation_steps ({args.gradient_accumulation_steps}), which trains the same"
+        ) from error
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """Print, once for all processes; by default on stdout."""
     from accelerate import PartialState
 
     if PartialState().is_main_process:
-        print(text, flush=True)
+        print(text, file=file, flush=True)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _effective(args: Any) -> str:

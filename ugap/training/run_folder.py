@@ -50,8 +50,8 @@ def open_run(folder: str | Path, resume: str | None, settings: Mapping[str, Any]
                 raise InputError(f"{folder}: there is no run to go on with")
         else:
             found = Path(resume)
-            if not (found / "trainer_state.json").is_file():
-                raise InputError(f"{resume}: not a checkpoint: it has no trainer_state.json")
+            if not _is_whole(found):
+                raise InputError(f"{resume}: not a checkpoint: it has no trainer_state.json, or a damaged one")
         _check_settings((folder if found is None else found.parent) / RUN_FILE, settings)
     PartialState().wait_for_everyone()
     return found
@@ -60,8 +60,16 @@ def open_run(folder: str | Path, resume: str | None, settings: Mapping[str, Any]
 def _checkpoints(folder: Path) -> list[Path]:
     """The checkpoints that were finished, the last one first."""
     steps = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in folder.glob("checkpoint-*")}
-    whole = {path: int(step[1]) for path, step in steps.items() if step and (path / "trainer_state.json").is_file()}
+    whole = {path: int(step[1]) for path, step in steps.items() if step and _is_whole(path)}
     return sorted(whole, key=whole.__getitem__, reverse=True)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint was finished: transformers writes the state of the trainer last, and not at once."""
+    try:
+        return isinstance(json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8")), dict)
+    except (OSError, ValueError):
+        return False
 
 
 def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:

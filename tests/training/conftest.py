@@ -1,5 +1,6 @@
 """What the tests of training share: made-up rows of both domains, and a human profile of a tiny model on them."""
 
+import copy
 import random
 
 import pytest
@@ -10,6 +11,12 @@ from ugap.scoring import Scorer
 
 TALE = "once upon a time there was a tailor who had three sons and the youngest went into the forest"
 WORDS = TALE.split()
+
+
+@pytest.fixture
+def own_tokenizer(tokenizer):
+    """A tokenizer that may be changed: the trainers tell it to start texts with BOS."""
+    return copy.deepcopy(tokenizer)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@
 the gradient of a step and what was logged. FOLDER holds a model, `rows.json`, `prompts.json` and `profile.json`.
 """
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -76,7 +77,7 @@ def sft(model, tokenizer, rows, folder, batch, steps, **config):
     args = UncertaintySFTConfig(str(folder), **{**SETTINGS, **spread, **config})
     lora = LoraConfig(target_modules="all-linear", r=4)
     return UncertaintySFTTrainer(
-        model, args, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer, peft_config=lora
+        model, args, train_dataset=rows, eval_dataset=rows, processing_class=copy.deepcopy(tokenizer), peft_config=lora
     )
 
 
@@ -95,7 +96,7 @@ def grpo(model, tokenizer, prompts, profile, folder, batch, steps, **config):
         [UncertaintyReward(profile), Lucky()],
         UncertaintyGRPOConfig(str(folder), **{**SETTINGS, **own, **spread, **config}),
         train_dataset=prompts,
-        processing_class=tokenizer,
+        processing_class=copy.deepcopy(tokenizer),
         peft_config=LoraConfig(target_modules="all-linear", r=4),
         rollout_func=roll,
     )

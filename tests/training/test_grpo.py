@@ -36,7 +36,7 @@ class Lucky(FactualityReward):
 
 
 @pytest.fixture
-def make_trainer(base_model, tokenizer, prompts, human_profile, tmp_path):
+def make_trainer(base_model, own_tokenizer, prompts, human_profile, tmp_path):
     """`make_trainer(rewards=None, data=prompts, full=False, **config)`: a trainer of a tiny model."""
 
     def make(
@@ -66,7 +66,7 @@ def make_trainer(base_model, tokenizer, prompts, human_profile, tmp_path):
             UncertaintyGRPOConfig(str(tmp_path / "run"), **settings),
             train_dataset=data,
             eval_dataset=eval_dataset,
-            processing_class=tokenizer,
+            processing_class=own_tokenizer,
             peft_config=None if full else LoraConfig(target_modules="all-linear", r=4),
             rollout_func=SampledRollouts(seed=0),
         )
@@ -354,6 +354,42 @@ def test_a_policy_that_has_left_the_scorer_aims_lower(make_trainer, monkeypatch)
 
     torch.testing.assert_close(targets(0.4), targets(0.0) - 0.4 * creative, rtol=0, atol=1e-4)
     torch.testing.assert_close(targets(-0.4), targets(0.0), rtol=0, atol=1e-4)
+
+
+TEMPLATE = (
+    "{% for message in messages %}<|im_end|>{{ message['content'] }}<eos>{% endfor %}"
+    "{% if mood is defined %}{{ mood }}{% endif %}<|im_end|>"
+)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_the_scorer_reads_what_the_policy_reads(chat, make_trainer, prompts, own_tokenizer, monkeypatch):
+    """In the reward, in the divergence and in the human level: the ids of the policy's prompts."""
+    config = {}
+    if chat:
+        own_tokenizer.chat_template = TEMPLATE
+        prompts = prompts.map(lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]})
+        config = {"chat_template_kwargs": {"mood": " the forest"}}
+    trainer = make_trainer(target_entropy_coef=1.0, data=prompts, **config)
+    read, reward = [], trainer.uncertainty
+    score, token_nlls = reward.scorer.score, reward.token_nlls
+
+    def noted_score(texts, prefixes, *args, **kwargs):
+        read.extend(prefixes)
+        return score(texts, prefixes, *args, **kwargs)
+
+    def noted_nlls(before, own):
+        read.extend(before[:4])
+        return token_nlls(before, own)
+
+    monkeypatch.setattr(reward.scorer, "score", noted_score)
+    monkeypatch.setattr(reward, "token_nlls", noted_nlls)
+    batch, _ = scored_batch(trainer)
+    own = batch["prompt_ids"][0][batch["prompt_mask"][0].bool()].tolist()
+    expected = "<|im_end|>Once upon a time<eos> the forest<|im_end|>" if chat else "<bos>Once upon a time"
+    assert own_tokenizer.decode(own) == expected
+    assert len(read) == 4 + 4 + 1
+    assert all(list(prefix) == own for prefix in read)
 
 
 def test_targets_by_domain_and_prompt(make_trainer, human_profile):

@@ -125,7 +125,7 @@ class TestSamples:
 
 
 @pytest.fixture
-def make_trainer(base_model, tokenizer, tmp_path):
+def make_trainer(base_model, own_tokenizer, tmp_path):
     def make(rows, **settings):
         shape = {"use_cpu": True, "bf16": False, "report_to": "none", "max_steps": 2, "disable_tqdm": True}
         args = DPOConfig(str(tmp_path / "out"), **shape, gradient_checkpointing=False, save_strategy="no", **settings)
@@ -133,7 +133,7 @@ def make_trainer(base_model, tokenizer, tmp_path):
             base_model(),
             args=args,
             train_dataset=Dataset.from_list(rows),
-            processing_class=tokenizer,
+            processing_class=own_tokenizer,
             peft_config=LoraConfig(target_modules="all-linear"),
         )
 

@@ -185,6 +185,9 @@ def test_the_trainer_that_calls_is_the_one_that_is_bound(two_policies, own_profi
         def log(self, name, value):
             pass
 
+        def _tokenize_prompts(self, prompts):
+            return [tokenizer(prompt)["input_ids"] for prompt in prompts], None, {}
+
     reward = UncertaintyReward()
     for policy in (*two_policies, two_policies[0]):
         call(reward, human_texts[:1], log_metric=Trainer(policy).log)

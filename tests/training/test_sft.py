@@ -13,7 +13,7 @@ from ugap.training import UncertaintySFTConfig, UncertaintySFTTrainer
 
 
 @pytest.fixture
-def make_trainer(base_model, tokenizer, sentences, tmp_path):
+def make_trainer(base_model, own_tokenizer, sentences, tmp_path):
     """`make_trainer(full=False, data=sentences, **config)`: a trainer of a tiny model with LoRA."""
 
     def make(full=False, data=sentences, model=None, **config):
@@ -33,7 +33,7 @@ def make_trainer(base_model, tokenizer, sentences, tmp_path):
         lora = None if full else LoraConfig(target_modules="all-linear", r=4)
         args = UncertaintySFTConfig(str(tmp_path / "run"), **settings)
         model = base_model() if model is None else model
-        return UncertaintySFTTrainer(model, args, train_dataset=data, processing_class=tokenizer, peft_config=lora)
+        return UncertaintySFTTrainer(model, args, train_dataset=data, processing_class=own_tokenizer, peft_config=lora)
 
     return make
 
@@ -310,6 +310,12 @@ def test_modes_are_weights(tmp_path):
 
     assert [weight(mode=mode) for mode in ("creative", "balanced", "precise")] == [1, 0.5, 0]
     assert weight() == 0.5
+
+
+def test_texts_start_with_the_bos_that_they_are_measured_with(make_trainer, own_tokenizer):
+    assert own_tokenizer("Once")["input_ids"][0] != own_tokenizer.bos_token_id
+    for row in make_trainer().train_dataset:
+        assert row["input_ids"][:2].count(own_tokenizer.bos_token_id) == 1
 
 
 @torch.no_grad()

@@ -28,7 +28,9 @@ def policy(request, make_model):
 def test_equal_to_a_separate_copy_of_the_base(policy, make_model, tokenizer):
     shared, separate = SharedScorer(policy, tokenizer), Scorer(make_model("llama"), tokenizer)
     assert shared.id.weight_hash == separate.id.weight_hash
-    for ours, theirs in zip(shared.score(TEXTS, pmi=True), separate.score(TEXTS, pmi=True), strict=True):
+    prefixes = ["The old man"] * len(TEXTS)
+    scores = [scorer.score(TEXTS, prefixes, pmi=True) for scorer in (shared, separate)]
+    for ours, theirs in zip(*scores, strict=True):
         for name in ("surprisal", "entropy", "varentropy", "rank", "marginal_surprisal"):
             np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), rtol=0, atol=1e-5)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from ugap.data import TextRow
 from ugap.data.facts import Fact
@@ -17,15 +17,20 @@ from ugap.training.domains import CREATIVE, FUNCTIONAL
 FEWEST_TOKENS = 16
 
 
-def start_with_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def start_with_bos(tokenizer: PreTrainedTokenizerBase | ProcessorMixin) -> list[int]:
     """Let the tokenizer put its BOS before a text, as the scorer does; what it then puts there.
 
     Some tokenizers have a BOS and do not add it. TRL tokenises prompts as the tokenizer does, and a model that is
-    trained on other starts than it is measured with would be another model.
+    trained on other starts than it is measured with would be another model. The trainers of this package call it. Chat
+    templates say themselves what a chat starts with.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase` or `ProcessorMixin`): It, or that of the processor, is changed in place.
 
     Raises:
         InputError: If the tokenizer has a BOS that it cannot be told to add.
     """
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     bos = tokenizer.bos_token_id
     if bos is None:
         return []

@@ -46,6 +46,7 @@ from ugap.errors import InputError
 from ugap.sampling import DrawLogitsProcessor
 from ugap.sampling.batch import continue_contexts, drawn_config
 from ugap.training.constrained import ConstrainedConfig, ConstrainedTrainer
+from ugap.training.data import start_with_bos
 from ugap.training.domains import (
     CREATIVE,
     FUNCTIONAL,
@@ -139,6 +140,8 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
             (`answer` on functional rows). `human_completion`, where there is one, sets the entropy's target.
         **kwargs: As in TRL's `GRPOTrainer`.
 
+    A tokenizer that has a BOS is told to put it before a prompt, as the scorer does.
+
     Where the entropy term or `functional_beta` compares the policy with a frozen model, its dropout is switched off.
 
     A reward that is NaN is left out, as TRL does with one that is None, counted, and logged as `rewards/{name}/nan`; if
@@ -167,6 +170,7 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
         ]
         self._check_answers({"the training set": train_dataset, **evaluation_sets(kwargs.get("eval_dataset"))})
         super().__init__(model, list(self.watched), args, train_dataset=train_dataset, **kwargs)
+        start_with_bos(self.processing_class)
         policy = self.accelerator.unwrap_model(self.model)
         if isinstance(policy.get_output_embeddings(), TrainableTokensWrapper):
             raise InputError("trainable_token_indices reach the output head, which TRL's loss cannot read then")
@@ -385,8 +389,9 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
         assert self.uncertainty is not None
         targets = base_entropy.clone()
         creative = [i for i, row in enumerate(inputs) if row["domain"] == CREATIVE]
+        prompts = self.uncertainty.as_read([row["prompt"] for row in inputs], self)
         levels = self.uncertainty.human_levels(
-            [inputs[i]["prompt"] for i in creative], [inputs[i].get("human_completion") for i in creative]
+            [prompts[i] for i in creative], [inputs[i].get("human_completion") for i in creative]
         )
         targets[creative] = torch.tensor(levels, dtype=targets.dtype, device=targets.device) - divergence
         return targets.clamp(min=0)

@@ -23,6 +23,7 @@ from trl import DPOTrainer
 from ugap.data.facts import Fact
 from ugap.errors import InputError
 from ugap.scoring.encoding import encode
+from ugap.training.data import start_with_bos
 from ugap.training.domains import CREATIVE, FUNCTIONAL
 from ugap.training.model_card import MeasuredCard
 from ugap.training.samples import Sample, over_processes, sample_continuations
@@ -168,13 +169,14 @@ def functional_pairs(
 class PreferenceTrainer(MeasuredCard, DPOTrainer):
     """TRL's `DPOTrainer` that takes tokenised pairs as they are: `prompt_ids`, `chosen_ids`, `rejected_ids`.
 
-    Other data are tokenised as TRL does it. The model card has the measured gap, see
-    [`~ugap.training.model_card.MeasuredCard`].
+    Other data are tokenised as TRL does it, with a BOS before the prompt if the tokenizer has one. The model card has
+    the measured gap, see [`~ugap.training.model_card.MeasuredCard`].
     """
 
     _tag_names = ["trl", "dpo", "ugap"]  # noqa: RUF012  (as TRL declares it)
 
-    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, *args: Any, **kwargs: Any) -> Any:
+        start_with_bos(processing_class)
         if isinstance(dataset, Dataset) and set(IDS) <= set(dataset.column_names):
             return dataset
-        return super()._prepare_dataset(dataset, *args, **kwargs)
+        return super()._prepare_dataset(dataset, processing_class, *args, **kwargs)

@@ -2,7 +2,8 @@
 
 They are called as TRL calls reward functions, with `prompts, completions, completion_ids` and every other column of the
 data set, and give a number in [0, 1] for each completion, or `None` for a row of another domain. Prompts and
-completions are strings, or lists of chat messages.
+completions are strings, or lists of chat messages. Called by a trainer, the scorer reads the token ids of a prompt that
+the policy reads, if it knows them: those of the trainer's own function, with its chat template and what it hands to it.
 
 - [`UncertaintyReward`] scores the completion after its prompt with a frozen scorer and compares its features with those
   that human texts of this length have (`ugap.profile.texts`): two-sided, and on all features together, because each
@@ -39,6 +40,8 @@ from ugap.training.shared_scorer import SharedScorer
 
 Message = Mapping[str, Any]
 Text = str | Sequence[Message]
+# A text, a chat, or token ids that are taken as they are.
+Prompt = Text | Sequence[int]
 
 
 class UncertaintyReward:
@@ -93,6 +96,7 @@ class UncertaintyReward:
         # Held weakly: a ready instance outlives the policy of a run.
         self._policy: weakref.ref[torch.nn.Module] | None = None
         self._levels: dict[str, float] = {}
+        self._compared: tuple[weakref.ref[PreTrainedTokenizerBase], bool] | None = None
 
     def bind(self, policy: PreTrainedModel | PeftModel | None, tokenizer: PreTrainedTokenizerBase | None) -> None:
         """Take the scorer that the reward has none of from a policy, and check that the profile is of it.
@@ -116,6 +120,7 @@ class UncertaintyReward:
             )
         if scorer is not self._scorer:
             self._levels.clear()
+            self._compared = None
         self._scorer, self._profile = scorer, profile
         self._policy = None if policy is None else weakref.ref(policy)
 
@@ -172,8 +177,10 @@ class UncertaintyReward:
         rewards: list[float | None] = [None] * len(prompts)
         nll: list[float | None] = [None] * len(prompts)
         if own:
-            self._bind_to_caller(log_metric)
-            judged = self.judge([prompts[i] for i in own], [completions[i] for i in own])
+            trainer = getattr(log_metric, "__self__", None)
+            self._bind_to_caller(trainer)
+            read = prompts if trainer is None else self.as_read(prompts, trainer)
+            judged = self.judge([read[i] for i in own], [completions[i] for i in own])
             for i, one in zip(own, judged, strict=True):
                 rewards[i], nll[i] = one.reward, one.nll
             if log_metric is not None:
@@ -183,7 +190,22 @@ class UncertaintyReward:
             log_extra(f"{self.__name__}_nll", nll)
         return rewards
 
-    def judge(self, prompts: Sequence[Text], completions: Sequence[Text]) -> list["Judgement"]:
+    def as_read(self, prompts: Sequence[Text], trainer: Any) -> Sequence[Prompt]:
+        """The prompts as the policy of a trainer reads them: token ids of the function that makes those of the policy.
+
+        A scorer of other tokens reads the texts, or the chats through its own template with what the trainer hands to
+        the policy's (`chat_template_kwargs`).
+
+        Args:
+            prompts (`Sequence[str or list]`): All prompts of a batch.
+            trainer (`GRPOTrainer`): TRL's trainer or one made from it.
+        """
+        if self.shares_tokens(trainer.processing_class):
+            ids: list[list[int]] = trainer._tokenize_prompts(list(prompts))[0]
+            return ids
+        return [self._prefix(prompt, trainer.chat_template_kwargs) for prompt in prompts]
+
+    def judge(self, prompts: Sequence[Prompt], completions: Sequence[Text]) -> list["Judgement"]:
         """Rewards of completions, all of this reward's domain, and what they are made of.
 
         Raises:
@@ -210,14 +232,14 @@ class UncertaintyReward:
             out.append(Judgement(reward, score.nll, profile.texts.standardised(values, len(score))))
         return out
 
-    def human_levels(self, prompts: Sequence[Text], human: Sequence[Text | None]) -> list[float]:
+    def human_levels(self, prompts: Sequence[Prompt], human: Sequence[Text | None]) -> list[float]:
         """How surprising people are expected to be after prompts, in nats per token of the scorer.
 
         Where a human continuation is given: the mean over its tokens of the calibration curve at the scorer's entropy.
         Else the human level of the domain. Each prompt is scored once.
 
         Args:
-            prompts (`Sequence[str or list]`): Prompts of this reward's domain.
+            prompts (`Sequence[str or list]`): Prompts of this reward's domain, or their token ids.
             human (`Sequence[str or list or None]`): How a person went on.
         """
         keys = [repr((prompt, text)) for prompt, text in zip(prompts, human, strict=True)]
@@ -242,7 +264,11 @@ class UncertaintyReward:
     def shares_tokens(self, tokenizer: PreTrainedTokenizerBase) -> bool:
         """Whether the scorer reads a policy's token ids as they are; raises as `scorer`."""
         own = self.scorer.tokenizer
-        return own is tokenizer or own.get_vocab() == tokenizer.get_vocab()
+        if own is tokenizer:
+            return True
+        if self._compared is None or self._compared[0]() is not tokenizer:
+            self._compared = weakref.ref(tokenizer), own.get_vocab() == tokenizer.get_vocab()
+        return self._compared[1]
 
     def token_nlls(self, prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> list[float]:
         """Mean surprisal of completions to the scorer, in nats per token, on just these token ids.
@@ -268,19 +294,22 @@ class UncertaintyReward:
     def _ids(self, text: str) -> list[int]:
         return self.scorer.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
-    def _prefix(self, prompt: Text) -> str | list[int]:
-        """What the scorer reads before a completion: a text, or a chat through its template."""
+    def _prefix(self, prompt: Prompt, chat_template_kwargs: Mapping[str, Any] | None = None) -> str | list[int]:
+        """What the scorer reads before a completion: a text, a chat through its template, or token ids as they are."""
         if isinstance(prompt, str):
             return prompt
+        if not prompt or isinstance(prompt[0], int):
+            return list(prompt)  # type: ignore[arg-type]
         tokenizer = self.scorer.tokenizer
         if tokenizer.chat_template is None:
             raise InputError(f"{self.scorer.name} has no chat template, and the prompts are chats")
-        rendered = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
+        rendered = tokenizer.apply_chat_template(
+            list(prompt), tokenize=False, add_generation_prompt=True, **(chat_template_kwargs or {})
+        )
         return tokenizer(rendered, add_special_tokens=False)["input_ids"]
 
-    def _bind_to_caller(self, log_metric: Callable[[str, float], None] | None) -> None:
-        """Bind to the policy of the trainer that calls, which shows itself by the method that it hands over."""
-        trainer = getattr(log_metric, "__self__", None)
+    def _bind_to_caller(self, trainer: Any) -> None:
+        """Bind to the policy of the trainer that calls; it has shown itself by the method that it hands over."""
         if self._profile is not None and (trainer is None or self._given_scorer is not None):
             return
         if trainer is not None:
@@ -303,7 +332,7 @@ class UncertaintyReward:
         if not isinstance(self._given_scorer, Scorer):
             state["_scorer"] = state["_profile"] = None
         # What a weak reference points at is of this process.
-        state["_policy"] = None
+        state["_policy"] = state["_compared"] = None
         return state
 
 

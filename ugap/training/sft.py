@@ -25,6 +25,7 @@ from trl import SFTConfig, SFTTrainer
 from ugap.errors import InputError
 from ugap.sampling import weight_of
 from ugap.training.constrained import ConstrainedConfig, ConstrainedTrainer
+from ugap.training.data import start_with_bos
 from ugap.training.domains import check_domains, check_evaluation_domains, is_creative
 from ugap.training.losses import creativity_loss, creativity_reality_loss, gem_loss, reality_loss
 from ugap.training.shared_scorer import as_base, evaluating, switch_off_dropout
@@ -110,7 +111,8 @@ class UncertaintySFTTrainer(ConstrainedTrainer, SFTTrainer):
             strings or messages), each with its `domain`: `"creative"` or `"functional"`.
         **kwargs: As in TRL's `SFTTrainer`.
 
-    Where the policy is compared with its base, its dropout is switched off: it would count as divergence.
+    A tokenizer that has a BOS is told to put it before a text, as the scorer does. Where the policy is compared with
+    its base, its dropout is switched off: it would count as divergence.
 
     The loss of a step is a mean over its tokens, however they are spread over micro-batches and processes. The entropy
     bins of the creativity loss are of the whole step too: where it has several micro-batches, creative rows run once
@@ -165,6 +167,10 @@ class UncertaintySFTTrainer(ConstrainedTrainer, SFTTrainer):
     def _needs_base(self) -> bool:
         losing = self.args.objective == "creativity-reality" and self.args.kl_weight > 0
         return self.constraint is not None or losing
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, *args: Any, **kwargs: Any) -> Any:
+        start_with_bos(processing_class)
+        return super()._prepare_dataset(dataset, processing_class, *args, **kwargs)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()

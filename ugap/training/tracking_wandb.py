@@ -15,11 +15,11 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ugap.report.figure import FAINT, INK, framed, ordered_colours, wrapped
-from ugap.report.heatmap import visible
 from ugap.report.plots import Points, plot_calibration
 from ugap.scoring import TokenScores
 from ugap.study.measures import token_values
 from ugap.study.table import Cell, ScoredText
+from ugap.terminal import visible
 from ugap.training.tracking_look import HUMAN, POLICY
 
 COLUMNS = ("domain", "prefix", "human", "completion", "nll", "nll_human", "surprisal")

@@ -74,12 +74,11 @@ def run(arguments: Arguments) -> None:
     Raises:
         InputError: The input is bad; what is finished stays for `--resume`.
     """
-    from rich.console import Console
-
     from ugap.errors import InputError
     from ugap.report.before_after import before_after_tables, plot_before_after
     from ugap.study.before_after import Tuned, measure_before_after
     from ugap.study.questions import load_questions
+    from ugap.terminal import Terminal
 
     tuned = [
         *(Tuned.parse(word, is_adapter=True) for word in arguments.adapter),
@@ -101,7 +100,7 @@ def run(arguments: Arguments) -> None:
     with replacing(output / f"{NAME}.json") as temporary:
         temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     plot_before_after(record, output / f"{NAME}.png")
-    console = Console(highlight=False)
+    console = Terminal()
     for table in before_after_tables(record):
         console.print(table)
         console.print()

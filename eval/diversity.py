@@ -76,13 +76,12 @@ def run(arguments: Arguments) -> None:
     """
     from importlib.util import find_spec
 
-    from rich.console import Console
-
     from ugap.errors import InputError
     from ugap.progress import progress_bar
     from ugap.study.diversity import compare_samples, load_samples
     from ugap.study.study import environment, without_nan
     from ugap.study.variety import sample_variety
+    from ugap.terminal import Terminal
 
     if not 0 < arguments.threshold < 2:
         raise InputError(f"threshold is {arguments.threshold}, and a cosine distance lies between 0 and 2")
@@ -132,9 +131,9 @@ def run(arguments: Arguments) -> None:
     path = Path(arguments.output) / f"{NAME}.json"
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    console = Console(highlight=False)
+    console = Terminal()
     if not console.is_terminal:
-        console = Console(highlight=False, width=WIDTH)
+        console = Terminal(width=WIDTH)
     print_tables(record, console)
     console.print(f"All numbers are in {path}", markup=False, soft_wrap=True)
 

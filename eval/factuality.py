@@ -271,12 +271,11 @@ def comparison_row(a: Result, b: Result) -> dict[str, Any]:
 
 def print_tables(record: Mapping[str, Any]) -> None:
     """The accuracies in percent, all facts first, and the comparisons."""
-    from rich.console import Console
-
     from ugap.report.tables import p_value
     from ugap.report.terminal import text_table, with_interval
+    from ugap.terminal import Terminal
 
-    console = Console(highlight=False)
+    console = Terminal()
     cells = {(row["model"], row["test"], row["kind"]): row for row in record["accuracies"]}
     kinds = {row["kind"]: row["n"] for row in record["accuracies"]}
     for model in dict.fromkeys(row["model"] for row in record["accuracies"]):

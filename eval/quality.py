@@ -91,13 +91,12 @@ def run(arguments: Arguments) -> None:
     Raises:
         InputError: The input is bad; what is finished stays for `--resume`.
     """
-    from rich.console import Console
-
     from ugap.errors import InputError
     from ugap.report.quality import plot_curves, plot_quality
     from ugap.scoring import Scorer
     from ugap.study.quality import human_levels, load_rated, quality_measures, relate
     from ugap.study.study import environment, without_nan
+    from ugap.terminal import Terminal
 
     if arguments.resamples < 100:
         raise InputError(f"resamples is {arguments.resamples}, and at least 100 are needed")
@@ -153,9 +152,9 @@ def run(arguments: Arguments) -> None:
             temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         plot_quality(record["relations"], output / f"{NAME}.png")
         plot_curves(record["texts"], output / f"{NAME}-curves.png", human=record["human"].get("nll"))
-        console = Console(highlight=False)
+        console = Terminal()
         if not console.is_terminal:
-            console = Console(highlight=False, width=WIDTH)
+            console = Terminal(width=WIDTH)
         print_tables(record, console)
         console.print(f"All numbers are in {output / f'{NAME}.json'}", markup=False, soft_wrap=True)
 

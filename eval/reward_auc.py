@@ -96,12 +96,11 @@ def run(arguments: Arguments) -> None:
     Raises:
         InputError: The input is bad; what is finished stays for `--resume`.
     """
-    from rich.console import Console
-
     from ugap.data.domain import load_domain
     from ugap.errors import InputError
     from ugap.study.decodings import parse_decodings
     from ugap.study.study import without_nan
+    from ugap.terminal import Terminal
 
     for name in ("limit", "per_text", "prefix_tokens", "max_new_tokens", "batch_size"):
         value = getattr(arguments, name)
@@ -116,7 +115,7 @@ def run(arguments: Arguments) -> None:
         record = without_nan(measure(arguments, rows, decodings))
         with replacing(output / f"{NAME}.json") as temporary:
             temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    console = Console(highlight=False)
+    console = Terminal()
     print_tables(record, console)
     console.print(f"\nAll numbers are in {output / f'{NAME}.json'}", markup=False)
 

@@ -103,14 +103,13 @@ def run(arguments: Arguments) -> None:
     Raises:
         InputError: The input is bad, or a training failed; what is finished stays for `--resume`.
     """
-    from rich.console import Console
-
     from ugap.errors import InputError
     from ugap.models import adapter_hash
     from ugap.report.before_after import before_after_tables
     from ugap.report.tradeoff import plot_tradeoff, tradeoff_tables
     from ugap.study.before_after import Tuned, measure_before_after
     from ugap.study.tradeoff import tradeoff_points
+    from ugap.terminal import Terminal
 
     if arguments.facts == "none":
         raise InputError("the trade-off is with the facts of the probe: --facts none leaves nothing to plot")
@@ -146,7 +145,7 @@ def run(arguments: Arguments) -> None:
             with replacing(output / f"{name}.json") as temporary:
                 temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         plot_tradeoff(points, output / f"{NAME}.png")
-        console = Console(highlight=False)
+        console = Terminal()
         for table in (*before_after_tables(record), *tradeoff_tables(points)):
             console.print(table)
             console.print()

@@ -254,3 +254,10 @@ class TestWheel:
     def test_the_environment_is_consistent(self, run):
         done = run("python", "-m", "pip", "check")
         assert done.returncode == 0, done.stdout
+
+
+def test_one_place_makes_the_console():
+    """What may reach a terminal is decided there."""
+    made = [path for folder in ("ugap", "eval", "train") for path in (ROOT / folder).rglob("*.py")]
+    others = [path for path in made if re.search(r"(?<![\w.\"])Console\(", path.read_text(encoding="utf-8"))]
+    assert not others  # ugap/terminal.py has a class of its own

@@ -178,7 +178,7 @@ def test_runs_of_another_config_are_not_mixed(words, training, tmp_path, refused
         (["--override", "adapter=runs/a"], "goes on from an adapter"),
         (["--facts", "none"], "--facts none leaves nothing to plot"),
         (["--add", "x=nowhere"], "nowhere: not the folder of a PEFT adapter"),
-        (["--train_config", "none.yaml"], "none.yaml: No such file"),
+        (["--train_config", "none.yaml"], "none.yaml: no such file"),
         (["--match"], "--match needs --tune"),
         (["--decoding", "gredy"], "unknown decoding 'gredy'"),
     ],

@@ -116,6 +116,30 @@ def test_damaged_configs(tmp_path, text_rows, tiny_folder, write_rows):
         attempt(["measure", "--config", str(path), "--output", str(tmp_path / f"out-{seed}")])
 
 
+def test_damaged_records_of_a_study(tmp_path, text_rows, tiny_folder, write_rows, monkeypatch):
+    """A study of many models that goes on where its own records are damaged."""
+    monkeypatch.setattr("ugap.report.many.write_many", lambda *args, **kwargs: [])
+    monkeypatch.setattr("ugap.report.page.write_page", lambda *args: None)
+    models = json.dumps([{"name": str(tiny_folder), "family": "tiny", "kind": "base", "label": "tiny"}])
+    words = ["study", "--models", models, "--data", write_rows(text_rows), "--output", str(tmp_path / "out")]
+    words += SHORT[:-1]  # a study measures no PMI unless asked
+    assert attempt(words) == 0
+    good = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.json")}
+    assert {path.name for path in good} == {"study.json", "gap.json", "files.json", "settings.json"}
+    lock = tmp_path / "lock.yaml"
+    commits = yaml.safe_dump({"some/model": "a" * 40}).encode()
+    for seed in range(EACH):
+        rng = random.Random(seed)
+        for path, content in good.items():
+            path.write_bytes(content)
+        path = rng.choice([*good])
+        content = good[path]
+        damaged = json.dumps(mutated_json(json.loads(content), rng)).encode("utf-8", "surrogatepass")
+        path.write_bytes(damaged if rng.random() < 0.5 else mutated_bytes(content, rng))
+        lock.write_bytes(mutated_bytes(commits, rng))
+        attempt([*words, "--resume", *(["--lock", str(lock)] if rng.random() < 0.3 else [])])
+
+
 def test_damaged_profiles_and_words(tmp_path, tiny_folder, profile_file):
     good = json.loads(profile_file.read_text())
     for seed in range(EACH):

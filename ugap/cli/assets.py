@@ -47,9 +47,9 @@ def run(arguments: Arguments) -> None:
         print(*(folders or [cache_dir()]), sep="\n")
         return
 
-    from rich.console import Console
+    from ugap.terminal import Terminal
 
-    console = Console(highlight=False)
+    console = Terminal()
     console.print(_table())
     console.print(f"\ncache: {cache_dir()}", soft_wrap=True, markup=False)
 

@@ -80,14 +80,13 @@ def run(arguments: Arguments) -> None:
     """
     import sys
 
-    from rich.console import Console
-
     from ugap.errors import InputError
     from ugap.files import output_file
     from ugap.models import load_model
     from ugap.profile import HumanProfile
     from ugap.sampling import human_figures, weight_of
     from ugap.sampling.generation import generate_batches
+    from ugap.terminal import Terminal
 
     # All that can be wrong without the model, before it is loaded.
     prompts = _prompts(arguments)
@@ -121,7 +120,7 @@ def run(arguments: Arguments) -> None:
         seed=arguments.seed,
     )
     total = len(prompts) * arguments.num_return_sequences
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    console = Terminal(file=sys.stdout, soft_wrap=True)
     coloured = arguments.heatmap and console.color_system is not None and not console.no_color
     with _opened(arguments.output) as file, _bar(total, hidden=total <= arguments.batch_size) as bar:
         for batch in batches:
@@ -201,7 +200,8 @@ def _show(
     """Print a text and its figure; with a tokenizer, in colours."""
     from rich.text import Text
 
-    from ugap.report.heatmap import heat_map, token_strings, visible
+    from ugap.report.heatmap import heat_map, token_strings
+    from ugap.terminal import visible
 
     if tokenizer is None:
         written = Text(visible(one.text))
@@ -243,10 +243,11 @@ def _opened(output: str | None) -> Iterator[TextIO | None]:
 
 
 def _bar(total: int, *, hidden: bool) -> Any:
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
+    from ugap.terminal import Terminal
+
+    console = Terminal(stderr=True)
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),

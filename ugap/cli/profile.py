@@ -149,11 +149,12 @@ def _fit(arguments: Arguments) -> "HumanProfile":
 
 
 def _show(profile: "HumanProfile") -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
-    console.print(f"scorer {profile.scorer.name} ({profile.scorer.weight_hash}); {profile.source}", markup=False)
+    from ugap.terminal import Terminal, one_line
+
+    console = Terminal()
+    console.print(one_line(f"scorer {profile.scorer.name} ({profile.scorer.weight_hash}); {profile.source}"))
     figures = Table("domain", "texts", "tokens", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("surprisal", "entropy", "deviation", "pmi"):
         figures.add_column(name, justify="right")
@@ -164,10 +165,9 @@ def _show(profile: "HumanProfile") -> None:
     for name in profile.domains:
         domain = profile.domain(name)
         means = (domain.means.get(measure) for measure in ("surprisal", "entropy", "deviation", "pmi"))
-        figures.add_row(
-            name, str(domain.n_texts), str(domain.n_tokens), *("-" if m is None else f"{m:.3f}" for m in means)
-        )
-        curves.add_row(name, *(f"{value:.2f}" for value in profile.curve(name)([*levels])))
+        shown = ("-" if mean is None else f"{mean:.3f}" for mean in means)
+        figures.add_row(one_line(name), str(domain.n_texts), str(domain.n_tokens), *shown)
+        curves.add_row(one_line(name), *(f"{value:.2f}" for value in profile.curve(name)([*levels])))
     console.print(figures)
     console.print("\nmean surprisal of people where the model's entropy is h (nats):")
     console.print(curves)

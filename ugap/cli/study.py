@@ -89,8 +89,6 @@ def run(arguments: Arguments) -> None:
     from dataclasses import asdict
     from pathlib import Path
 
-    from rich.console import Console
-
     from ugap.cli.programs import find_config
     from ugap.data import load_texts
     from ugap.report.many import PLOT, RECORD, TABLE, write_many
@@ -98,6 +96,7 @@ def run(arguments: Arguments) -> None:
     from ugap.study import parse_decodings
     from ugap.study.many import ManySettings, model_folder, parse_models, read_lock, run_many
     from ugap.study.many_contrasts import contrast_many, read_levels
+    from ugap.terminal import Terminal
 
     one = ("prefix_tokens", "prompt_separator", "max_new_tokens", "limit", "per_text", "batch_size", "seed", "pmi")
     shared = (*one, "skip_bad", "device")
@@ -122,7 +121,7 @@ def run(arguments: Arguments) -> None:
             skip_bad=arguments.skip_bad,
         )
     ]
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal(soft_wrap=True)
     outcomes = run_many(
         rows,
         settings,

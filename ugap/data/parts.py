@@ -115,7 +115,7 @@ class PartStore:
         """
         with (
             replacing(path) as temporary,
-            pq.ParquetWriter(temporary, self.schema, compression="zstd") as writer,
+            pq.ParquetWriter(temporary, self.schema, compression="zstd", write_page_checksum=True) as writer,
         ):
             group: list[pa.Table] = []
             size = 0

@@ -16,9 +16,10 @@ import gzip
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -219,12 +220,49 @@ def _read_hub(
         for path in Path(source).rglob("*"):
             if path.exists() and not path.is_dir():
                 regular_file(path)  # datasets would open a pipe, and wait for ever
-    with reading(f"{source}: no such file, and no data set with a split {split!r} can be loaded"):
+    local = Path(source).is_dir()
+    with (
+        reading(f"{source}: no such file, and no data set with a split {split!r} can be loaded"),
+        nullcontext() if local or _hub_answers(source) else _offline(),
+    ):
         dataset = datasets.load_dataset(source, split=split)
     _check_columns(source, required, optional, dataset.column_names)
     columns = [column for column in dict.fromkeys([*required, *optional]) if column in dataset.column_names]
     tables = dataset.select_columns(columns).with_format("arrow").iter(_BATCH_ROWS)
     yield from _batched(source, tables, columns)
+
+
+def _hub_answers(source: str) -> bool:
+    """Ask the Hub once: `datasets` would try for half a minute before it says that there is no network."""
+    from huggingface_hub import dataset_info
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    # The base error of the HTTP client, which changes with its version, and OSError.
+    unreachable = cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__)
+    try:
+        dataset_info(source, timeout=10)
+    except (HfHubHTTPError, HFValidationError):
+        return True  # it was reached; what it or the name lacks, `datasets` says
+    except unreachable:
+        return False
+    return True
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Let `datasets` look in its cache alone."""
+    import datasets
+    import huggingface_hub.constants
+
+    places: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
+    before = [place.HF_HUB_OFFLINE for place in places]
+    for place in places:
+        place.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value
 
 
 def _batched(

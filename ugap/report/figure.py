@@ -49,10 +49,18 @@ STYLE: dict[Any, Any] = {
 }
 
 
+# The most lines of a title, a label or a note.
+LINES = 8
+
+
 def wrapped(text: str, inches: float, points: float, *, bold: bool = False) -> str:
-    """The text, its control characters spelt out, in lines of at most this width by DejaVu Sans's mean letter."""
+    """The text, its control characters spelt out, in lines of at most this width by DejaVu Sans's mean letter.
+
+    What does not fit into eight lines is left out: a name of thousands of letters would leave no room for the plot.
+    """
     letter = points / 72 * (0.61 if bold else 0.54)
-    return textwrap.fill(visible(text), max(8, int(inches / letter)), break_on_hyphens=False)
+    width = max(8, int(inches / letter))
+    return textwrap.fill(visible(text), width, break_on_hyphens=False, max_lines=LINES, placeholder=" …")
 
 
 def columns(n_panels: int) -> int:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from ugap.terminal import visible as visible
+from ugap.terminal import visible
 
 # Surprisal in nats from which a tint holds, and the tint: from pale yellow to dark orange, read on any background.
 STEPS = ((1.0, "#fff2c2"), (2.0, "#fed98e"), (3.0, "#fdb95c"), (5.0, "#f58b3c"), (8.0, "#d65a1e"))

@@ -3,6 +3,7 @@
 Human and model text of one prefix are a pair, scored by one scorer and cut to the same number of tokens.
 """
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -163,19 +164,14 @@ def contrast_table(
     """
     rows: list[dict[str, Any]] = []
     for measure in CONTRAST_MEASURES:
-        for a in cells:
-            for b in cells:
-                kind = _contrast_kind(a, b, tags)
-                if kind is None:
-                    continue
-                one, two = _gaps(a, measure), _gaps(b, measure)
-                if not (len(one[0]) and len(two[0])):
-                    continue
-                contrast = contrast_independent if kind == "domain" else contrast_paired
-                if kind == "model" and not set(one[1]) & set(two[1]):
-                    continue
-                result = contrast(*one, *two, seed=seed, resamples=resamples)
-                rows.append({**_contrast_labels(kind, a, b, tags), "measure": measure, **_contrast_figures(result)})
+        gaps = [(cell, *_gaps(cell, measure)) for cell in cells]
+        for (a, gaps_a, sources_a), (b, gaps_b, sources_b) in itertools.product(gaps, repeat=2):
+            kind = _contrast_kind(a, b, tags)
+            if kind is None or not (gaps_a and gaps_b) or (kind == "model" and not set(sources_a) & set(sources_b)):
+                continue
+            contrast = contrast_independent if kind == "domain" else contrast_paired
+            result = contrast(gaps_a, sources_a, gaps_b, sources_b, seed=seed, resamples=resamples)
+            rows.append({**_contrast_labels(kind, a, b, tags), "measure": measure, **_contrast_figures(result)})
     for row, corrected in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
         row["p_holm"] = float(corrected)
     return rows

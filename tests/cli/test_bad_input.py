@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -121,6 +122,23 @@ def test_a_model_without_finite_logits(with_model, refused, save_model, make_mod
     folder = save_model(f"{with_model[0]}-{weight}", model)
     line = refused(*with_model, str(folder))
     assert re.search(r"\bc0\b.*: the logits of .* are not finite", line)
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b'{"model_type": "llama", "tie_word_embeddings": null}'])
+def test_a_model_of_a_damaged_folder(with_model, refused, tmp_path, tiny_folder, damage):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    (folder / "config.json").write_bytes(damage)
+    assert f"{folder}: " in refused(*with_model, str(folder))
+
+
+def test_a_model_without_a_name(with_model, refused):
+    assert "'' names no model" in refused(*with_model, "")
+
+
+def test_texts_that_are_a_pipe_or_have_no_name(with_texts, refused, tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    assert "pipe.jsonl: a pipe, not a regular file" in refused(*with_texts, str(tmp_path / "pipe.jsonl"))
+    assert "'' names no file" in refused(*with_texts, "")
 
 
 # Bad input of measure alone.

@@ -101,7 +101,11 @@ def test_a_truncated_gguf_is_named(tiny_gguf, tmp_path):
         b"GGUF" + struct.pack("<IQQ", 2**31, 1, 1),
         b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 2**63) + b"name",
         b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 4) + b"name" + struct.pack("<IIQ", 9, 4, 2**50),
+        b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 4) + b"name" + struct.pack("<IIQ", 9, 8, 2**50),
+        b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 4) + b"name" + struct.pack("<IIQ", 9, 9, 2**50) * 5000,
+        b"GGUF" + struct.pack("<IQQQI", 3, 0, 1, 0, 77),
     ],
+    ids=range(11),
 )
 def test_a_header_that_promises_too_much_is_named_soon(tmp_path, content):
     path = tmp_path / "odd.gguf"
@@ -117,3 +121,25 @@ def test_a_pipe_is_no_gguf(tmp_path):
     os.mkfifo(tmp_path / "pipe.gguf")
     with pytest.raises(InputError, match="neither a folder, nor a"):
         load_model(str(tmp_path / "pipe.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("block_count", "num_hidden_layers"),
+        ("embedding_length", "hidden_size"),
+        ("feed_forward_length", "intermediate_size"),
+        ("attention.head_count", "num_attention_heads"),
+        ("vocab_size", "vocab_size"),
+    ],
+)
+def test_sizes_that_the_weights_do_not_have_are_refused_soon(tiny_gguf, tmp_path, key, said):
+    content = tiny_gguf.read_bytes()
+    word = f"llama.{key}".encode()
+    at = content.index(word) + len(word) + 4  # behind the name stands its type
+    path = tmp_path / "large.gguf"
+    path.write_bytes(content[:at] + struct.pack("<I", 2**31 - 1) + content[at + 4 :])
+    begin = time.monotonic()
+    with pytest.raises(InputError, match=rf"large\.gguf: its config says {said} 2147483647, far more"):
+        load_model(str(path))
+    assert time.monotonic() - begin < 5

@@ -1,5 +1,6 @@
 import json
 import os
+import time
 
 import pytest
 import torch
@@ -331,3 +332,15 @@ def test_a_pipe_in_a_folder_is_not_opened(save_tiny, refused, file):
 def test_a_name_that_no_folder_can_have(name):
     with pytest.raises(InputError, match="names no model"):
         load_model(name)
+
+
+@pytest.mark.parametrize("size", ["num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "head_dim"])
+def test_sizes_that_the_weights_do_not_have_are_refused_soon(save_tiny, refused, size):
+    folder = save_tiny()
+    config = json.loads((folder / "config.json").read_text())
+    for number in (2**30, 10**400):
+        (folder / "config.json").write_text(json.dumps({**config, size: number}))
+        begin = time.monotonic()
+        said = number if number == 2**30 else "a number of many digits"
+        assert f"its config says {size} {said}, far more than its weights have" in refused(folder)
+        assert time.monotonic() - begin < 5

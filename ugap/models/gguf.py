@@ -14,6 +14,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTra
 
 from ugap.errors import reading
 from ugap.models.console import quiet_transformers
+from ugap.models.gguf_header import read_numbers
+from ugap.models.sizes import HIDDEN, LAYERS, check_sizes
+
+# Sizes in the metadata, behind the name of the architecture, and what transformers' configs call them.
+_SIZES = {
+    "block_count": LAYERS,
+    "embedding_length": HIDDEN,
+    "feed_forward_length": "intermediate_size",
+    "vocab_size": "vocab_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+}
 
 
 def read_gguf(path: Path, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -29,10 +42,18 @@ def read_gguf(path: Path, dtype: torch.dtype = torch.float32) -> tuple[PreTraine
     source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name, "local_files_only": True}
     what = f"{path}: cannot be read as a GGUF language model"
     with reading(what), quiet_transformers(), redirect_stderr(io.StringIO()):  # the reader's own bar heeds no setting
+        _check_metadata(path)
         tokenizer = AutoTokenizer.from_pretrained(**source)
         plain = GgufConfig(dequantize=True)
         model = AutoModelForCausalLM.from_pretrained(**source, dtype=dtype, quantization_config=plain)
     return model, tokenizer
+
+
+def _check_metadata(path: Path) -> None:
+    numbers, n_tensors = read_numbers(path)
+    known = ((_SIZES.get(key.partition(".")[2]), number) for key, number in numbers.items())
+    sizes = {name: number for name, number in known if name is not None}
+    check_sizes(str(path), sizes, n_tensors=n_tensors, n_bytes=path.stat().st_size)
 
 
 def convert_gguf(path: Path, folder: Path, *, bos_token: str | None = None, single_digits: bool = False) -> None:

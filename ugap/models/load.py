@@ -23,6 +23,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from safetensors import safe_open
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
@@ -40,6 +41,7 @@ from ugap.files import regular_file
 from ugap.models.assets import ASSETS, asset_path
 from ugap.models.console import announced, quiet_transformers
 from ugap.models.gguf import read_gguf
+from ugap.models.sizes import HIDDEN, LAYERS, WIDTHS, check_sizes
 from ugap.unicode import text_fault
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -171,6 +173,7 @@ def _from_pretrained(
     with reading(f"{name}: cannot be loaded"), quiet_transformers():
         config = AutoConfig.from_pretrained(**source)
         _check_causal(name, config)
+        _check_config(name, config, Path(source["pretrained_model_name_or_path"]))
         tokenizer = AutoTokenizer.from_pretrained(**source)
         model, report = AutoModelForCausalLM.from_pretrained(
             **source, dtype=dtype, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
@@ -190,6 +193,19 @@ def _check_causal(name: str, config: PreTrainedConfig) -> None:
     encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.to_dict().get("is_decoder")
     if not (known or remote) or config.is_encoder_decoder or (encoder and not remote):
         raise InputError(f"{name}: not a causal language model: its type is {config.model_type!r}")
+
+
+def _check_config(name: str, config: PreTrainedConfig, folder: Path) -> None:
+    """Refuse a config that has nothing to do with the weights of its folder; a Hub id is no folder."""
+    files = list(folder.glob("*.safetensors")) if folder.is_dir() else []
+    n_tensors = 0
+    for file in files:
+        with safe_open(file, "pt") as weights:
+            n_tensors += len(weights.keys())
+    if files:
+        text = config.get_text_config()
+        sizes = {key: getattr(text, key, None) for key in (LAYERS, HIDDEN, *WIDTHS)}
+        check_sizes(name, sizes, n_tensors=n_tensors, n_bytes=sum(file.stat().st_size for file in files))
 
 
 def _ready_model(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:

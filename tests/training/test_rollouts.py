@@ -7,13 +7,15 @@ from trl import GRPOConfig, GRPOTrainer
 
 from ugap.errors import InputError
 from ugap.sampling import HumanEntropyLogitsProcessor
+from ugap.sampling.human import HumanSampler
 from ugap.training import SampledGRPOTrainer, SampledRollouts
 
 PROMPTS = ["Once upon a time", "The youngest went into the forest", "A function", "The old man"]
 
 
 def reward(completions, **_):
-    return [float(len(text) % 7) for text in completions]
+    """Never the same for all completions of a prompt, which would train nothing."""
+    return [float(i) for i in range(len(completions))]
 
 
 @pytest.fixture
@@ -59,8 +61,11 @@ def make_trainer(make_model, tokenizer, tmp_path):
 
 @pytest.fixture
 def profile(make_model, make_profile):
-    """People below the model's own level, so that temperatures are far from 1."""
-    return make_profile(make_model("llama", initializer_range=0.15), level=0.6)
+    """People for whom the temperatures lie between the least and the highest.
+
+    At the least all that is left is the likeliest token, and rounding of the logits counts twenty times.
+    """
+    return make_profile(make_model("llama", initializer_range=0.15), level=1.1)
 
 
 @pytest.fixture
@@ -81,7 +86,16 @@ def dense(processor, model, batch):
     return torch.cat(out, 1)
 
 
-def test_the_ratio_is_to_the_distribution_that_was_drawn_from(make_trainer, human, profile):
+def test_the_ratio_is_to_the_distribution_that_was_drawn_from(make_trainer, human, profile, monkeypatch):
+    temperatures = []
+    step = HumanSampler.step
+
+    def noted(*args):
+        found = step(*args)
+        temperatures.append(found.temperature)
+        return found
+
+    monkeypatch.setattr(HumanSampler, "step", noted)
     trainer = make_trainer(rollouts=SampledRollouts(human, seed=0))
     model = trainer.model
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -93,6 +107,8 @@ def test_the_ratio_is_to_the_distribution_that_was_drawn_from(make_trainer, huma
     model.eval()
     expected = dense(HumanEntropyLogitsProcessor(profile, "creative"), model, batch)
     real = batch["completion_mask"].bool()
+    drawn_at = torch.cat(temperatures)
+    assert 0.1 < drawn_at.median() < 0.9
     torch.testing.assert_close(batch["old_per_token_logps"][real], expected[real], atol=2e-3, rtol=1e-3)
     # And it is another one than the policy's own: without the correction every ratio of a first step would be 1.
     with torch.no_grad():

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from peft import LoraConfig, get_peft_model
 
 from ugap.errors import InputError
@@ -532,6 +532,19 @@ def test_a_stream_without_functional_rows_is_refused_under_a_constraint(make_tra
     config = {"rewards": [length_reward, Lucky()], "target_entropy_coef": 0.0, "shuffle_dataset": None}
     with pytest.raises(InputError, match="no functional rows, and the constraint is held on them"):
         make_trainer(data=creative, constraint_limit=0.1, **config).train()
+
+
+@pytest.mark.parametrize("kind", ["creative", "odd"])
+def test_an_endless_stream_is_not_read_for_ever(kind, make_trainer):
+    def rows():
+        yield {"prompt": "Once", "domain": "creative"}
+        while True:
+            yield {"prompt": "Once", "domain": kind}
+
+    says = {"creative": "no functional rows among its first 10000, and", "odd": "is of domain 'odd'"}[kind]
+    config = {"rewards": [length_reward, Lucky()], "target_entropy_coef": 0.0, "shuffle_dataset": None}
+    with pytest.raises(InputError, match=says):
+        make_trainer(data=IterableDataset.from_generator(rows), constraint_limit=0.1, **config)
 
 
 def test_evaluation_sets_need_domains_too(make_trainer, prompts):

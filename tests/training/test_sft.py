@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from peft import LoraConfig, get_peft_model
 
 from ugap.errors import InputError
@@ -264,6 +264,17 @@ def test_a_stream_with_a_row_of_an_unknown_domain_is_refused(make_trainer, sente
     odd = sentences.map(lambda row: {"domain": row["domain"].capitalize()}).to_iterable_dataset()
     with pytest.raises(InputError, match="is of domain 'Creative'"):
         make_trainer(data=odd, max_length=32).train()
+
+
+def test_a_stream_without_functional_rows_is_refused_under_a_constraint(make_trainer):
+    def rows():
+        while True:
+            yield {"text": "Once upon a time", "domain": "creative"}
+
+    stream = IterableDataset.from_generator(rows)
+    with pytest.raises(InputError, match="no functional rows among its first 10000, and the constraint"):
+        make_trainer(data=stream, constraint_limit=0.1)
+    make_trainer(data=stream, max_length=32).train()
 
 
 @pytest.mark.parametrize(

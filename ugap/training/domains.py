@@ -8,14 +8,16 @@ from datasets import Dataset, IterableDataset
 from ugap.errors import InputError
 
 CREATIVE, FUNCTIONAL = "creative", "functional"
-NO_FUNCTIONAL = "the training set has no functional rows, and the constraint is held on them"
+# Rows of a stream, which may be endless, among which functional ones are looked for.
+STREAM_ROWS = 10_000
 
 
 def check_domains(dataset: Dataset | IterableDataset, *, constrained: bool) -> None:
     """Refuse a training set whose rows do not say their domain, or have none to hold a constraint on.
 
     Args:
-        dataset (`Dataset` or `IterableDataset`): The rows; of a stream only the columns can be checked.
+        dataset (`Dataset` or `IterableDataset`): The rows; of a stream only the columns are checked, and for a
+            constraint its first rows.
         constrained (`bool`): Whether functional rows are needed.
 
     Raises:
@@ -29,12 +31,29 @@ def check_domains(dataset: Dataset | IterableDataset, *, constrained: bool) -> N
         ugap.errors.InputError: the training set has no column 'domain'; it has 'text'
     """
     domains = _domains(dataset, "the training set")
-    if domains is None:
-        return
-    if CREATIVE not in domains:
+    if domains is not None and CREATIVE not in domains:
         raise InputError("the training set has no creative rows")
-    if constrained and FUNCTIONAL not in domains:
-        raise InputError(NO_FUNCTIONAL)
+    if constrained:
+        functional_rows(dataset, 1)
+
+
+def functional_rows(dataset: Dataset | IterableDataset, most: int) -> list[Mapping[str, Any]]:
+    """The first functional rows of a training set, at most so many; of a stream, those among its first 10,000 rows.
+
+    Raises:
+        InputError: If there is none, or a row before them is of neither domain.
+    """
+    rows = dataset.take(STREAM_ROWS) if isinstance(dataset, IterableDataset) else dataset
+    found, n = [], 0
+    for n, row in enumerate(rows, 1):  # noqa: B007
+        if not is_creative(row.get("domain")):
+            found.append(row)
+        if len(found) == most:
+            break
+    if not found:
+        where = f"no functional rows among its first {n}" if n == STREAM_ROWS else "no functional rows"
+        raise InputError(f"the training set has {where}, and the constraint is held on them")
+    return found
 
 
 def check_evaluation_domains(datasets: Any) -> None:

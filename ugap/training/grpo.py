@@ -20,7 +20,6 @@
 """
 
 import inspect
-import itertools
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -50,10 +49,10 @@ from ugap.training.data import start_with_bos
 from ugap.training.domains import (
     CREATIVE,
     FUNCTIONAL,
-    NO_FUNCTIONAL,
     check_domains,
     check_evaluation_domains,
     evaluation_sets,
+    functional_rows,
     is_creative,
 )
 from ugap.training.entropy_band import EntropyBandCallback
@@ -252,10 +251,7 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
             most (`int`, *optional*, defaults to `64`): Rows that are tried, each once.
         """
         assert self.factual is not None
-        functional = (row for row in self.train_dataset if not is_creative(row.get("domain")))
-        rows = list(itertools.islice(functional, most))
-        if not rows:
-            raise InputError(NO_FUNCTIONAL)
+        rows = functional_rows(self.train_dataset, most)
         generator = torch.Generator(self.accelerator.device).manual_seed(self.args.seed)
         warpers = [TemperatureLogitsWarper(self.temperature)] if self.temperature != 1 else []
         with (

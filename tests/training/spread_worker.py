@@ -50,8 +50,8 @@ SETTINGS: dict[str, Any] = {
     "max_grad_norm": 0.0,
     "learning_rate": 0.0,
 }
-# Times, TRL's own mean over micro-batches, and what says how the rows are spread.
-OTHERS = ("runtime", "per_second", "time", "total_flos", "entropy", "train_loss")
+# Times, and what says how the rows are spread.
+OTHERS = ("runtime", "per_second", "time", "total_flos", "train_loss")
 
 
 class Lucky(FactualityReward):

@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 from transformers import Trainer
-from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+from trl import DPOTrainer, GRPOConfig, GRPOTrainer, RLOOTrainer, SFTConfig, SFTTrainer
 from trl.models import unwrap_model_for_generation
 
 HOOKS = [
@@ -24,6 +24,17 @@ HOOKS = [
     (SFTTrainer, "_set_signature_columns_if_needed", []),
     (SFTTrainer, "_save_checkpoint", ["model", "trial"]),
     (SFTTrainer, "compute_loss", ["model", "inputs", "return_outputs", "num_items_in_batch"]),
+    (SFTTrainer, "_prepare_dataset", ["dataset", "processing_class"]),
+    (DPOTrainer, "_prepare_dataset", ["dataset", "processing_class"]),
+    (RLOOTrainer, "_tokenize_prompts", ["prompts"]),
+    (GRPOTrainer, "log", ["logs", "start_time"]),
+    (Trainer, "get_batch_samples", ["epoch_iterator", "num_batches", "device"]),
+    (Trainer, "_get_num_items_in_batch", ["batch_samples", "device"]),
+    (
+        Trainer,
+        "evaluation_loop",
+        ["dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix"],
+    ),
     (Trainer, "_load_optimizer_and_scheduler", ["checkpoint"]),
     (Trainer, "_get_output_dir", ["trial"]),
 ]
@@ -37,7 +48,9 @@ def test_the_hook_is_there(trainer, name, arguments):
 
 def test_the_settings_are_there():
     fields = GRPOConfig.__dataclass_fields__
-    for name in ("multi_objective_aggregation", "entropy_coef", "use_adaptive_entropy", "ds3_gather_for_generation"):
+    for name in ("multi_objective_aggregation", "entropy_coef", "use_adaptive_entropy", "steps_per_generation"):
+        assert name in fields
+    for name in ("ds3_gather_for_generation", "chat_template_kwargs"):
         assert name in fields
     assert (fields["scale_rewards"].default, fields["use_vllm"].default) == ("group", False)
     assert SFTConfig.__dataclass_fields__["loss_type"].default == "nll"

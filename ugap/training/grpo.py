@@ -419,10 +419,15 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
         logps, entropies = self._logps, self._entropies
         self._logps = self._entropies = None
         assert logps is not None
+        assert entropies is not None
+        mask = (
+            inputs["completion_mask"] if "tool_mask" not in inputs else inputs["completion_mask"] * inputs["tool_mask"]
+        )
+        # In the place of TRL's, which is a mean over means of micro-batches.
+        self._add_to_log(self._mode, {"entropy": ((entropies * mask).sum(), int(mask.sum()))})
         if self.args.functional_beta:
             loss = loss + self.args.functional_beta * self._functional_kl(logps, inputs)
         if self.args.target_entropy_coef:
-            assert entropies is not None
             loss = loss + self.args.target_entropy_coef * self._entropy_term(entropies, inputs)
         return loss
 

@@ -87,7 +87,7 @@ def run(arguments: Arguments) -> None:
     if not (tuned or arguments.match):
         raise InputError("there is nothing to compare the base with: name an --adapter, a --tuned model, or --match")
     output = Path(arguments.output)
-    refuse_results(output, arguments.resume, PARTS)
+    refuse_results(arguments.output, arguments.resume, PARTS)
     rows, others, settings = compared(
         arguments,
         arguments.model,

@@ -424,7 +424,7 @@ def _bytes(dtype: str) -> int:
 
 
 def _reason(error: Exception) -> str:
-    from ugap.scoring.scorer import is_out_of_memory
+    from ugap.errors import is_out_of_memory
 
     text = " ".join(str(error).split()) or "no message"
     if is_out_of_memory(error):

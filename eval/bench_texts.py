@@ -33,7 +33,7 @@ from ugap.cli.arguments import option, parse
 from ugap.cli.programs import load_program
 from ugap.cli.suggest import did_you_mean
 from ugap.data import DEMO, load_texts
-from ugap.errors import InputError
+from ugap.errors import InputError, is_out_of_memory
 from ugap.files import replacing
 from ugap.models import load_model
 from ugap.scoring import Scorer, batches, bfloat16, cpu_head, implementation
@@ -41,7 +41,6 @@ from ugap.scoring.encoding import encode
 from ugap.scoring.implementation import Impl
 from ugap.scoring.output_head import backbone
 from ugap.scoring.projection import Precision
-from ugap.scoring.scorer import is_out_of_memory
 
 if TYPE_CHECKING:
     from eval import measuring

@@ -116,7 +116,7 @@ def run(arguments: Arguments) -> None:
     rows = load_domain(arguments.data, arguments.domain)
     others = load_domain(arguments.tune, arguments.domain) if arguments.tune else []
     output = Path(arguments.output)
-    refuse_results(output, arguments.resume, PARTS)
+    refuse_results(arguments.output, arguments.resume, PARTS)
     own = ("model", "decoding", "seeds", "output", "resume", "device", "trust_remote_code")
     settings = {
         **{name: value for name, value in asdict(arguments).items() if name not in own},

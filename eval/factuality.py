@@ -105,7 +105,7 @@ def run(arguments: Arguments) -> None:
     if arguments.seeds < 1:
         raise InputError(f"seeds is {arguments.seeds}, and at least 1 is needed")
     output, adapter = Path(arguments.output), Path(arguments.adapter) if arguments.adapter is not None else None
-    refuse_results(output, arguments.resume, "parts")
+    refuse_results(arguments.output, arguments.resume, "parts")
     with locked(output):
         settings: dict[str, Any] = {
             "model": arguments.model,

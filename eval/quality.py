@@ -103,7 +103,7 @@ def run(arguments: Arguments) -> None:
     if arguments.pmi and arguments.prompt is None:
         raise InputError("--pmi needs --prompt: the column of what stands before the text")
     output = Path(arguments.output)
-    refuse_results(output, arguments.resume, PARTS)
+    refuse_results(arguments.output, arguments.resume, PARTS)
     with locked(output):
         texts = load_rated(
             arguments.data,

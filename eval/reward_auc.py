@@ -107,7 +107,7 @@ def run(arguments: Arguments) -> None:
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}, and at least 1 is needed")
     output = Path(arguments.output)
-    refuse_results(output, arguments.resume, PARTS)
+    refuse_results(arguments.output, arguments.resume, PARTS)
     decodings = parse_decodings(arguments.decoding)
     rows = load_domain(arguments.data, arguments.domain)
 

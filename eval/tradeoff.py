@@ -114,7 +114,7 @@ def run(arguments: Arguments) -> None:
     if arguments.facts == "none":
         raise InputError("the trade-off is with the facts of the probe: --facts none leaves nothing to plot")
     output = Path(arguments.output)
-    refuse_results(output, arguments.resume, PARTS, "runs")
+    refuse_results(arguments.output, arguments.resume, PARTS, "runs")
     config = training_config(arguments)
     sweep = planned(arguments)
     added = [Tuned.parse(word, is_adapter=True) for word in arguments.add]

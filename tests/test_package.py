@@ -139,8 +139,8 @@ class TestRooms:
 class TestImport:
     def test_the_names_of_the_package(self):
         assert set(ugap.__all__) <= set(dir(ugap))
-        with pytest.raises(AttributeError, match="no attribute 'Scorrer'"):
-            _ = ugap.Scorrer
+        with pytest.raises(AttributeError, match="No ugap attribute Scorrer"):
+            _ = vars(ugap)["__getattr__"]("Scorrer")
 
     def test_the_names_load_at_first_use(self):
         assert [getattr(ugap, name).__name__ for name in ugap.__all__] == ugap.__all__
@@ -156,6 +156,20 @@ class TestImport:
     def test_help_needs_no_torch(self, code):
         printed = python(f"{code}\nimport sys\nprint('torch' in sys.modules)")
         assert printed.splitlines()[-1] == "False"
+
+    @pytest.mark.parametrize(
+        ("name", "heavy"),
+        [
+            ("sampling.HumanEntropyLogitsProcessor", ["scipy", "accelerate", "datasets", "pandas", "peft", "rich"]),
+            ("sampling.generate", ["datasets", "pandas", "peft", "trl"]),
+            ("scoring.Scorer", ["datasets", "pandas", "peft", "trl"]),
+            ("study.named", ["torch", "numpy", "accelerate"]),
+        ],
+    )
+    def test_a_name_loads_no_more_than_it_needs(self, name, heavy):
+        package, _, name = name.partition(".")
+        code = f"from ugap.{package} import {name}\nimport sys\nprint([one for one in {heavy} if one in sys.modules])"
+        assert python(code).splitlines()[-1] == "[]"
 
 
 class TestPrograms:

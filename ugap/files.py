@@ -133,7 +133,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def refuse_results(folder: str | Path, resume: bool, *made: str) -> None:
-    """Refuse a folder that holds results already, where they are not to be gone on with.
+    """Refuse what is no folder, and one that holds results already, where they are not to be gone on with.
 
     Args:
         folder (`str` or `Path`): The folder of the results.
@@ -143,6 +143,10 @@ def refuse_results(folder: str | Path, resume: bool, *made: str) -> None:
     Raises:
         InputError: As said.
     """
+    if not str(folder):
+        raise InputError("'' names no folder to write to")
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise InputError(f"{folder}: not a folder; choose another output")
     if not resume and any((Path(folder) / name).exists() for name in made):
         raise InputError(f"{folder}: there are results already; add --resume to go on, or choose another folder")
 

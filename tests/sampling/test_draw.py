@@ -7,7 +7,7 @@ from scipy.stats import chisquare
 from transformers import LogitsProcessorList
 
 from ugap.sampling import DrawLogitsProcessor, draw
-from ugap.sampling.draw import _BLOCK
+from ugap.sampling.drawing import _BLOCK
 
 SEED = 5
 CHUNK = 2_000

@@ -3,7 +3,7 @@ import random
 import pytest
 
 from ugap.errors import InputError
-from ugap.scoring.encoding import text_fault
+from ugap.unicode import text_fault
 from ugap.study.corruptions import looped, of_other_sources, random_tokens, shuffled_words
 from ugap.study.excerpts import Excerpt
 

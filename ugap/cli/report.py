@@ -32,7 +32,7 @@ def run(arguments: Arguments) -> None:
     from ugap.report.page import write_page
     from ugap.terminal import one_line
 
-    if not arguments.folders:
+    if not all(arguments.folders) or not arguments.folders:
         raise InputError("name the folder of a study (see ugap report --help)")
     runs = write_page(arguments.folders, arguments.output)
     for folder, made in zip(arguments.folders, runs, strict=True):

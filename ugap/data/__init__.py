@@ -1,7 +1,6 @@
 """Text in, rows out: text sets from files, the Hub or the embedded demo, and the parts of long jobs."""
 
-from ugap.data.demo import DEMO
-from ugap.data.parts import PartStore, content_hash, part_key
-from ugap.data.texts import TextRow, load_texts
+import lazy_loader
 
-__all__ = ["DEMO", "PartStore", "TextRow", "content_hash", "load_texts", "part_key"]
+# The names of `__init__.pyi`; each loads its module at first use.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

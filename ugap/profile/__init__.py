@@ -1,7 +1,6 @@
 """The human profile: what human text of one domain looks like to one scorer."""
 
-from ugap.profile.calibration import CalibrationCurve, EntropyBins
-from ugap.profile.domain import DomainProfile
-from ugap.profile.profile import HumanProfile, Quantiles
+import lazy_loader
 
-__all__ = ["CalibrationCurve", "DomainProfile", "EntropyBins", "HumanProfile", "Quantiles"]
+# The names of `__init__.pyi`; each loads its module at first use.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import isotonic_regression
 
 MOST_BINS = 64
 TOKENS_PER_BIN = 200
@@ -201,5 +200,7 @@ def fit_calibration(
 def _isotonic(sums: FloatArray, counts: FloatArray, h: FloatArray) -> FloatArray:
     """Isotonic regression of the bins' means on `h`; a bin that a resample left empty is interpolated."""
     filled = counts > 0
+    from scipy.optimize import isotonic_regression  # half a second, and only fitting needs it
+
     fitted = isotonic_regression(sums[filled] / counts[filled], weights=counts[filled]).x
     return np.asarray(np.interp(h, h[filled], fitted), dtype=np.float64)

@@ -1,16 +1,6 @@
 """What a study found, for people: findings in words, tables and plots."""
 
-from ugap.report.plots import plot_calibration, plot_distributions, plot_gap
-from ugap.report.tables import console_table, markdown
-from ugap.report.words import findings
-from ugap.report.write import write_report
+import lazy_loader
 
-__all__ = [
-    "console_table",
-    "findings",
-    "markdown",
-    "plot_calibration",
-    "plot_distributions",
-    "plot_gap",
-    "write_report",
-]
+# The names of `__init__.pyi`; each loads its module at first use.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

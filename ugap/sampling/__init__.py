@@ -1,26 +1,6 @@
 """Decoding at human uncertainty: the logits processor, the three modes, and adapters for serving engines."""
 
-from ugap.sampling.draw import draw
-from ugap.sampling.draw_processor import DrawLogitsProcessor
-from ugap.sampling.export import export_custom_generate
-from ugap.sampling.figures import human_figures, profile_of, weight_of
-from ugap.sampling.generation import Generation, generate, generation_kwargs
-from ugap.sampling.human import MODES, HumanSampler
-from ugap.sampling.processor import HumanEntropyLogitsProcessor
-from ugap.sampling.temperature import solve_temperature
+import lazy_loader
 
-__all__ = [
-    "MODES",
-    "DrawLogitsProcessor",
-    "Generation",
-    "HumanEntropyLogitsProcessor",
-    "HumanSampler",
-    "draw",
-    "export_custom_generate",
-    "generate",
-    "generation_kwargs",
-    "human_figures",
-    "profile_of",
-    "solve_temperature",
-    "weight_of",
-]
+# The names of `__init__.pyi`; each loads its module at first use.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -23,7 +23,7 @@ from ugap.terminal import one_line
 
 # Module of this package by its name in the folder; they import each other relatively, and nothing of `ugap` besides.
 MODULES = {
-    "draw.py": "draw.py",
+    "drawing.py": "drawing.py",
     "temperature.py": "temperature.py",
     "human.py": "human.py",
     "steps.py": "steps.py",

@@ -1,17 +1,21 @@
-"""From a human profile to the few figures that a sampler needs, as plain lists."""
+"""From a human profile to the few figures that a sampler needs, as plain lists.
+
+SciPy and the models of transformers take seconds to import, so that only the functions that need them import them.
+"""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.optimize import isotonic_regression
-from transformers import PreTrainedModel
 
 from ugap.errors import InputError
 from ugap.profile import HumanProfile
 from ugap.sampling.figures_processor import mode_weight
 from ugap.scoring import ScorerId
 from ugap.scoring.identity import weight_hash
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TAIL = 0.999
 
@@ -49,6 +53,8 @@ def human_figures(profile: HumanProfile | str | Path, domain: str, tail: float |
             raise InputError(f"tail {tail!r}: the human profile has the rank levels {', '.join(map(str, levels))}")
         # Deep ranks are rare, so their quantiles are noisy; people reach no less far where the model knows less.
         quantiles = np.log(np.maximum(figures.bins.rank[:, levels.index(tail)], 1))
+        from scipy.optimize import isotonic_regression
+
         smooth = isotonic_regression(quantiles, weights=figures.bins.n_tokens).x
         ranks = np.ceil(np.exp(smooth)).astype(int).tolist()
     entropy = loaded.quantiles(domain, "entropy")
@@ -80,7 +86,7 @@ def weight_of(mode: str | None, weight: float | None) -> float:
         raise InputError(str(error)) from error
 
 
-def profile_of(model: PreTrainedModel, profile: HumanProfile | str | Path | None = None) -> HumanProfile:
+def profile_of(model: "PreTrainedModel", profile: HumanProfile | str | Path | None = None) -> HumanProfile:
     """The human profile of a model: the one that is given, checked, or else the shipped one of its weights.
 
     Raises:

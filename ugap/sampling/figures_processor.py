@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from .draw import only
+from .drawing import only
 from .human import MODES, Drawn, HumanSampler, State, Step, checked_weight
 from .steps import step_scores, taken_surprisal
 

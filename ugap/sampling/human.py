@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .draw import draw
+from .drawing import draw
 from .temperature import (
     FAR,
     MAX_TEMPERATURE,

@@ -1,7 +1,6 @@
 """The scoring module: a model and texts to surprisal, entropy, varentropy and rank per token."""
 
-from ugap.scoring.head import HeadStatistics, head_statistics
-from ugap.scoring.scorer import Scorer
-from ugap.scoring.token_scores import ScorerId, TokenScores
+import lazy_loader
 
-__all__ = ["HeadStatistics", "Scorer", "ScorerId", "TokenScores", "head_statistics"]
+# The names of `__init__.pyi`; each loads its module at first use.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -12,7 +12,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ugap.errors import InputError
-from ugap.unicode import text_fault as text_fault
+from ugap.unicode import text_fault
 
 # A text of more is no text but a mistake, such as a whole corpus in one row: scoring it would take days.
 MAX_CHARACTERS = 2_000_000

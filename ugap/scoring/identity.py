@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from accelerate.utils import align_module_device
 
 SAMPLES = 4096
 # Where PEFT puts the layer that an adapter stands beside: `q_proj.base_layer.weight`, and `q_proj.lora_A...` beside it.
@@ -21,6 +20,8 @@ def weight_hash(model: torch.nn.Module, *, adapters: bool = False) -> str:
     has the hash of the base model alone, or with `adapters` that of both. An offloaded model has the one that it has in
     memory.
     """
+    from accelerate.utils import align_module_device
+
     digest = hashlib.sha256()
     own = dict(_own_parameters(model))
     if adapters:

@@ -16,13 +16,11 @@ import torch
 from rich.progress import Progress
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ugap.errors import InputError, reading
-from ugap.errors import is_out_of_memory as is_out_of_memory
+from ugap.errors import InputError, is_out_of_memory, reading
 from ugap.models import load_model
 from ugap.scoring.batches import Batch, Request, plan, windows
 from ugap.scoring.bfloat16 import FloatProducts, has_bfloat16_units
 from ugap.scoring.context import Regimes, context_limit, shares_prefixes, states_after
-from ugap.scoring.dataset import AnyDataset, score_dataset
 from ugap.scoring.encoding import Encoded, encode
 from ugap.scoring.identity import weight_hash
 from ugap.scoring.implementation import Impl
@@ -32,6 +30,8 @@ from ugap.scoring.token_scores import ScorerId, TokenScores
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+    from ugap.scoring.dataset import AnyDataset
 
 logger = logging.getLogger(__name__)
 
@@ -250,7 +250,7 @@ class Scorer:
 
     def score_dataset(
         self,
-        dataset: AnyDataset,
+        dataset: "AnyDataset",
         *,
         text_column: str = "text",
         prefix_column: str | None = None,
@@ -259,7 +259,7 @@ class Scorer:
         batch_size: int = 256,
         skip_bad: bool = False,
         progress: bool = True,
-    ) -> AnyDataset:
+    ) -> "AnyDataset":
         """Score a column of texts of a data set.
 
         A `Dataset` gives a `Dataset`, written to the cache folder of `datasets` as it is scored (scoring the same rows
@@ -294,6 +294,8 @@ class Scorer:
             >>> rows = Dataset.from_dict({"text": ["It rained all day."]})  # doctest: +SKIP
             >>> scorer.score_dataset(rows)["surprisal"]  # doctest: +SKIP
         """
+        from ugap.scoring.dataset import score_dataset  # `datasets` takes a second to import
+
         return score_dataset(
             self,
             dataset,

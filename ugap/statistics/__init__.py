@@ -1,27 +1,6 @@
 """Paired gaps with cluster-bootstrap intervals, contrasts, correlations, proportions, variety, Holm's correction."""
 
-from ugap.statistics.contrast import Contrast, contrast_independent, contrast_paired
-from ugap.statistics.correlation import Correlation, correlation
-from ugap.statistics.diversity import distinct_n, repetition
-from ugap.statistics.gap import GapEstimate, paired_gap
-from ugap.statistics.inverted_u import InvertedU, inverted_u
-from ugap.statistics.proportions import McNemar, mcnemar, wilson
-from ugap.statistics.significance import holm
+import lazy_loader
 
-__all__ = [
-    "Contrast",
-    "Correlation",
-    "GapEstimate",
-    "InvertedU",
-    "McNemar",
-    "contrast_independent",
-    "contrast_paired",
-    "correlation",
-    "distinct_n",
-    "holm",
-    "inverted_u",
-    "mcnemar",
-    "paired_gap",
-    "repetition",
-    "wilson",
-]
+# The names of `__init__.pyi`; each loads its module at first use.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -9,12 +9,9 @@ import zlib
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike
-from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.spatial.distance import squareform
+from numpy.typing import ArrayLike, NDArray
 
 from ugap.errors import InputError
-from ugap.statistics.bootstrap import FloatArray
 
 LIKE = 0.4  # cosine distance up to which two texts say about the same, see `n_clusters`
 
@@ -172,11 +169,14 @@ def n_clusters(embeddings: ArrayLike, threshold: float = LIKE) -> int:
         return len(unit)
     distances = np.clip(1 - unit @ unit.T, 0.0, 2.0)
     np.fill_diagonal(distances, 0.0)
+    from scipy.cluster.hierarchy import fcluster, linkage  # half a second, and the sampler imports this module
+    from scipy.spatial.distance import squareform
+
     tree = linkage(squareform(distances, checks=False), "average")
     return int(fcluster(tree, threshold, "distance").max())
 
 
-def _unit(embeddings: ArrayLike) -> FloatArray:
+def _unit(embeddings: ArrayLike) -> NDArray[np.float64]:
     array = np.asarray(embeddings, dtype=np.float64)
     if array.ndim != 2 or not array.size or not np.isfinite(array).all():
         raise ValueError(f"embeddings: expected finite rows, one per text, got an array of shape {array.shape}")

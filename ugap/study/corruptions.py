@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from ugap.errors import InputError
-from ugap.scoring.encoding import text_fault
 from ugap.study.excerpts import Excerpt
+from ugap.unicode import text_fault
 
 
 def random_tokens(tokenizer: PreTrainedTokenizerBase, n: int, rng: random.Random) -> str:

@@ -12,9 +12,9 @@ from typing import Any
 
 from ugap.data.readers import BadRow, read_records
 from ugap.errors import InputError
-from ugap.scoring.encoding import text_fault
 from ugap.statistics import contrast_paired, holm
 from ugap.statistics.bootstrap import Clusters, Group, column, interval
+from ugap.unicode import text_fault
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,9 @@ import torch
 import yaml
 
 from ugap.data import TextRow, content_hash
-from ugap.errors import InputError
+from ugap.errors import InputError, is_out_of_memory
 from ugap.files import locked, refuse_results, replacing
 from ugap.models.revision import is_commit, is_local, resolve_commit
-from ugap.scoring.scorer import is_out_of_memory
 from ugap.study.decodings import DECODINGS, Settings
 from ugap.study.store import rows_hash
 from ugap.study.study import PARTS, StudySettings, run_locked
@@ -249,6 +248,7 @@ def run_many(
     Raises:
         InputError: If the folder holds another study, settings or texts are bad, or no model of the study can be run.
     """
+    refuse_results(output, resume=True)
     output, (index, n_shards) = Path(output), shard
     if not 0 <= index < n_shards:
         raise InputError(f"shard {index}/{n_shards}: the first number goes from 0 to one less than the second")

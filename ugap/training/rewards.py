@@ -33,10 +33,10 @@ from ugap.profile import HumanProfile
 from ugap.profile.texts import FEATURES, FEWEST_TOKENS
 from ugap.scoring import Scorer
 from ugap.scoring.batches import Request
-from ugap.scoring.encoding import text_fault
 from ugap.study.factuality import answer_words, first_named, starts_with
 from ugap.training.domains import CREATIVE, FUNCTIONAL
 from ugap.training.shared_scorer import SharedScorer
+from ugap.unicode import text_fault
 
 Message = Mapping[str, Any]
 Text = str | Sequence[Message]

@@ -8,7 +8,7 @@ Design choices:
   falls, each with a 95% interval that leaves 0 out. The lines may jump at the peak; between them they share strata and
   control.
 - The peak has to lie between the 10% and the 90% quantile of the measure: beyond it there are too few texts for a line.
-- Texts are compared within strata, and a control enters as a linear term (see `ugap.statistics.correlation`, also for
+- Texts are compared within strata, and a control enters as a linear term (see `ugap.statistics.correlations`, also for
   the resamples). Intervals are Student's with the bootstrap's standard error; that of the peak, a ratio, is of the
   bootstrap's quantiles, and is given only where the quadratic term can be told from 0.
 - Both sides are standardised: a term is in standard deviations of `y` per (squared) standard deviation of `x`.
@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from ugap.statistics.bootstrap import LEVEL, FloatArray, Sources, column
-from ugap.statistics.correlation import FEWEST_FREEDOM, draw, strata_of
+from ugap.statistics.correlations import FEWEST_FREEDOM, draw, strata_of
 
 EDGES = (0.1, 0.9)  # quantiles of x between which a peak can have a line on either side
 _NONE = (math.nan, math.nan)

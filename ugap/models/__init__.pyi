@@ -1,0 +1,11 @@
+from .adapter import adapter_hash as adapter_hash
+from .adapter import with_adapter as with_adapter
+from .assets import ASSETS as ASSETS
+from .assets import Asset as Asset
+from .assets import asset_path as asset_path
+from .cache import cache_dir as cache_dir
+from .chat import chat_ids as chat_ids
+from .gguf import convert_gguf as convert_gguf
+from .load import load_model as load_model
+from .wheels import Wheel as Wheel
+from .wheels import fetch_wheel as fetch_wheel

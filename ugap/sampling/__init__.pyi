@@ -1,0 +1,13 @@
+from .draw_processor import DrawLogitsProcessor as DrawLogitsProcessor
+from .drawing import draw as draw
+from .export import export_custom_generate as export_custom_generate
+from .figures import human_figures as human_figures
+from .figures import profile_of as profile_of
+from .figures import weight_of as weight_of
+from .generation import Generation as Generation
+from .generation import generate as generate
+from .generation import generation_kwargs as generation_kwargs
+from .human import MODES as MODES
+from .human import HumanSampler as HumanSampler
+from .processor import HumanEntropyLogitsProcessor as HumanEntropyLogitsProcessor
+from .temperature import solve_temperature as solve_temperature

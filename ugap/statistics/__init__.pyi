@@ -1,0 +1,15 @@
+from .contrast import Contrast as Contrast
+from .contrast import contrast_independent as contrast_independent
+from .contrast import contrast_paired as contrast_paired
+from .correlations import Correlation as Correlation
+from .correlations import correlation as correlation
+from .diversity import distinct_n as distinct_n
+from .diversity import repetition as repetition
+from .gap import GapEstimate as GapEstimate
+from .gap import paired_gap as paired_gap
+from .proportions import McNemar as McNemar
+from .proportions import mcnemar as mcnemar
+from .proportions import wilson as wilson
+from .significance import holm as holm
+from .u_shape import InvertedU as InvertedU
+from .u_shape import inverted_u as inverted_u

@@ -1,0 +1,12 @@
+from .decodings import parse_decodings as parse_decodings
+from .many import ManySettings as ManySettings
+from .many import ModelEntry as ModelEntry
+from .many import run_many as run_many
+from .many_contrasts import contrast_many as contrast_many
+from .many_contrasts import read_levels as read_levels
+from .measures import MEASURES as MEASURES
+from .named import DECODINGS as DECODINGS
+from .named import STUDIED as STUDIED
+from .study import StudyResult as StudyResult
+from .study import StudySettings as StudySettings
+from .study import run_study as run_study

@@ -1,6 +1,7 @@
 """What is wrong with a training is said before it starts: one line, exit status 2, and nothing is left behind."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ugap.cli.main import main
+from ugap.files import locked
 
 
 @pytest.fixture
@@ -231,3 +233,45 @@ class TestFolder:
         assert record["settings"]["data"] == [texts_file]
         assert record["config"]["constraint_limit"] == 0.01
         assert record["settings"]["every"] == 0
+
+
+class TestGoingOn:
+    """A run does not go on with other content of the same names."""
+
+    @pytest.fixture
+    def again(self, finished, train, tmp_path):
+        folder = tmp_path / "run"
+        shutil.copytree(finished, folder)
+        return folder
+
+    def test_other_texts(self, again, said, texts_file, text_rows, tmp_path):
+        """The file is edited, and keeps its name."""
+        with open(texts_file, encoding="utf-8") as file:
+            before = file.read()
+        try:
+            with open(texts_file, "w", encoding="utf-8") as file:
+                file.writelines(json.dumps({**row, "text": row["text"] + " The end."}) + "\n" for row in text_rows)
+            line = said("sft", "--max_steps", "2", "--every", "0", "--resume_from_checkpoint", "yes", folder=again)
+        finally:
+            with open(texts_file, "w", encoding="utf-8") as file:
+                file.write(before)
+        assert f"{again}: the run there has data_hash " in line
+
+    def test_another_base(self, again, said, tiny_folder, make_model):
+        """The base was trained further in its folder."""
+        model = make_model("llama", eos_token_id=0)
+        for parameter in model.parameters():
+            parameter.data.mul_(1.1)
+        weights = tiny_folder / "model.safetensors"
+        before = weights.read_bytes()
+        try:
+            model.save_pretrained(tiny_folder)
+            line = said("sft", "--max_steps", "2", "--every", "0", "--resume_from_checkpoint", "yes", folder=again)
+        finally:
+            weights.write_bytes(before)
+        assert f"{again}: the run there has weight_hash " in line
+
+    def test_a_folder_in_which_another_process_trains(self, said, tmp_path):
+        with locked(tmp_path / "run"):
+            line = said("sft")
+        assert line == f"{tmp_path / 'run'}: another process is writing there; wait, or choose another output"

@@ -119,10 +119,12 @@ def _start(path: Path, words: Sequence[str]) -> int:
     if launch.asked:
         return run_launched(path, launch, own)
     from ugap.cli.training import say
+    from ugap.files import locked
     from ugap.training.termination import STATUS, Terminated
 
     try:
-        module.run(arguments, config)
+        with locked(config.output_dir):
+            module.run(arguments, config)
     except Terminated as ended:
         say(f"ugap: {ended}; --resume_from_checkpoint yes goes on from there", sys.stderr)
         return STATUS

@@ -278,7 +278,7 @@ def train(
     """
     from ugap.training.model_card import before_and_after
     from ugap.training.policy import MERGED, save_merged
-    from ugap.training.run_folder import note_run
+    from ugap.training.run_folder import check_settings, note_run
     from ugap.training.termination import saving_at_sigterm
     from ugap.training.tracking import UncertaintyGapCallback
 
@@ -293,8 +293,10 @@ def train(
         every=arguments.every,
     )
     trainer.add_callback(gap)
+    content = trained_on(trainer, data)
+    check_settings(args.output_dir if checkpoint is None else checkpoint.parent, content)
     begin_trackers(trainer)
-    note_run(args.output_dir, {"program": program, **vars(arguments)}, config=args.to_dict())
+    note_run(args.output_dir, {"program": program, **vars(arguments), **content}, config=args.to_dict())
     say(f"training into {args.output_dir}: {_effective(args)}")
     with within_memory(args), saving_at_sigterm(trainer):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -309,6 +311,24 @@ def train(
         with in_one_line():
             trainer.push_to_hub()
     trainer.end()
+
+
+def trained_on(trainer: "Trainer", data: Data) -> dict[str, str]:
+    """Fingerprints of the base and of the texts, which names of folders and files do not tell.
+
+    Of a model that is sharded as it is loaded, no process has the weights: it has no fingerprint.
+    """
+    from ugap.data import content_hash
+    from ugap.scoring.identity import weight_hash
+    from ugap.study.store import rows_hash
+
+    policy: Any = trainer.accelerator.unwrap_model(trainer.model)
+    base = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
+    whole = all(parameter.numel() for parameter in base.parameters())
+    return {
+        "data_hash": content_hash((rows_hash(data.texts), list(data.facts))),
+        **({"weight_hash": weight_hash(base)} if whole else {}),
+    }
 
 
 def check_trackers(config: Any) -> None:

@@ -52,7 +52,7 @@ def open_run(folder: str | Path, resume: str | None, settings: Mapping[str, Any]
             found = Path(resume)
             if not _is_whole(found):
                 raise InputError(f"{resume}: not a checkpoint: it has no trainer_state.json, or a damaged one")
-        _check_settings((folder if found is None else found.parent) / RUN_FILE, settings)
+        check_settings(folder if found is None else found.parent, settings)
     PartialState().wait_for_everyone()
     return found
 
@@ -72,7 +72,13 @@ def _is_whole(checkpoint: Path) -> bool:
         return False
 
 
-def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
+def check_settings(folder: str | Path, settings: Mapping[str, Any]) -> None:
+    """See that the run in a folder, if there is one, was made with these settings, as far as it knows them.
+
+    Raises:
+        InputError: One differs, or the record of the run cannot be read.
+    """
+    path = Path(folder) / RUN_FILE
     try:
         known = dict(json.loads(path.read_text(encoding="utf-8"))["settings"])
     except FileNotFoundError:

@@ -93,7 +93,7 @@ def cut_excerpts(
 
 
 def after_prompt(prompt: str, text: str, separator: str | None = None) -> str:
-    """What comes before a text: its prompt, and what separates the two.
+    r"""What comes before a text: its prompt, and what separates the two.
 
     Args:
         prompt (`str`): The prompt.

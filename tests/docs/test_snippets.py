@@ -1,0 +1,88 @@
+"""Every snippet of the README and the guides runs as it is typed, but for those that say why not."""
+
+import os
+import shlex
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+from tests.docs.pages import GUIDES, ROOT, Snippet, snippets
+
+# How many blocks of a page are not run. A page that hides one more has to say so here.
+NOT_RUN = {
+    "README.md": 1,
+    "docs/quickstart.md": 2,
+    "docs/guides/decode.md": 1,
+    "docs/guides/engines.md": 5,
+    "docs/guides/train.md": 2,
+}
+_MARK = "end of the block that starts in line"
+
+
+def _name(page) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def _commands(snippet: Snippet) -> list[list[str]]:
+    """The commands of a block, without a shell: each is `ugap` and its arguments."""
+    lines = snippet.text.replace("\\\n", " ").splitlines()
+    commands = [shlex.split(line, comments=True) for line in lines]
+    return [[sys.executable, "-m", "ugap.cli.main", *words[1:]] for words in commands if words]
+
+
+def _program(page) -> str:
+    """The blocks of a page as one Python program, which prints a mark behind each of them."""
+    parts = ["import subprocess"]
+    for snippet in snippets(page):
+        if snippet.not_run is not None:
+            continue
+        if snippet.language == "python":
+            parts.append(snippet.text)
+        elif snippet.language == "bash":
+            parts += [f"subprocess.run({command!r}, check=True)" for command in _commands(snippet)]
+        else:
+            continue
+        parts.append(f"print({f'{_MARK} {snippet.line}'!r}, flush=True)")
+    return "\n".join(parts)
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=_name)
+def test_blocks_are_python_commands_of_ugap_or_outputs(page):
+    for snippet in snippets(page):
+        where = f"{_name(page)}, line {snippet.line}"
+        assert snippet.note in ("", "output") or snippet.not_run, where
+        if snippet.not_run is None and snippet.language == "bash":
+            assert all(line.startswith(("ugap ", " ", "#")) for line in snippet.text.splitlines()), where
+        assert snippet.language in ("python", "bash", "text", "bibtex", ""), where
+        if snippet.language == "":
+            # The commands of the Makefile, which other tests and the continuous integration run.
+            assert all(line.startswith("make ") for line in snippet.text.splitlines()), where
+
+
+def test_blocks_that_are_not_run_are_counted():
+    reasons = [
+        (_name(page), snippet.line, snippet.not_run) for page in GUIDES for snippet in snippets(page) if snippet.not_run
+    ]
+    print(*(f"{page}, line {line}: not run: {why}" for page, line, why in reasons), sep="\n")
+    assert Counter(page for page, _, _ in reasons) == NOT_RUN
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", GUIDES, ids=_name)
+def test_the_snippets_of_a_page_run_one_after_another(page, tmp_path):
+    (tmp_path / "page.py").write_text(_program(page), encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "page.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1800
+    )
+    assert done.returncode == 0, f"{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
+    # An output on the page is what the block above it prints.
+    printed, line = done.stdout, 0
+    for snippet in snippets(page):
+        if snippet.note == "output":
+            before = printed.split(f"{_MARK} {line}\n")[0]
+            assert before.split(_MARK)[-1].partition("\n")[2].strip() == snippet.text.strip()
+        elif snippet.not_run is None and snippet.language in ("python", "bash"):
+            line = snippet.line

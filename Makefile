@@ -35,15 +35,15 @@ format: install  ## mend style
 	@$(BIN)/ruff format
 
 bench: $(VENV)/.installed-bench  ## time the scoring of texts, then the scoring head alone, against their baselines
-	@$(BIN)/python eval/bench_texts.py
-	@$(BIN)/python eval/bench_scoring.py
+	@$(BIN)/python eval/benchmarks/bench_texts.py
+	@$(BIN)/python eval/benchmarks/bench_scoring.py
 
 # On a bare GPU machine: its own Python, and in .whl/ the wheels that it lacks.
 bench-gpu: GPU_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 bench-gpu:  ## run what a GPU has to tell, in ten minutes: make bench-gpu OUT=FOLDER
 	@test -n "$(OUT)" || { echo "make bench-gpu OUT=FOLDER: name the folder of the results" >&2; exit 2; }
 	@test ! -d .whl || $(GPU_PYTHON) -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target .site .whl/*.whl
-	@PYTHONPATH=$(CURDIR)/.site:$(CURDIR) $(GPU_PYTHON) eval/bench_gpu.py --output $(OUT)
+	@PYTHONPATH=$(CURDIR)/.site:$(CURDIR) $(GPU_PYTHON) eval/benchmarks/bench_gpu.py --output $(OUT)
 
 clean:  ## remove the environment, builds and caches
 	@rm -rf $(VENV) .site build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

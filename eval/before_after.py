@@ -76,8 +76,8 @@ def run(arguments: Arguments) -> None:
     """
     from ugap.errors import InputError
     from ugap.report.before_after import before_after_tables, plot_before_after
-    from ugap.study.before_after import Tuned, measure_before_after
-    from ugap.study.questions import load_questions
+    from ugap.study.compare.run import Tuned, measure_before_after
+    from ugap.study.probes.questions import load_questions
     from ugap.terminal import Terminal
 
     tuned = [

@@ -144,7 +144,7 @@ def measure(
     from ugap.progress import progress_bar
     from ugap.scoring import Scorer
     from ugap.study.continuations import Continuations, check_writer
-    from ugap.study.study import environment, without_nan
+    from ugap.study.gap.run import environment, without_nan
 
     work = Continuations(Path(arguments.output) / PARTS, dict(settings))
     records = []
@@ -217,7 +217,7 @@ class Writer:
             if decoding == HUMAN:
                 texts = [excerpt.human for excerpt in batch]
             else:
-                told, processors = self._peers(decoding)
+                told, processors = self._baselines(decoding)
                 drawn = (scorer.name, use, decoding, json.dumps(how, sort_keys=True), str(seed), str(number))
                 texts = self.work.write(
                     scorer,
@@ -236,24 +236,24 @@ class Writer:
             self.bar.advance(task, len(batch))
         return out
 
-    def _peers(self, decoding: str) -> "tuple[list[str], list[LogitsProcessor]]":
+    def _baselines(self, decoding: str) -> "tuple[list[str], list[LogitsProcessor]]":
         """What is no decoding of `generate()`: its setting, as parts are told by it, and its processor."""
-        from ugap.sampling import human_figures, profile_of
+        from ugap.sampling import human_params, profile_of
 
         if decoding not in (MIROSTAT, TOP_N_SIGMA):
             return [], []
-        peers = load_program(Path(__file__).with_name("peers.py"))
+        baselines = load_program(Path(__file__).with_name("baselines.py"))
         if decoding == TOP_N_SIGMA:
-            return [], [peers.TopNSigmaLogitsProcessor(1.0)]
-        level = human_figures(profile_of(self.scorer.model, self.arguments.profile), self.arguments.domain)["level"]
-        return [f"level {level}"], [peers.MirostatLogitsProcessor(level)]
+            return [], [baselines.TopNSigmaLogitsProcessor(1.0)]
+        level = human_params(profile_of(self.scorer.model, self.arguments.profile), self.arguments.domain)["level"]
+        return [f"level {level}"], [baselines.MirostatLogitsProcessor(level)]
 
 
 def tuned_temperature(writer: Writer, excerpts: "Sequence[Excerpt]") -> float:
-    """The temperature at which the mean surprisal of what is written is that of people; see `ugap.study.matched`."""
+    """The temperature that matches people's mean surprisal; see `ugap.study.compare.matched`."""
     import numpy as np
 
-    from ugap.study.matched import matched_temperature
+    from ugap.study.compare.matched import matched_temperature
 
     def level(texts: "Sequence[ScoredText]") -> float:
         return float(np.mean([text.scores.nll for text in texts if len(text.scores)]))
@@ -266,8 +266,8 @@ def tuned_temperature(writer: Writer, excerpts: "Sequence[Excerpt]") -> float:
 
 def compare(human: "Sequence[ScoredText]", seeds: "Sequence[Sequence[ScoredText]]") -> dict[str, Any]:
     """One row of the table: what the texts of all seeds are like beside people's, pair by pair cut to one length."""
+    from ugap.study.analysis.variety import variety
     from ugap.study.table import gap_table, pair
-    from ugap.study.variety import variety
 
     (cell,) = pair([*human, *(text for texts in seeds for text in texts)])
     measures = {row["measure"]: row for row in gap_table([cell], seed=0)}

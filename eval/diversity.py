@@ -78,9 +78,9 @@ def run(arguments: Arguments) -> None:
 
     from ugap.errors import InputError
     from ugap.progress import progress_bar
-    from ugap.study.diversity import compare_samples, load_samples
-    from ugap.study.study import environment, without_nan
-    from ugap.study.variety import sample_variety
+    from ugap.study.analysis.diversity import compare_samples, load_samples
+    from ugap.study.analysis.variety import sample_variety
+    from ugap.study.gap.run import environment, without_nan
     from ugap.terminal import Terminal
 
     if not 0 < arguments.threshold < 2:

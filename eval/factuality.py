@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ugap.data import PartStore
     from ugap.data.facts import Fact
-    from ugap.study.factuality import FactResult
+    from ugap.study.probes.facts import FactResult
 
 DESCRIPTION = """\
 Ask a model simple facts: does it hold the right answer for the likeliest, and does it say it under a decoding?
@@ -94,9 +94,9 @@ def run(arguments: Arguments) -> None:
     from ugap.data.facts import load_facts
     from ugap.errors import InputError
     from ugap.models import adapter_hash, load_model, with_adapter
-    from ugap.scoring.identity import weight_hash
+    from ugap.scoring.fingerprint import weight_hash
     from ugap.study.decodings import parse_decodings
-    from ugap.study.study import environment
+    from ugap.study.gap.run import environment
 
     facts, all_facts = load_facts(limit=arguments.limit), load_facts()
     decodings = parse_decodings(arguments.decoding)
@@ -169,7 +169,7 @@ def ask_model(
     from ugap.progress import progress_bar
     from ugap.scoring import Scorer
     from ugap.study.decodings import is_deterministic
-    from ugap.study.factuality import FactResult, contrastive, generative
+    from ugap.study.probes.facts import FactResult, contrastive, generative
 
     scorer = Scorer(model, tokenizer, name=name)
     tests: dict[str, list[Callable[..., FactResult]]] = {CONTRASTIVE: [partial(contrastive, scorer, facts)]}
@@ -205,7 +205,7 @@ def open_parts(folder: Path, settings: Mapping[str, Any]) -> "PartStore":
 def read_results(folder: Path, facts_hash: str) -> list[Result]:
     """The results of another run."""
     from ugap.errors import InputError
-    from ugap.study.factuality import FactResult
+    from ugap.study.probes.facts import FactResult
 
     path = folder / "factuality.json"
     try:
@@ -242,7 +242,7 @@ def pairs(results: Sequence[Result], others: Sequence[Result]) -> Iterator[tuple
 
 def accuracy_rows(result: Result) -> list[dict[str, Any]]:
     """The accuracies of a result as they stand in the record."""
-    from ugap.study.factuality import accuracies
+    from ugap.study.probes.facts import accuracies
 
     return [{"model": result.model, "test": result.test, **asdict(row)} for row in accuracies(result.runs)]
 
@@ -260,7 +260,7 @@ def result_row(result: Result) -> dict[str, Any]:
 
 def comparison_row(a: Result, b: Result) -> dict[str, Any]:
     """A comparison as it stands in the record; null is what cannot be told from so few facts."""
-    from ugap.study.factuality import compare
+    from ugap.study.probes.facts import compare
 
     found = asdict(compare(a.runs, b.runs))
     found["ci95"] = [end if math.isfinite(end) else None for end in found["ci95"]]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ugap.profile import DomainProfile
     from ugap.scoring import Scorer, TokenScores
-    from ugap.study.quality import RatedText
+    from ugap.study.analysis.quality import RatedText
 
 DESCRIPTION = """\
 Relate the uncertainty of rated texts to their ratings: correlations, and whether too little and too much are worse.
@@ -94,8 +94,8 @@ def run(arguments: Arguments) -> None:
     from ugap.errors import InputError
     from ugap.report.quality import plot_curves, plot_quality
     from ugap.scoring import Scorer
-    from ugap.study.quality import human_levels, load_rated, quality_measures, relate
-    from ugap.study.study import environment, without_nan
+    from ugap.study.analysis.quality import human_levels, load_rated, quality_measures, relate
+    from ugap.study.gap.run import environment, without_nan
     from ugap.terminal import Terminal
 
     if arguments.resamples < 100:
@@ -178,7 +178,7 @@ def find_profile(arguments: Arguments, scorer: "Scorer") -> "tuple[DomainProfile
 
 def score(texts: "Sequence[RatedText]", scorer: "Scorer", arguments: Arguments, folder: Path) -> "list[TokenScores]":
     """The scores of the texts; finished parts are kept and read again."""
-    from ugap.study.job import ScoringJob
+    from ugap.study.scoring_job import ScoringJob
     from ugap.study.store import scores_from_row
 
     what = json.dumps([[text.prefix, text.row.text] for text in texts])

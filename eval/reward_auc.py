@@ -99,7 +99,7 @@ def run(arguments: Arguments) -> None:
     from ugap.data.domain import load_domain
     from ugap.errors import InputError
     from ugap.study.decodings import parse_decodings
-    from ugap.study.study import without_nan
+    from ugap.study.gap.run import without_nan
     from ugap.terminal import Terminal
 
     for name in ("limit", "per_text", "prefix_tokens", "max_new_tokens", "batch_size"):
@@ -131,7 +131,7 @@ def measure(
     from ugap.scoring import Scorer
     from ugap.study.continuations import check_writer
     from ugap.study.excerpts import cut_excerpts
-    from ugap.study.study import environment
+    from ugap.study.gap.run import environment
     from ugap.training import UncertaintyReward
 
     def load(name: str) -> Scorer:
@@ -190,8 +190,8 @@ def kinds(
 ) -> dict[str, Kind]:
     """Every kind of text by its name: people's own first."""
     from ugap.errors import InputError
+    from ugap.study.analysis.corruptions import looped, of_other_sources, random_tokens, shuffled_words
     from ugap.study.continuations import contexts_of
-    from ugap.study.corruptions import looped, of_other_sources, random_tokens, shuffled_words
     from ugap.study.generation import generate_continuations, seed_of
 
     n, tokenizer = arguments.max_new_tokens, writer.tokenizer

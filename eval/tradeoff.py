@@ -107,8 +107,8 @@ def run(arguments: Arguments) -> None:
     from ugap.models import adapter_hash
     from ugap.report.before_after import before_after_tables
     from ugap.report.tradeoff import plot_tradeoff, tradeoff_tables
-    from ugap.study.before_after import Tuned, measure_before_after
-    from ugap.study.tradeoff import tradeoff_points
+    from ugap.study.compare.run import Tuned, measure_before_after
+    from ugap.study.compare.tradeoff import tradeoff_points
     from ugap.terminal import Terminal
 
     if arguments.facts == "none":

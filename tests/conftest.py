@@ -36,7 +36,7 @@ from transformers import (
 from ugap.cli.main import main
 from ugap.profile import HumanProfile
 from ugap.scoring import Scorer, ScorerId, TokenScores
-from ugap.scoring.identity import weight_hash
+from ugap.scoring.fingerprint import weight_hash
 
 torch.set_num_threads(1)
 

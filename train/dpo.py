@@ -14,7 +14,7 @@ from ugap.cli.main import main
 from ugap.cli.training import (
     Data,
     DataOptions,
-    LookOptions,
+    EvaluationOptions,
     PolicyOptions,
     check_trackers,
     data_of,
@@ -49,7 +49,7 @@ examples:
 
 Options come from the command line or from a YAML file (--config). The pairs are drawn and ranked before training and
 kept in pairs.jsonl of the output folder, which also gets the adapter, checkpoints, a model card with the gap before and
-after, ugap_gap.jsonl (every look at the gap) and ugap_run.json (all settings)."""
+after, ugap_gap.jsonl (every evaluation of the gap) and ugap_run.json (all settings)."""
 
 NAME = "dpo"
 CONFIG = DPOConfig
@@ -58,7 +58,7 @@ PAIRS = "pairs.jsonl"
 
 
 @dataclass(kw_only=True)
-class Arguments(LookOptions, DataOptions, PolicyOptions):
+class Arguments(EvaluationOptions, DataOptions, PolicyOptions):
     """Arguments of `ugap train dpo`, beside those of the trainer's config."""
 
     prompts: int = option("creative prompts", default=256, group="pairs")
@@ -83,7 +83,7 @@ def run(arguments: Arguments, config: DPOConfig) -> None:
     """
     settings = settings_of(NAME, arguments)
     checkpoint = open_run(config.output_dir, config.resume_from_checkpoint, settings)
-    looks_at = decoding_of(arguments.eval_decoding, {"temperature": arguments.sample_temperature})
+    evaluated_by = decoding_of(arguments.eval_decoding, {"temperature": arguments.sample_temperature})
     if not 0 <= arguments.functional_share < 1:
         raise InputError(f"functional_share is {arguments.functional_share}, not in [0, 1)")
     check_trackers(config)
@@ -105,7 +105,7 @@ def run(arguments: Arguments, config: DPOConfig) -> None:
             processing_class=policy.tokenizer,
             peft_config=policy.lora,
         )
-    train(NAME, trainer, arguments, data, checkpoint=checkpoint, scorer=scorer, decoding=looks_at)
+    train(NAME, trainer, arguments, data, checkpoint=checkpoint, scorer=scorer, decoding=evaluated_by)
 
 
 def base_scorer(policy: Policy) -> Scorer:

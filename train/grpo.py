@@ -8,7 +8,7 @@ from ugap.cli.arguments import option
 from ugap.cli.main import main
 from ugap.cli.training import (
     DataOptions,
-    LookOptions,
+    EvaluationOptions,
     PolicyOptions,
     check_trackers,
     data_of,
@@ -22,7 +22,7 @@ from ugap.cli.training import (
 )
 from ugap.errors import InputError
 from ugap.sampling import HumanEntropyLogitsProcessor, profile_of
-from ugap.sampling.batch import never_written
+from ugap.sampling.batch import suppressed_tokens
 from ugap.training import (
     FactualityReward,
     SampledRollouts,
@@ -48,7 +48,7 @@ examples:
 
 Options come from the command line or from a YAML file (--config). Without --scorer the frozen base of the policy reads
 the completions, at no second model. The output folder gets the adapter, checkpoints, a model card with the gap before
-and after, ugap_gap.jsonl (every look at the gap) and ugap_run.json (all settings)."""
+and after, ugap_gap.jsonl (every evaluation of the gap) and ugap_run.json (all settings)."""
 
 NAME = "grpo"
 CONFIG = UncertaintyGRPOConfig
@@ -56,7 +56,7 @@ DEFAULTS: dict[str, Any] = {"max_completion_length": 64}
 
 
 @dataclass(kw_only=True)
-class Arguments(LookOptions, DataOptions, PolicyOptions):
+class Arguments(EvaluationOptions, DataOptions, PolicyOptions):
     """Arguments of `ugap train grpo`, beside those of the trainer's config."""
 
     per_text: int = option("prompts of one text, at most", default=4, group="data")
@@ -83,7 +83,7 @@ def run(arguments: Arguments, config: UncertaintyGRPOConfig) -> None:
         InputError: The input is bad, or most rewards of a step were NaN.
     """
     checkpoint = open_run(config.output_dir, config.resume_from_checkpoint, settings_of(NAME, arguments))
-    looks_at = decoding_of(arguments.eval_decoding, rolled_out(arguments, config))
+    evaluated_by = decoding_of(arguments.eval_decoding, rolled_out(arguments, config))
     check_trackers(config)
     policy = policy_of(arguments, config)
     data = data_of(arguments, policy.tokenizer)
@@ -112,7 +112,7 @@ def run(arguments: Arguments, config: UncertaintyGRPOConfig) -> None:
             # Drawn with torch's own generator, whose state a checkpoint holds.
             rollout_func=SampledRollouts(sampler(arguments, policy)),
         )
-    train(NAME, trainer, arguments, data, checkpoint=checkpoint, scorer=scorer, decoding=looks_at)
+    train(NAME, trainer, arguments, data, checkpoint=checkpoint, scorer=scorer, decoding=evaluated_by)
 
 
 def rolled_out(arguments: Arguments, config: UncertaintyGRPOConfig) -> dict[str, Any]:
@@ -130,8 +130,9 @@ def sampler(arguments: Arguments, policy: Policy) -> HumanEntropyLogitsProcessor
     if arguments.full:
         raise InputError("rollouts at human uncertainty need the human profile of the policy, which --full changes")
     model = policy.model if policy.lora is not None else policy.model.get_base_model()
-    never = never_written(model, policy.tokenizer)
-    return HumanEntropyLogitsProcessor(profile_of(model, own_profile(arguments)), CREATIVE, draw=True, never=never)
+    unwritten = suppressed_tokens(model, policy.tokenizer)
+    profile = profile_of(model, own_profile(arguments))
+    return HumanEntropyLogitsProcessor(profile, CREATIVE, draw=True, suppress_tokens=unwritten)
 
 
 def own_profile(arguments: Arguments) -> str | None:

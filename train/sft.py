@@ -12,7 +12,7 @@ from ugap.cli.arguments import option
 from ugap.cli.main import main
 from ugap.cli.training import (
     DataOptions,
-    LookOptions,
+    EvaluationOptions,
     PolicyOptions,
     check_trackers,
     data_of,
@@ -47,7 +47,7 @@ examples:
   ugap train sft --accelerate multi_gpu --num_processes 8 --model NAME --data stories.jsonl
 
 Options come from the command line or from a YAML file (--config). The output folder gets the adapter, checkpoints, a
-model card with the gap before and after, ugap_gap.jsonl (every look at the gap) and ugap_run.json (all settings).
+model card with the gap before and after, ugap_gap.jsonl (every evaluation of the gap) and ugap_run.json (all settings).
 
 With --self_samples the model is trained on its own continuations at --self_decoding, in the place of human texts: so a
 model that has collapsed can be made. The constraint and functional rows are no part of that."""
@@ -59,7 +59,7 @@ SAMPLES = "self_samples.jsonl"
 
 
 @dataclass(kw_only=True)
-class Arguments(LookOptions, DataOptions, PolicyOptions):
+class Arguments(EvaluationOptions, DataOptions, PolicyOptions):
     """Arguments of `ugap train sft`, beside those of the trainer's config."""
 
     piece_tokens: int = option("longest piece of a text, in tokens", default=256, group="data")
@@ -80,7 +80,7 @@ def run(arguments: Arguments, config: UncertaintySFTConfig) -> None:
     """
     settings = settings_of(NAME, arguments)
     checkpoint = open_run(config.output_dir, config.resume_from_checkpoint, settings)
-    looks_at, writes = decoding_of(arguments.eval_decoding, {}), decoding_of(arguments.self_decoding, {})
+    evaluated_by, writes = decoding_of(arguments.eval_decoding, {}), decoding_of(arguments.self_decoding, {})
     if arguments.self_samples < 0:
         raise InputError(f"self_samples is {arguments.self_samples}, a negative number")
     if arguments.self_samples and config.constrained:
@@ -115,7 +115,7 @@ def run(arguments: Arguments, config: UncertaintySFTConfig) -> None:
             peft_config=policy.lora,
         )
     scorer = frozen_scorer(arguments, config)
-    train(NAME, trainer, arguments, data, checkpoint=checkpoint, scorer=scorer, decoding=looks_at)
+    train(NAME, trainer, arguments, data, checkpoint=checkpoint, scorer=scorer, decoding=evaluated_by)
 
 
 def own_samples(

@@ -103,7 +103,7 @@ def test_the_programs_of_the_project(capsys):
     printed = capsys.readouterr().out
     expected = {
         path.stem
-        for path in (ROOT / "eval").glob("*.py")
+        for path in (ROOT / "eval").rglob("*.py")
         if all(
             f"\n{part}" in path.read_text(encoding="utf-8")
             for part in ("class Arguments", "DESCRIPTION = ", "def run(")

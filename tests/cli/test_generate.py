@@ -14,9 +14,9 @@ from ugap.cli.main import main
 from ugap.models import load_model
 from ugap.profile import HumanProfile
 from ugap.report.heatmap import STEPS
-from ugap.sampling import human_figures
-from ugap.sampling.figures import TAIL
+from ugap.sampling import human_params
 from ugap.sampling.generation import generate
+from ugap.sampling.params import TAIL
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -66,7 +66,7 @@ def test_texts_and_their_figures_are_printed(written, words, capsys, profile_fil
     first = capsys.readouterr()
     assert first.err == ""
     assert [row["prompt"] for row in rows] == ["Once upon a time"] * 2 + ["The old man"] * 2
-    level = human_figures(profile_file, "creative")["level"]
+    level = human_params(profile_file, "creative")["level"]
     figures = re.findall(r"^([\d.]+) nats per token; people: ([\d.]+) \(creative\)$", first.out, re.MULTILINE)
     assert figures == [(f"{row['nll']:.2f}", f"{level:.2f}") for row in rows]
     for row in rows:
@@ -93,7 +93,7 @@ def test_rows_are_what_the_library_gives(written, tiny_folder, profile_file, mor
     rows = written("--prompt", "Once", "A function", *more.split())
     options = {"seed": 0, "profile": profile_file, "max_new_tokens": 12, **options}
     texts = generate(model, tokenizer, ["Once", "A function"], **options)
-    level = human_figures(profile_file, options.get("domain", "creative"))["level"]
+    level = human_params(profile_file, options.get("domain", "creative"))["level"]
     assert rows == [
         {
             "prompt": one.prompt,

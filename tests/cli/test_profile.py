@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-import ugap.study.job
+import ugap.study.scoring_job
 from ugap.cli.main import main
 from ugap.errors import InputError
 from ugap.profile import HumanProfile
@@ -48,7 +48,7 @@ def test_profile_fits_and_shows(fit, write_rows, text_rows, tmp_path, tiny_folde
 def test_profile_goes_on_where_it_stopped(
     fit, write_rows, text_rows, tmp_path, broken_folder, refused, seen, monkeypatch
 ):
-    monkeypatch.setattr(ugap.study.job, "TEXTS_PER_PART", 4)
+    monkeypatch.setattr(ugap.study.scoring_job, "TEXTS_PER_PART", 4)
     fit[fit.index("--model") + 1] = str(broken_folder)
     odd = dict(text_rows[9], text=text_rows[9]["text"][:50] + "Q" + text_rows[9]["text"][50:])
     path = write_rows([*text_rows[:9], odd, *text_rows[10:]])

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from ugap.cli.main import main
-from ugap.study.study import VERSION
+from ugap.study.gap.run import VERSION
 
 
 @pytest.fixture(scope="module")

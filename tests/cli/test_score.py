@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-import ugap.study.job
+import ugap.study.scoring_job
 from ugap.cli.main import main
 from ugap.files import locked
 from ugap.scoring import Scorer
@@ -125,7 +125,7 @@ def test_score_skips_what_is_bad_where_asked(write_rows, text_rows, tmp_path, br
 
 
 def test_score_goes_on_where_it_stopped(write_rows, text_rows, tmp_path, broken_folder, refused, seen, monkeypatch):
-    monkeypatch.setattr(ugap.study.job, "TEXTS_PER_PART", 2)
+    monkeypatch.setattr(ugap.study.scoring_job, "TEXTS_PER_PART", 2)
     rows = text_rows[:7]
     path = write_rows([*rows[:5], {"id": "odd", "text": "A Q is odd."}, *rows[5:]])
     output = tmp_path / "out.parquet"
@@ -154,7 +154,7 @@ def test_score_goes_on_where_it_stopped(write_rows, text_rows, tmp_path, broken_
 
 def test_an_edited_file_is_scored_as_it_is(write_rows, text_rows, tmp_path, broken_folder, refused, seen, monkeypatch):
     """A part that was finished before is that of its texts, whatever the file is called."""
-    monkeypatch.setattr(ugap.study.job, "TEXTS_PER_PART", 2)
+    monkeypatch.setattr(ugap.study.scoring_job, "TEXTS_PER_PART", 2)
     output = tmp_path / "out.parquet"
     bad = {"id": "odd", "text": "A Q is odd."}
     words = ["score", "--model", str(broken_folder), "--input", write_rows([*text_rows[:6], bad])]

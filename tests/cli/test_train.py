@@ -79,7 +79,7 @@ class TestHelp:
     def test_our_options_come_first_and_trls_are_few(self, program, text):
         shown = text(program)
         sections = [line for line in shown.splitlines() if line.endswith(":") and not line.startswith(" ")]
-        assert sections[:4] == ["examples:", "policy:", "data:", "looks:"]
+        assert sections[:4] == ["examples:", "policy:", "data:", "evaluations:"]
         assert "training:" in sections
         assert "more options of the trainer:" not in sections
         assert "--adam_beta1" not in shown
@@ -184,7 +184,7 @@ def command(write_rows, text_rows, tiny_folder, tmp_path):
     def run(*more):
         words = [
             *("train", "sft", "--model", str(tiny_folder), "--data", path, "--functional", path, "--use_cpu", "yes"),
-            *("--output_dir", str(tmp_path / "run"), "--max_steps", "3", "--every", "2", "--prefix_tokens", "8"),
+            *("--output_dir", str(tmp_path / "run"), "--max_steps", "3", "--eval_every", "2", "--prefix_tokens", "8"),
             *("--eval_tokens", "16", "--eval_facts", "12", "--piece_tokens", "32", "--constraint_limit", "0.01"),
             *more,
         ]
@@ -204,8 +204,8 @@ class TestProcesses:
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("texts to train on") == 1
         assert "2 rows x 1 x 2 processes a step" in done.stdout
-        looks = [json.loads(line) for line in (tmp_path / "run" / "ugap_gap.jsonl").read_text().splitlines()]
-        assert [look["step"] for look in looks] == [0, 2, 3]
+        evaluations = [json.loads(line) for line in (tmp_path / "run" / "ugap_gap.jsonl").read_text().splitlines()]
+        assert [evaluation["step"] for evaluation in evaluations] == [0, 2, 3]
         assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
 
     def test_two_processes_log_the_metrics_of_one(self, command, tmp_path):

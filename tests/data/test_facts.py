@@ -11,7 +11,7 @@ import pytest
 import ugap.data.facts
 from ugap.data.facts import Fact, fact_kinds, load_facts
 from ugap.errors import InputError
-from ugap.study.factuality import answer_words
+from ugap.study.probes.facts import answer_words
 
 FACTS = load_facts()
 

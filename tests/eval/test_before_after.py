@@ -14,7 +14,8 @@ from ugap.data import load_texts
 from ugap.profile import HumanProfile
 from ugap.scoring import Scorer
 from ugap.statistics import mcnemar
-from ugap.study import before_after, continuations
+from ugap.study import continuations
+from ugap.study.compare import run as comparison
 from ugap.study.excerpts import cut_excerpts
 from ugap.study.generation import generate_continuations, seed_of
 from ugap.study.measures import token_values
@@ -225,8 +226,8 @@ def test_going_on_makes_nothing_twice_and_adds(command, finished, monkeypatch, c
     assert png > 10_000
     broken = "must not be called"
     monkeypatch.setattr(continuations, "generate_continuations", broken)
-    monkeypatch.setattr(before_after, "contrastive", broken)
-    monkeypatch.setattr(before_after, "ask_questions", broken)
+    monkeypatch.setattr(comparison, "contrastive", broken)
+    monkeypatch.setattr(comparison, "ask_questions", broken)
     monkeypatch.setattr(Scorer, "score", broken)
     assert main([*command, "--output", str(finished), "--resume"]) == 0
     after = read(finished)

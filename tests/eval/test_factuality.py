@@ -18,7 +18,7 @@ from ugap.cli.main import main
 from ugap.data.facts import fact_kinds, load_facts
 from ugap.models import with_adapter
 from ugap.statistics import wilson
-from ugap.study.factuality import FactResult
+from ugap.study.probes.facts import FactResult
 
 N = 14
 
@@ -93,7 +93,7 @@ def test_resuming_reads_what_is_there_and_makes_the_rest(
     finished: Path, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run that broke off goes on; more decodings and seeds may be added; the end is that of one run."""
-    import ugap.study.factuality as library
+    import ugap.study.probes.facts as library
 
     made: list[str] = []
     contrastive, generative = library.contrastive, library.generative
@@ -144,7 +144,7 @@ def test_an_adapter_does_what_it_does_in_peft(
     words: list[str], save_adapter: Callable[..., Path], make_model: Callable[..., PreTrainedModel], tokenizer: Any
 ) -> None:
     from ugap.scoring import Scorer
-    from ugap.study.factuality import contrastive
+    from ugap.study.probes.facts import contrastive
 
     model = with_adapter(make_model("llama"), save_adapter(), "tiny").get_base_model()
     merged = with_adapter(make_model("llama"), save_adapter(), "tiny").merge_and_unload()

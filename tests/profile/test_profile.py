@@ -8,7 +8,7 @@ import pytest
 
 from ugap.errors import InputError
 from ugap.profile import HumanProfile
-from ugap.scoring.token_scores import ScorerId, TokenScores
+from ugap.scoring.records import ScorerId, TokenScores
 
 TINY, OTHER = ScorerId("tiny", "aaaa"), ScorerId("other", "bbbb")
 

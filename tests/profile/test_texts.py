@@ -5,7 +5,7 @@ import pytest
 
 from ugap.profile import HumanProfile
 from ugap.profile.texts import FEATURES, LENGTHS, TextReference
-from ugap.scoring.token_scores import ScorerId, TokenScores
+from ugap.scoring.records import ScorerId, TokenScores
 
 
 def text(seed, n=300, level=1.0, pmi=0.5, shift=0.0, ids=None):

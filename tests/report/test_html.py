@@ -20,8 +20,8 @@ from ugap.report.page.runs import Run
 from ugap.report.page.series import panels
 from ugap.report.plots import bin_means, finite
 from ugap.scoring import ScorerId, TokenScores
+from ugap.study.gap.run import VERSION
 from ugap.study.measures import text_value
-from ugap.study.study import VERSION
 
 
 @pytest.fixture(scope="module")

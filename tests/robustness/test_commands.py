@@ -118,7 +118,7 @@ def test_damaged_configs(tmp_path, text_rows, tiny_folder, write_rows):
 
 def test_damaged_records_of_a_study(tmp_path, text_rows, tiny_folder, write_rows, monkeypatch):
     """A study of many models that goes on where its own records are damaged."""
-    monkeypatch.setattr("ugap.report.many.write_many", lambda *args, **kwargs: [])
+    monkeypatch.setattr("ugap.report.multi.write_multi", lambda *args, **kwargs: [])
     monkeypatch.setattr("ugap.report.page.write_page", lambda *args: None)
     models = json.dumps([{"name": str(tiny_folder), "family": "tiny", "kind": "base", "label": "tiny"}])
     words = ["study", "--models", models, "--data", write_rows(text_rows), "--output", str(tmp_path / "out")]

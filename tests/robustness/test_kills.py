@@ -23,9 +23,10 @@ from ugap.cli.main import main
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="processes are forked")]
 
 KILLS = {"measure": 26, "score": 22, "profile": 16, "study": 16, "report": 10, "train": 10}
-HEAVY = ["ugap.study.study", "ugap.study.many", "ugap.report", "ugap.report.many", "ugap.report.page", "ugap.training"]
+HEAVY = ["ugap.study.gap.run", "ugap.study.multi.run", "ugap.report.write", "ugap.report.multi", "ugap.report.page"]
+HEAVY += ["ugap.training.sft"]
 SHORT = ["--prefix_tokens", "8", "--max_new_tokens", "12", "--batch_size", "2", "--decoding", "ancestral", "greedy"]
-TRAIN = ["--use_cpu", "yes", "--max_steps", "6", "--save_steps", "2", "--every", "3", "--disable_tqdm", "yes"]
+TRAIN = ["--use_cpu", "yes", "--max_steps", "6", "--save_steps", "2", "--eval_every", "3", "--disable_tqdm", "yes"]
 TRAIN += ["--per_device_train_batch_size", "2", "--prefix_tokens", "8", "--eval_tokens", "12", "--eval_limit", "2"]
 TRAIN += ["--eval_facts", "6", "--piece_tokens", "32", "--constraint_limit", "0.01", "--constraint_warmup", "1"]
 

@@ -21,9 +21,9 @@ from transformers import (
 )
 
 from ugap.errors import InputError
-from ugap.sampling import generation_kwargs, human_figures
+from ugap.sampling import generation_kwargs, human_params
 from ugap.sampling.export import MODULES, export_custom_generate
-from ugap.sampling.hub_generate import generate as hub_generate
+from ugap.sampling.portable.hub_generate import generate as hub_generate
 
 NEW = {"max_new_tokens": 12, "pad_token_id": 0}
 
@@ -63,12 +63,12 @@ def run(tiny_model, tokenizer, folder, inputs):
 class TestFolder:
     def test_it_holds_copies_and_the_figures_of_every_domain(self, folder, profile):
         code = folder / "custom_generate"
-        assert {path.name for path in code.iterdir()} == {*MODULES, "hub_figures.py"}
+        assert {path.name for path in code.iterdir()} == {*MODULES, "hub_params.py"}
         for name, own in MODULES.items():
-            assert (code / name).read_bytes() == (resources.files("ugap.sampling") / own).read_bytes()
+            assert (code / name).read_bytes() == (resources.files("ugap.sampling.portable") / own).read_bytes()
         values: dict = {}
-        exec((code / "hub_figures.py").read_text(), values)  # noqa: S102
-        assert values["FIGURES"] == {domain: human_figures(profile, domain) for domain in profile.by_domain}
+        exec((code / "hub_params.py").read_text(), values)  # noqa: S102
+        assert values["PARAMS"] == {domain: human_params(profile, domain) for domain in profile.by_domain}
         assert values["SCORER"] == ("tiny", profile.weight_hash)
 
     def test_it_imports_what_transformers_stands_on_alone(self, folder):
@@ -129,15 +129,15 @@ class TestFolder:
         (row,) = [line for line in lines if line.endswith(f"{profile.domain('creative').means['surprisal']:.3f} |")]
         assert len(re.findall(r"(?<!\\)\|", row)) == 5
         values: dict = {}
-        exec((tmp_path / "odd" / "custom_generate" / "hub_figures.py").read_text(encoding="utf-8"), values)  # noqa: S102
-        assert list(values["FIGURES"]) == [name]
+        exec((tmp_path / "odd" / "custom_generate" / "hub_params.py").read_text(encoding="utf-8"), values)  # noqa: S102
+        assert list(values["PARAMS"]) == [name]
         assert values["SCORER"] == (name, profile.weight_hash)
 
     def test_the_tail_is_fixed_at_export(self, profile, tmp_path):
         text = (export_custom_generate(tmp_path / "a", profile, tail=None) / "README.md").read_text()
         assert "Nothing is cut" in text
         assert "base_model" not in text
-        assert "'ranks': []" in (tmp_path / "a" / "custom_generate" / "hub_figures.py").read_text()
+        assert "'ranks': []" in (tmp_path / "a" / "custom_generate" / "hub_params.py").read_text()
 
     def test_it_is_written_again_over_an_export_or_hidden_files(self, profile, tmp_path):
         (tmp_path / ".gitattributes").touch()

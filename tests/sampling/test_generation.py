@@ -10,7 +10,7 @@ from transformers import pipeline
 
 from ugap.errors import InputError
 from ugap.models import load_model
-from ugap.sampling import generation_kwargs, human_figures
+from ugap.sampling import generation_kwargs, human_params
 from ugap.sampling.generation import Generation, generate
 
 PROMPTS = ["Once upon a time", "The youngest went into the forest, and the old man", "A function"]
@@ -112,7 +112,7 @@ class TestFigures:
 
     def test_the_level_is_that_of_the_domain(self, write, profile):
         for domain in ("creative", "functional"):
-            assert write(domain=domain)[0].human_level == human_figures(profile, domain)["level"]
+            assert write(domain=domain)[0].human_level == human_params(profile, domain)["level"]
 
     def test_more_weight_is_more_surprising(self, write):
         """The means are far apart: 8 texts of 32 tokens each."""
@@ -240,7 +240,7 @@ class TestChats:
 
 class TestRefused:
     @pytest.fixture(autouse=True)
-    def never(self, tiny_model, monkeypatch):
+    def suppress_tokens(self, tiny_model, monkeypatch):
         """Nothing may be generated before an error."""
 
         def refuse(*arguments, **options):

@@ -10,9 +10,9 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from ugap.errors import InputError
 from ugap.profile import HumanProfile
-from ugap.sampling import MODES, HumanEntropyLogitsProcessor, HumanSampler, human_figures
-from ugap.sampling.human import State
-from ugap.sampling.temperature import FAR
+from ugap.sampling import MODES, HumanEntropyLogitsProcessor, HumanSampler, human_params
+from ugap.sampling.portable.human import State
+from ugap.sampling.portable.temperature import FAR
 
 IDS = torch.tensor([[5, 300, 17], [8, 9, 10], [5, 5, 5]])
 PLAIN = {"top_k": 0, "top_p": 1.0, "temperature": 1.0}
@@ -87,7 +87,7 @@ class TestScores:
         """`log p / temperature` up to the rank that people reach, to a constant."""
         scores = made_up_scores(tokenizer)
         out = make()(IDS, scores)
-        step = HumanSampler.of(human_figures(profile, "creative"), 1.0).step(scores, State.start(3))
+        step = HumanSampler.of(human_params(profile, "creative"), 1.0).step(scores, State.start(3))
         for row, kept, surprisal, temperature in zip(out, *step.candidates, step.temperature, strict=True):
             ids = kept[surprisal < FAR]
             assert set(row.isfinite().nonzero()[:, 0].tolist()) == set(ids.tolist())
@@ -142,8 +142,8 @@ class TestGreedy:
 
 def replay(profile: HumanProfile, calls, output, weight=1.0) -> State:
     """The state after the last call, from the scores that were seen and the tokens that were taken."""
-    figures = human_figures(profile, "creative")
-    sampler = HumanSampler.of(figures, weight)
+    params = human_params(profile, "creative")
+    sampler = HumanSampler.of(params, weight)
     history = State.start(len(output))
     for i, (_, scores) in enumerate(calls[:-1]):
         step = sampler.step(scores, history)
@@ -364,7 +364,7 @@ class TestNever:
     def test_tokens_that_no_person_writes_are_not_drawn(self, make, tokenizer):
         scores = made_up_scores(tokenizer)
         favourites = scores.topk(3).indices.flatten().unique().tolist()
-        free, barred = make(tail=None), make(tail=None, never=favourites)
+        free, barred = make(tail=None), make(tail=None, suppress_tokens=favourites)
         open_, shut = free(IDS, scores), barred(IDS, scores)
         barred_now = torch.zeros_like(scores, dtype=torch.bool)
         barred_now[:, favourites] = True
@@ -377,7 +377,7 @@ class TestNever:
         scores = made_up_scores(tokenizer)
         likeliest = scores.argsort(1, descending=True)
         scores[0, likeliest[0, 0]] += 60
-        processor = make(tail=0.5, never=likeliest[0, :1].tolist())
+        processor = make(tail=0.5, suppress_tokens=likeliest[0, :1].tolist())
         processor._figures = {**processor._figures, "ranks": [1] * len(processor._figures["ranks"])}
         out = processor(IDS, scores)
         assert out[0].isfinite().nonzero().flatten().tolist() == [likeliest[0, 1]]
@@ -388,10 +388,10 @@ class TestNever:
 
     def test_ids_beyond_the_logits_are_no_matter(self, make, tokenizer):
         scores = made_up_scores(tokenizer)
-        expected = make(never=[5])(IDS, scores)
-        assert torch.equal(make(never=[5, len(tokenizer), 10**5])(IDS, scores), expected)
+        expected = make(suppress_tokens=[5])(IDS, scores)
+        assert torch.equal(make(suppress_tokens=[5, len(tokenizer), 10**5])(IDS, scores), expected)
 
     def test_unless_nothing_else_is_left(self, make, tokenizer):
         scores = torch.full((3, len(tokenizer)), -torch.inf)
         scores[:, 5] = 1.0
-        assert make(never=[5])(IDS, scores).argmax(1).tolist() == [5, 5, 5]
+        assert make(suppress_tokens=[5])(IDS, scores).argmax(1).tolist() == [5, 5, 5]

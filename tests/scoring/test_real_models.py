@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ugap.scoring import Scorer, TokenScores
-from ugap.scoring.output_head import backbone
+from ugap.scoring.head.lm_head import backbone
 
 pytestmark = pytest.mark.slow
 

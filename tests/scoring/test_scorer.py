@@ -7,9 +7,9 @@ import torch
 from transformers import XLNetConfig, XLNetLMHeadModel
 
 from ugap.errors import InputError
-from ugap.scoring import Scorer, TokenScores, batches
-from ugap.scoring.head import head_statistics
-from ugap.scoring.identity import weight_hash
+from ugap.scoring import Scorer, TokenScores, batching
+from ugap.scoring.fingerprint import weight_hash
+from ugap.scoring.head.statistics import head_statistics
 from ugap.study.measures import text_value
 
 TEXTS = [
@@ -42,7 +42,7 @@ def marginal(scores: TokenScores) -> np.ndarray:
 
 
 def no_sharing(monkeypatch):
-    monkeypatch.setattr(batches, "MIN_SHARED", 10**9)
+    monkeypatch.setattr(batching, "MIN_SHARED", 10**9)
 
 
 # --- the numbers ---
@@ -61,7 +61,7 @@ def test_equals_float64_after_a_shared_prefix(any_model, tokenizer, reference):
     """The prefix is longer than the sliding windows of 8, and its cache is shared by all texts."""
     scorer = Scorer(any_model, tokenizer)
     prefix = tokenizer(PREFIX)["input_ids"]
-    assert len(prefix) > batches.MIN_SHARED > 8
+    assert len(prefix) > batching.MIN_SHARED > 8
     for scores in scorer.score(TEXTS, [prefix] * len(TEXTS)):
         expected = reference(any_model, prefix, scores.token_ids.tolist())
         np.testing.assert_allclose(table(scores)[:3], expected[:3], rtol=0, atol=1e-4)
@@ -111,7 +111,7 @@ def test_sharing_the_prefix_changes_nothing(any_model, tokenizer, monkeypatch):
 
     monkeypatch.setattr(scorer, "_run", watched)
     shared = scorer.score(TEXTS, prefixes)
-    assert max(runs) > batches.MIN_SHARED
+    assert max(runs) > batching.MIN_SHARED
     no_sharing(monkeypatch)
     runs.clear()
     assert_same(shared, scorer.score(TEXTS, prefixes))
@@ -125,7 +125,7 @@ def test_positions_that_are_not_scored_never_reach_the_head(tiny_scorer, monkeyp
         seen.append(len(hidden))
         return head_statistics(hidden, *args, **kwargs)
 
-    monkeypatch.setattr("ugap.scoring.output_head.head_statistics", watched)
+    monkeypatch.setattr("ugap.scoring.head.lm_head.head_statistics", watched)
     scores = tiny_scorer.score(TEXTS, [PREFIX] * len(TEXTS))
     assert sum(seen) == sum(map(len, scores))
 

@@ -23,7 +23,7 @@ SHORT = (
         "4",
         "--save_steps",
         "2",
-        "--every",
+        "--eval_every",
         "2",
         "--per_device_train_batch_size",
         "4",
@@ -90,8 +90,8 @@ def train(words) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def looks() -> Callable[[Path], list[dict[str, float]]]:
-    """`looks(folder)`: what the run has measured."""
+def evaluations() -> Callable[[Path], list[dict[str, float]]]:
+    """`evaluations(folder)`: what the run has measured."""
     return lambda folder: [json.loads(line) for line in (folder / "ugap_gap.jsonl").read_text().splitlines()]
 
 

@@ -31,20 +31,20 @@ def test_functional_pairs_have_their_share(finished):
     assert all(pair["chosen"] != pair["rejected"] for pair in functional)
 
 
-def test_the_card_holds_the_first_and_the_last_look(finished, looks):
-    first, *_, last = looks(finished)
+def test_the_card_holds_the_first_and_the_last_look(finished, evaluations):
+    first, *_, last = evaluations(finished)
     name = "ugap/creative/nll_gap"
     card = (finished / "README.md").read_text()
     assert f"| creative: gap in surprisal | {first[name]:+.2f} | {last[name]:+.2f} |" in card
     assert "- ugap\n" in card
 
 
-def test_a_run_that_goes_on_takes_its_pairs_again(finished, interrupted, train, weights, looks, tmp_path):
+def test_a_run_that_goes_on_takes_its_pairs_again(finished, interrupted, train, weights, evaluations, tmp_path):
     folder = interrupted(finished, tmp_path / "run")
     before = os.stat(folder / "pairs.jsonl").st_mtime_ns
     train("dpo", folder, "--resume_from_checkpoint", "yes")
     assert os.stat(folder / "pairs.jsonl").st_mtime_ns == before
-    assert looks(folder) == looks(finished)
+    assert evaluations(folder) == evaluations(finished)
     for name, value in weights(folder).items():
         torch.testing.assert_close(value, weights(finished)[name], msg=name)
 
@@ -54,17 +54,17 @@ def test_a_run_without_a_checkpoint_starts_again_with_its_pairs(finished, train,
     folder.mkdir()
     for name in ("ugap_run.json", "pairs.jsonl"):
         (folder / name).write_bytes((finished / name).read_bytes())
-    train("dpo", folder, "--resume_from_checkpoint", "yes", "--max_steps", "1", "--every", "0")
+    train("dpo", folder, "--resume_from_checkpoint", "yes", "--max_steps", "1", "--eval_every", "0")
     assert pairs(folder) == pairs(finished)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("start", ["adapter", "full"])
-def test_other_starts(start, finished, train, looks, weights, tmp_path):
+def test_other_starts(start, finished, train, evaluations, weights, tmp_path):
     more = ("--adapter", str(finished)) if start == "adapter" else ("--full",)
-    short = ("--max_steps", "2", "--every", "0", "--save_steps", "1")
+    short = ("--max_steps", "2", "--eval_every", "0", "--save_steps", "1")
     folder = train("dpo", tmp_path / "run", *more, *short)
-    assert [look["step"] for look in looks(folder)] == [0, 2]
+    assert [evaluation["step"] for evaluation in evaluations(folder)] == [0, 2]
     if start == "adapter":
         # TRL compares with a frozen copy of the adapter; what is saved is the trained one.
         assert (folder / "ref" / "adapter_model.safetensors").is_file()

@@ -26,16 +26,16 @@ def test_both_rewards_and_the_constraint_are_logged(finished):
     assert all(log["completions/max_length"] <= 12 for log in logs)
 
 
-def test_looks_are_drawn_as_in_training(train, finished, looks, tmp_path):
-    folder = train("grpo", tmp_path / "run", "--temperature", "0.3", "--max_steps", "1", "--every", "0")
+def test_looks_are_drawn_as_in_training(train, finished, evaluations, tmp_path):
+    folder = train("grpo", tmp_path / "run", "--temperature", "0.3", "--max_steps", "1", "--eval_every", "0")
     assert "temperature 0.3" in (folder / "README.md").read_text()
     assert "temperature 1.0" in (finished / "README.md").read_text()
     name = "ugap/creative/nll_gap"
-    assert looks(folder)[0][name] != looks(finished)[0][name]
+    assert evaluations(folder)[0][name] != evaluations(finished)[0][name]
 
 
-def test_the_card_holds_the_first_and_the_last_look(finished, looks):
-    first, *_, last = looks(finished)
+def test_the_card_holds_the_first_and_the_last_look(finished, evaluations):
+    first, *_, last = evaluations(finished)
     name = "ugap/creative/entropy_gap"
     row = f"| creative: gap in entropy | {first[name]:+.2f} | {last[name]:+.2f} |"
     assert row in (finished / "README.md").read_text()
@@ -51,7 +51,7 @@ def test_a_run_that_goes_on_draws_what_it_would_have_drawn(finished, interrupted
 
 
 def test_rollouts_at_human_uncertainty(train, tmp_path):
-    more = ("--rollouts", "human", "--max_steps", "2", "--every", "0", "--max_completion_length", "8")
+    more = ("--rollouts", "human", "--max_steps", "2", "--eval_every", "0", "--max_completion_length", "8")
     folder = train("grpo", tmp_path / "run", *more)
     assert "(human_weight 1.0," in (folder / "README.md").read_text()
     assert len([log for log in history(folder, 2) if "reward" in log]) == 2
@@ -59,5 +59,5 @@ def test_rollouts_at_human_uncertainty(train, tmp_path):
 
 def test_the_adaptive_entropy_of_trl(train, tmp_path):
     more = ("--target_entropy_coef", "0", "--use_adaptive_entropy", "--entropy_target", "2.5", "--max_steps", "2")
-    folder = train("grpo", tmp_path / "run", *more, "--every", "0", "--constraint_margin", "none")
+    folder = train("grpo", tmp_path / "run", *more, "--eval_every", "0", "--constraint_margin", "none")
     assert (folder / "checkpoint-2" / "entropy_ctrl_state.json").is_file()

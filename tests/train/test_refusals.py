@@ -30,7 +30,7 @@ def said(words, refused, tmp_path):
 def finished(train, tmp_path_factory):
     """A run of one step."""
     folder = tmp_path_factory.mktemp("sft") / "run"
-    return train("sft", folder, "--max_steps", "1", "--every", "0", "--save_steps", "1")
+    return train("sft", folder, "--max_steps", "1", "--eval_every", "0", "--save_steps", "1")
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ class TestTrainer:
             raise error
 
         monkeypatch.setattr("ugap.training.UncertaintySFTTrainer.compute_loss", compute_loss)
-        assert main(words("sft", tmp_path / "run", "--every", "0")) == 2
+        assert main(words("sft", tmp_path / "run", "--eval_every", "0")) == 2
         line = "ugap: error: out of memory in training, with per_device_train_batch_size 4: halve it and double "
         assert capsys.readouterr().err.splitlines()[-1].startswith(line)
 
@@ -232,7 +232,7 @@ class TestFolder:
         record = json.loads((finished / "ugap_run.json").read_text())
         assert record["settings"]["data"] == [texts_file]
         assert record["config"]["constraint_limit"] == 0.01
-        assert record["settings"]["every"] == 0
+        assert record["settings"]["eval_every"] == 0
 
 
 class TestGoingOn:
@@ -251,7 +251,7 @@ class TestGoingOn:
         try:
             with open(texts_file, "w", encoding="utf-8") as file:
                 file.writelines(json.dumps({**row, "text": row["text"] + " The end."}) + "\n" for row in text_rows)
-            line = said("sft", "--max_steps", "2", "--every", "0", "--resume_from_checkpoint", "yes", folder=again)
+            line = said("sft", "--max_steps", "2", "--eval_every", "0", "--resume_from_checkpoint", "yes", folder=again)
         finally:
             with open(texts_file, "w", encoding="utf-8") as file:
                 file.write(before)
@@ -266,7 +266,7 @@ class TestGoingOn:
         before = weights.read_bytes()
         try:
             model.save_pretrained(tiny_folder)
-            line = said("sft", "--max_steps", "2", "--every", "0", "--resume_from_checkpoint", "yes", folder=again)
+            line = said("sft", "--max_steps", "2", "--eval_every", "0", "--resume_from_checkpoint", "yes", folder=again)
         finally:
             weights.write_bytes(before)
         assert f"{again}: the run there has weight_hash " in line

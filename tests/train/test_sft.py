@@ -18,12 +18,12 @@ def finished(train, tmp_path_factory):
     return train("sft", tmp_path_factory.mktemp("sft") / "run", "--merge")
 
 
-def test_it_looks_at_the_start_on_the_way_and_at_the_end(finished, looks):
-    assert [look["step"] for look in looks(finished)] == [0, 2, 4]
+def test_it_looks_at_the_start_on_the_way_and_at_the_end(finished, evaluations):
+    assert [evaluation["step"] for evaluation in evaluations(finished)] == [0, 2, 4]
 
 
-def test_the_card_holds_the_first_and_the_last_look(finished, looks):
-    first, *_, last = looks(finished)
+def test_the_card_holds_the_first_and_the_last_look(finished, evaluations):
+    first, *_, last = evaluations(finished)
     card = (finished / "README.md").read_text()
     name = "ugap/creative/nll_gap"
     assert first[name] != last[name]
@@ -53,18 +53,18 @@ def test_checkpoints_hold_the_multiplier(finished):
     assert states[1]["log_lambda"] != states[0]["log_lambda"]
 
 
-def test_a_run_that_goes_on_ends_where_it_would_have(finished, interrupted, train, weights, looks, tmp_path):
+def test_a_run_that_goes_on_ends_where_it_would_have(finished, interrupted, train, weights, evaluations, tmp_path):
     folder = train("sft", interrupted(finished, tmp_path / "run"), "--resume_from_checkpoint", "yes", "--merge")
     found, expected = weights(folder), weights(finished)
     assert found.keys() == expected.keys()
     for name, value in found.items():
         torch.testing.assert_close(value, expected[name], msg=name)
-    assert looks(folder) == looks(finished)
+    assert evaluations(folder) == evaluations(finished)
     assert (folder / "README.md").read_text() == (finished / "README.md").read_text()
 
 
 def test_a_run_that_is_told_to_end_saves_and_goes_on(
-    finished, words, train, weights, looks, monkeypatch, tmp_path, capsys
+    finished, words, train, weights, evaluations, monkeypatch, tmp_path, capsys
 ):
     own = UncertaintySFTTrainer.compute_loss
 
@@ -86,25 +86,25 @@ def test_a_run_that_is_told_to_end_saves_and_goes_on(
     found, expected = weights(folder), weights(finished)
     for name, value in found.items():
         torch.testing.assert_close(value, expected[name], msg=name)
-    assert looks(folder) == looks(finished)
+    assert evaluations(folder) == evaluations(finished)
     # A merged model that was there is of the new adapter, though nobody said --merge.
     names = [{path.name for path in (one / "merged").iterdir()} for one in (folder, finished)]
     assert names[0] == names[1]
 
 
-def test_an_adapter_is_gone_on_from(finished, train, weights, looks, tmp_path):
-    folder = train("sft", tmp_path / "run", "--adapter", str(finished), "--max_steps", "1", "--every", "0")
-    before, after = looks(finished)[-1], looks(folder)
+def test_an_adapter_is_gone_on_from(finished, train, weights, evaluations, tmp_path):
+    folder = train("sft", tmp_path / "run", "--adapter", str(finished), "--max_steps", "1", "--eval_every", "0")
+    before, after = evaluations(finished)[-1], evaluations(folder)
     assert after[0] == {**before, "step": 0, **{name: 0.0 for name in before if name.endswith("gap_closed")}}
     name = min(weights(folder))
     assert not torch.equal(weights(folder)[name], weights(finished)[name])
 
 
-def test_all_weights(train, looks, tiny_folder, tmp_path):
-    folder = train("sft", tmp_path / "run", "--full", "--max_steps", "1", "--every", "0")
+def test_all_weights(train, evaluations, tiny_folder, tmp_path):
+    folder = train("sft", tmp_path / "run", "--full", "--max_steps", "1", "--eval_every", "0")
     base, trained = (load_file(path / "model.safetensors") for path in (tiny_folder, folder))
     assert all(not torch.equal(value, trained[name]) for name, value in base.items() if "proj" in name)
-    assert [look["step"] for look in looks(folder)] == [0, 1]
+    assert [evaluation["step"] for evaluation in evaluations(folder)] == [0, 1]
 
 
 @torch.no_grad()
@@ -115,7 +115,7 @@ def loss_of(model, rows):
 
 def test_own_samples_are_learned_and_kept(train, tiny_folder, tmp_path):
     own = ("--self_samples", "8", "--self_decoding", "temperature:0.5", "--self_tokens", "12")
-    plain = ("--constraint_limit", "none", "--objective", "cross-entropy", "--max_steps", "8", "--every", "0")
+    plain = ("--constraint_limit", "none", "--objective", "cross-entropy", "--max_steps", "8", "--eval_every", "0")
     folder = train("sft", tmp_path / "run", *own, *plain)
     rows = [json.loads(line) for line in (folder / "self_samples.jsonl").read_text().splitlines()]
     assert len(rows) == 8
@@ -133,10 +133,10 @@ def test_own_samples_are_learned_and_kept(train, tiny_folder, tmp_path):
     assert (folder / "self_samples.jsonl").stat().st_mtime_ns == written
 
 
-def test_named_texts_are_held_out(train, looks, write_rows, tmp_path, capsys):
+def test_named_texts_are_held_out(train, evaluations, write_rows, tmp_path, capsys):
     held = write_rows(
         [{"id": "x", "domain": "creative", "text": "The old man said to the youngest: give me cake. " * 9}]
     )
     folder = train("sft", tmp_path / "run", "--eval_data", held, "--max_steps", "1", "--eval_facts", "0")
     assert "texts to train on: 6 creative, 6 functional" in capsys.readouterr().out
-    assert not [name for name in looks(folder)[0] if "functional" in name or "facts" in name]
+    assert not [name for name in evaluations(folder)[0] if "functional" in name or "facts" in name]

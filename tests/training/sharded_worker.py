@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ugap.scoring.output_head import OutputHead
+from ugap.scoring.head.lm_head import LMHead
 from ugap.training.token_forward import TokenRequest, add_token_forward
 
 WORLD = 2
@@ -83,9 +83,9 @@ def by_zero(model: Any, base: Any, within: Any, rank: int) -> dict[str, torch.Te
     gradients = {name: safe_get_full_grad(p) for name, p in model.named_parameters()}
     hidden, targets = torch.randn(5, 32, generator=torch.Generator().manual_seed(0)), torch.arange(5)
     with torch.no_grad():
-        head = OutputHead.of(model, "policy")
+        head = LMHead.of(model, "policy")
         got = head.within(model, lambda head, states: head.statistics(states, targets), hidden)
-    torch.testing.assert_close(got, OutputHead.of(whole, "whole").statistics(hidden, targets))
+    torch.testing.assert_close(got, LMHead.of(whole, "whole").statistics(hidden, targets))
     return gradients
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ugap.errors import InputError
-from ugap.scoring.gradient import gem, kl_divergence, surprisal_entropy
-from ugap.scoring.output_head import OutputHead, backbone
+from ugap.scoring.head.autograd import gem, kl_divergence, surprisal_entropy
+from ugap.scoring.head.lm_head import LMHead, backbone
 from ugap.training.losses import Loss, creativity_loss, creativity_reality_loss, gem_loss, reality_loss
 
 MODES = {"creative": 1.0, "balanced": 0.5, "precise": 0.0}
@@ -25,7 +25,7 @@ def values(n, seed, low=0.0, high=6.0):
 def fused(model, ids):
     """Final states, targets and head of every token of `ids` `(B, T)` but the first ones."""
     hidden = backbone(model)(input_ids=ids, use_cache=False).last_hidden_state
-    return hidden[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), OutputHead.of(model, "m")
+    return hidden[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), LMHead.of(model, "m")
 
 
 def whole(model, ids):

@@ -7,7 +7,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from ugap.errors import InputError
 from ugap.sampling import HumanEntropyLogitsProcessor
-from ugap.sampling.human import HumanSampler
+from ugap.sampling.portable.human import HumanSampler
 from ugap.training import SampledGRPOTrainer, SampledRollouts
 
 PROMPTS = ["Once upon a time", "The youngest went into the forest", "A function", "The old man"]

@@ -10,7 +10,7 @@ from ugap.errors import InputError
 
 if TYPE_CHECKING:
     from ugap.data import TextRow
-    from ugap.study.before_after import BeforeAfterSettings, Tuned
+    from ugap.study.compare.run import BeforeAfterSettings, Tuned
 
 
 @dataclass(kw_only=True)
@@ -76,7 +76,7 @@ def compared(
     """
     from ugap.data.domain import load_domain
     from ugap.profile import HumanProfile
-    from ugap.study.before_after import BeforeAfterSettings, probe_facts
+    from ugap.study.compare.run import BeforeAfterSettings, probe_facts
     from ugap.study.decodings import parse_decodings
 
     if arguments.match and arguments.tune is None:

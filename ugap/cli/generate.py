@@ -84,7 +84,7 @@ def run(arguments: Arguments) -> None:
     from ugap.files import output_file
     from ugap.models import load_model
     from ugap.profile import HumanProfile
-    from ugap.sampling import human_figures, weight_of
+    from ugap.sampling import human_params, weight_of
     from ugap.sampling.generation import generate_batches
     from ugap.terminal import Terminal
 
@@ -96,7 +96,7 @@ def run(arguments: Arguments) -> None:
         output_file(arguments.output)
     given = None if arguments.profile is None else HumanProfile.load(arguments.profile)
     if given is not None:
-        human_figures(given, arguments.domain, tail)
+        human_params(given, arguments.domain, tail)
     model, tokenizer = load_model(
         arguments.model,
         dtype=arguments.dtype,

@@ -77,7 +77,7 @@ def _fit(arguments: Arguments) -> "HumanProfile":
     from ugap.profile import HumanProfile
     from ugap.scoring import Scorer
     from ugap.study.excerpts import cut_excerpts
-    from ugap.study.job import ScoringJob
+    from ugap.study.scoring_job import ScoringJob
     from ugap.study.store import scores_from_row
 
     assert arguments.model is not None

@@ -54,8 +54,8 @@ def pick_program(kind: str, words: list[str]) -> Path | None:
     if not words or words[0] in ("-h", "--help"):
         print(_overview(kind, programs(kind)))
         return None
-    path = programs_folder(kind) / f"{words[0]}.py"
-    if not words[0].isidentifier() or not path.is_file() or _description(path) is None:
+    path = next((path for path in _files(kind) if path.stem == words[0]), None)
+    if path is None or _description(path) is None:
         sort, known = ("option", ["--help"]) if words[0].startswith("-") else ("program", list(programs(kind)))
         raise InputError(f"unknown {sort} {words[0]!r}{did_you_mean(words[0], known)} (see ugap {kind} --help)")
     return path
@@ -63,8 +63,14 @@ def pick_program(kind: str, words: list[str]) -> Path | None:
 
 def programs(kind: str) -> dict[str, str]:
     """What every program of a kind does, by name."""
-    found = {path.stem: _description(path) for path in sorted(programs_folder(kind).glob("*.py"))}
+    found = {path.stem: _description(path) for path in _files(kind)}
     return {name: description for name, description in found.items() if description is not None}
+
+
+def _files(kind: str) -> list[Path]:
+    """The files that may be programs; benchmarks are in a folder of their own, which a checkout alone has."""
+    folder = programs_folder(kind)
+    return [*sorted(folder.glob("*.py")), *sorted(folder.glob("benchmarks/*.py"))]
 
 
 def load_program(path: Path) -> ModuleType:

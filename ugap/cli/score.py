@@ -56,7 +56,7 @@ def run(arguments: Arguments) -> None:
     from ugap.data import load_texts
     from ugap.files import locked, output_file
     from ugap.scoring import Scorer
-    from ugap.study.job import ScoringJob
+    from ugap.study.scoring_job import ScoringJob
 
     output_file(arguments.output)
     rows = load_texts(

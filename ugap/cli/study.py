@@ -91,16 +91,16 @@ def run(arguments: Arguments) -> None:
 
     from ugap.cli.programs import find_config
     from ugap.data import load_texts
-    from ugap.report.many import PLOT, RECORD, TABLE, write_many
+    from ugap.report.multi import PLOT, RECORD, TABLE, write_multi
     from ugap.report.page import write_page
     from ugap.study import parse_decodings
-    from ugap.study.many import ManySettings, model_folder, parse_models, read_lock, run_many
-    from ugap.study.many_contrasts import contrast_many, read_levels
+    from ugap.study.multi.contrasts import contrast_multi, read_levels
+    from ugap.study.multi.run import MultiSettings, model_folder, parse_models, read_lock, run_multi
     from ugap.terminal import Terminal
 
     one = ("prefix_tokens", "prompt_separator", "max_new_tokens", "limit", "per_text", "batch_size", "seed", "pmi")
     shared = (*one, "skip_bad", "device")
-    settings = ManySettings(
+    settings = MultiSettings(
         models=parse_models(_listed(arguments.models)),
         scorers=arguments.scorer,
         decodings=parse_decodings(arguments.decoding),
@@ -122,7 +122,7 @@ def run(arguments: Arguments) -> None:
         )
     ]
     console = Terminal(soft_wrap=True)
-    outcomes = run_many(
+    outcomes = run_multi(
         rows,
         settings,
         arguments.output,
@@ -139,9 +139,9 @@ def run(arguments: Arguments) -> None:
         return
     finished = [one for one in outcomes if one.status == "finished"]
     levels = [level for one in finished for level in read_levels(arguments.output, one.model)]
-    contrasts = contrast_many(levels, seed=settings.seed)
+    contrasts = contrast_multi(levels, seed=settings.seed)
     recorded = {**asdict(settings), "data": arguments.data}
-    for sentence in write_many(
+    for sentence in write_multi(
         contrasts, outcomes, recorded, arguments.output, command=shlex.join(["ugap", *sys.argv[1:]])
     ):
         console.print(f"- {sentence}", markup=False)

@@ -1,4 +1,4 @@
-"""The options that the training programs share, and what is made of them: policy, data, looks at the gap, the end."""
+"""The options that the training programs share, and what they make of them: policy, data, evaluations, the end."""
 
 import dataclasses
 import inspect
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ugap.training.policy import Policy
 
 # Sections of the help whose options may change when a run goes on.
-FREE = ("looks", "output")
+FREE = ("evaluations", "output")
 
 
 @dataclass(kw_only=True)
@@ -69,26 +69,28 @@ class DataOptions:
 
 
 @dataclass(kw_only=True)
-class LookOptions:
+class EvaluationOptions:
     """How the gap is measured at the start, on the way and at the end, and what is left in the end."""
 
     eval_data: list[str] = option(
         "held-out human texts (default: one in ten of the texts, which are not trained on then)",
         default=[],
-        group="looks",
+        group="evaluations",
         metavar="FILE",
     )
-    eval_limit: int = option("held-out prefixes of each domain", default=32, group="looks")
-    eval_tokens: int = option("tokens of a continuation there", default=64, group="looks")
-    eval_facts: int = option("facts of the other half of the probe that are asked", default=96, group="looks")
+    eval_limit: int = option("held-out prefixes of each domain", default=32, group="evaluations")
+    eval_tokens: int = option("tokens of a continuation there", default=64, group="evaluations")
+    eval_facts: int = option("facts of the other half of the probe that are asked", default=96, group="evaluations")
     eval_decoding: str | None = option(
         "how the policy writes there: see ugap measure --help, or setting:value,... "
         "(default: as in training where it writes there, else ancestral)",
         default=None,
-        group="looks",
+        group="evaluations",
         metavar="NAME",
     )
-    every: int = option("steps from look to look; 0 looks at the start and the end alone", default=50, group="looks")
+    eval_every: int = option(
+        "steps between evaluations; 0 evaluates at the start and at the end alone", default=50, group="evaluations"
+    )
     merge: bool = option(
         "write the model with the adapter in its weights too, into output_dir/merged (one that is there is renewed)",
         default=False,
@@ -160,7 +162,7 @@ def data_of(arguments: Any, tokenizer: "PreTrainedTokenizerBase") -> Data:
     """
     from ugap.data.facts import load_facts, split_facts
     from ugap.study.excerpts import cut_excerpts
-    from ugap.training.held_out import hold_out, read_texts, some_of_every_kind
+    from ugap.training.evaluation.held_out import hold_out, read_texts, some_of_every_kind
 
     lengths = {"prefix_tokens": arguments.prefix_tokens, "max_new_tokens": arguments.eval_tokens}
     for name in ("prefix_tokens", "eval_limit", "eval_tokens"):
@@ -260,27 +262,27 @@ def train(
     scorer: "Scorer | None" = None,
     decoding: Mapping[str, Any],
 ) -> None:
-    """Train with looks at the gap, then save, print what was measured, push and close, as TRL's scripts do.
+    """Train with evaluations of the gap, then save, print what was measured, push and close, as TRL's scripts do.
 
     Args:
         program (`str`): Name of the program.
-        trainer (`Trainer`): A trainer whose card is measured, see [`~ugap.training.model_card.MeasuredCard`].
-        arguments (`Any`): The options, those of [`PolicyOptions`], [`DataOptions`] and [`LookOptions`] among them.
+        trainer (`Trainer`): A trainer whose card is measured, see [`~ugap.training.evaluation.card.MeasuredCard`].
+        arguments (`Any`): The options; [`PolicyOptions`], [`DataOptions`] and [`EvaluationOptions`] are among them.
         data (`Data`): What is held out.
         checkpoint (`Path`, *optional*): Where to go on from.
         scorer (`Scorer`, *optional*): The frozen scorer; by default the policy's base.
-        decoding (`Mapping[str, Any]`): How the policy writes at a look.
+        decoding (`Mapping[str, Any]`): How the policy writes at an evaluation.
 
     Raises:
-        InputError: The looks do not fit the training, a tracker does not begin, memory does not suffice, or logits are
-            not finite.
+        InputError: The evaluations do not fit the training, a tracker does not begin, memory does not suffice, or
+            logits are not finite.
         Terminated: The run was told to end, and has saved where it was.
     """
-    from ugap.training.model_card import before_and_after
+    from ugap.training.evaluation.callback import UncertaintyGapCallback
+    from ugap.training.evaluation.card import before_and_after
     from ugap.training.policy import MERGED, save_merged
     from ugap.training.run_folder import check_settings, note_run
     from ugap.training.termination import saving_at_sigterm
-    from ugap.training.tracking import UncertaintyGapCallback
 
     args: Any = trainer.args
     gap = UncertaintyGapCallback(
@@ -290,7 +292,7 @@ def train(
         facts=data.asked,
         decoding=decoding,
         max_new_tokens=arguments.eval_tokens,
-        every=arguments.every,
+        eval_every=arguments.eval_every,
     )
     trainer.add_callback(gap)
     content = trained_on(trainer, data)
@@ -306,7 +308,7 @@ def train(
     # A merged model that is there is of the adapter that was there before.
     if trainer.is_world_process_zero() and (arguments.merge or (folder / MERGED).is_dir()):
         save_merged(arguments.model, folder, folder / MERGED, dtype=arguments.dtype, trust_remote_code=_trusted(args))
-    say(f"\n{before_and_after(gap.looks[0], gap.looks[-1])}\n\nsaved in {folder}")
+    say(f"\n{before_and_after(gap.evaluations[0], gap.evaluations[-1])}\n\nsaved in {folder}")
     if args.push_to_hub:
         with in_one_line():
             trainer.push_to_hub()
@@ -319,7 +321,7 @@ def trained_on(trainer: "Trainer", data: Data) -> dict[str, str]:
     Of a model that is sharded as it is loaded, no process has the weights: it has no fingerprint.
     """
     from ugap.data import content_hash
-    from ugap.scoring.identity import weight_hash
+    from ugap.scoring.fingerprint import weight_hash
     from ugap.study.store import rows_hash
 
     policy: Any = trainer.accelerator.unwrap_model(trainer.model)

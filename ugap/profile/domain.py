@@ -19,7 +19,7 @@ from ugap.profile.plain import array, count, member, plain
 from ugap.profile.texts import TextReference, text_features
 
 if TYPE_CHECKING:
-    from ugap.scoring.token_scores import TokenScores
+    from ugap.scoring.records import TokenScores
 
 LEVELS = (0.001, 0.005, *(i / 100 for i in range(1, 100)), 0.995, 0.999)
 QUARTILES = (0.25, 0.75)

@@ -18,7 +18,7 @@ from ugap.profile.domain import DomainProfile
 from ugap.profile.plain import member, text
 
 if TYPE_CHECKING:
-    from ugap.scoring.token_scores import ScorerId, TokenScores
+    from ugap.scoring.records import ScorerId, TokenScores
 
 VERSION = 1
 _MOST_BYTES = 32 * 2**20  # a domain takes some 25 thousand
@@ -142,7 +142,7 @@ class HumanProfile:
     def scorer(self) -> "ScorerId":
         """The model whose scores were fitted."""
         # Imported here, so that a profile can be read where the libraries that run models are absent.
-        from ugap.scoring.token_scores import ScorerId
+        from ugap.scoring.records import ScorerId
 
         return ScorerId(self.scorer_name, self.weight_hash)
 

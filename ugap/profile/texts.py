@@ -34,7 +34,7 @@ from ugap.profile.plain import array, member, plain
 from ugap.statistics.diversity import repetition
 
 if TYPE_CHECKING:
-    from ugap.scoring.token_scores import TokenScores
+    from ugap.scoring.records import TokenScores
 
 FEATURES = ("surprisal", "entropy", "low", "high", "deviation", "spread", "pmi", "repetition")
 LENGTHS = (16, 32, 64, 128, 256)

@@ -16,7 +16,7 @@ from ugap.report.plots import DOMAIN_COLOURS, MARKERS, OTHER_COLOURS
 from ugap.report.rows import ends, number
 from ugap.report.tables import MISSING, p_value
 from ugap.report.terminal import figure, text_table, with_interval
-from ugap.study.quality import AUTHOR, OVERALL, WITHIN
+from ugap.study.analysis.quality import AUTHOR, OVERALL, WITHIN
 from ugap.terminal import one_line
 
 COLOURS = (*DOMAIN_COLOURS.values(), *OTHER_COLOURS)

@@ -15,10 +15,10 @@ from transformers import (
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from ugap.errors import InputError
-from ugap.sampling.figures_processor import ALONE
-from ugap.sampling.special import end_tokens, never_written
+from ugap.sampling.portable.params_processor import ALONE
+from ugap.sampling.portable.special import end_tokens, suppressed_tokens
 
-__all__ = ["continue_contexts", "decode_after", "drawn_config", "end_tokens", "never_written"]
+__all__ = ["continue_contexts", "decode_after", "drawn_config", "end_tokens", "suppressed_tokens"]
 
 _BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
 

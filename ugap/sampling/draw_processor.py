@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from ugap.sampling.drawing import draw, only, weights
+from ugap.sampling.portable.drawing import draw, only, weights
 
 
 class DrawLogitsProcessor(LogitsProcessor):

@@ -18,7 +18,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from ugap.errors import InputError
 from ugap.files import replacing
 from ugap.profile import HumanProfile
-from ugap.sampling.figures import TAIL, human_figures
+from ugap.sampling.params import TAIL, human_params
 from ugap.terminal import one_line
 
 # Module of this package by its name in the folder; they import each other relatively, and nothing of `ugap` besides.
@@ -28,10 +28,10 @@ MODULES = {
     "human.py": "human.py",
     "steps.py": "steps.py",
     "special.py": "special.py",
-    "figures_processor.py": "figures_processor.py",
+    "params_processor.py": "params_processor.py",
     "generate.py": "hub_generate.py",
 }
-_FIGURES = "hub_figures.py"
+_PARAMS = "hub_params.py"
 
 
 def export_custom_generate(
@@ -74,12 +74,12 @@ def export_custom_generate(
         except HFValidationError as error:
             raise InputError(f"base_model {base_model!r}: no Hub id: {str(error).splitlines()[0]}") from error
     loaded = profile if isinstance(profile, HumanProfile) else HumanProfile.load(profile)
-    figures = {domain: human_figures(loaded, domain, tail) for domain in sorted(loaded.by_domain)}
+    params = {domain: human_params(loaded, domain, tail) for domain in sorted(loaded.by_domain)}
     code = folder / "custom_generate"
-    sources = resources.files("ugap.sampling")
+    sources = resources.files("ugap.sampling.portable")
     files = {
-        folder / "README.md": _readme(loaded, figures, base_model, tail).encode(),
-        code / _FIGURES: _figures_module(loaded, figures).encode(),
+        folder / "README.md": _readme(loaded, params, base_model, tail).encode(),
+        code / _PARAMS: _params_module(loaded, params).encode(),
         **{code / name: (sources / own).read_bytes() for name, own in MODULES.items()},
     }
     try:
@@ -96,11 +96,11 @@ def export_custom_generate(
 def _may_be_written(folder: Path) -> bool:
     # A fresh clone of a Hub repository holds files such as .gitattributes.
     empty = folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir())
-    return empty or (folder / "custom_generate" / _FIGURES).is_file()
+    return empty or (folder / "custom_generate" / _PARAMS).is_file()
 
 
-def _figures_module(profile: HumanProfile, figures: dict[str, dict[str, Any]]) -> str:
-    literal = pprint.pformat(figures, width=118, compact=True, sort_dicts=False)
+def _params_module(profile: HumanProfile, params: dict[str, dict[str, Any]]) -> str:
+    literal = pprint.pformat(params, width=118, compact=True, sort_dicts=False)
     return (
         '"""Figures of human texts by domain; all but the ranks and places in nats.\n\n'
         "`h` and `g`: knots of the curve of people's mean surprisal over the model's entropy. `entropies` and\n"
@@ -109,22 +109,23 @@ def _figures_module(profile: HumanProfile, figures: dict[str, dict[str, Any]]) -
         '"""\n\n'
         "from typing import Any\n\n"
         f"SCORER = {(profile.scorer_name, profile.weight_hash)}  # the model, and the fingerprint of its weights\n"
-        f"FIGURES: dict[str, dict[str, Any]] = {literal}\n"
+        f"PARAMS: dict[str, dict[str, Any]] = {literal}\n"
     )
 
 
 def _readme(
-    profile: HumanProfile, figures: dict[str, dict[str, Any]], base_model: str | None, tail: float | None
+    profile: HumanProfile, params: dict[str, dict[str, Any]], base_model: str | None, tail: float | None
 ) -> str:
     front: dict[str, Any] = {"library_name": "transformers", "license": "apache-2.0", "tags": ["custom_generate"]}
     if base_model is not None:
         front["base_model"] = base_model
     rows = []
-    for domain, own in figures.items():
+    for domain, own in params.items():
         human = profile.by_domain[domain]
         rows.append(f"| {_code(domain)} | {human.n_texts:,} | {human.n_tokens:,} | {own['level']:.3f} |")
     model = base_model or profile.scorer_name
-    text = string.Template((resources.files("ugap.sampling") / "hub_readme.md").read_text(encoding="utf-8")).substitute(
+    template = (resources.files("ugap.sampling.portable") / "hub_readme.md").read_text(encoding="utf-8")
+    text = string.Template(template).substitute(
         model=_code(model),
         model_literal=_literal(model),
         name=_code(profile.scorer_name),
@@ -134,8 +135,8 @@ def _readme(
         if tail is None
         else f"Tokens beyond the rank that holds {100 * tail:g}% of people's tokens there are never drawn.",
         rows="\n".join(rows),
-        domain_literal=_literal("creative" if "creative" in figures else next(iter(figures))),
-        domains=", ".join(_code(_literal(domain)) for domain in figures),
+        domain_literal=_literal("creative" if "creative" in params else next(iter(params))),
+        domains=", ".join(_code(_literal(domain)) for domain in params),
     )
     return "\n".join(["---", yaml.safe_dump(front, sort_keys=False).rstrip(), "---", "", text])
 

@@ -11,9 +11,9 @@ from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokeniz
 from ugap.errors import InputError
 from ugap.models import chat_ids
 from ugap.profile import HumanProfile
-from ugap.sampling.batch import continue_contexts, decode_after, drawn_config, never_written
-from ugap.sampling.figures import TAIL, human_figures, profile_of, weight_of
-from ugap.sampling.figures_processor import ALONE
+from ugap.sampling.batch import continue_contexts, decode_after, drawn_config, suppressed_tokens
+from ugap.sampling.params import TAIL, human_params, profile_of, weight_of
+from ugap.sampling.portable.params_processor import ALONE
 from ugap.sampling.processor import DrawRecorder, HumanEntropyLogitsProcessor
 
 Prompt = str | Sequence[Mapping[str, str]]
@@ -91,7 +91,7 @@ def generation_kwargs(
         tail=tail,
         draw=True,
         generator=_generator(model, seed),
-        never=never_written(model, tokenizer),
+        suppress_tokens=suppressed_tokens(model, tokenizer),
     )
     return {**ALONE, "logits_processor": LogitsProcessorList([processor])}
 
@@ -191,17 +191,17 @@ def generate_batches(
             f"the tokenizer has {len(tokenizer)} tokens and the model {model.get_output_embeddings().weight.shape[0]}: "
             "they do not belong together"
         )
-    level = human_figures(own, domain, tail)["level"]
+    level = human_params(own, domain, tail)["level"]
     requests = [(prompt, _context(tokenizer, prompt, i)) for i, prompt in enumerate(_listed(prompts))]
     requests = [request for request in requests for _ in range(num_return_sequences)]
     generator = _generator(model, seed)
-    never = never_written(model, tokenizer)
+    suppress_tokens = suppressed_tokens(model, tokenizer)
 
     def run() -> Iterator[list[Generation]]:
         for start in range(0, len(requests), batch_size):
             batch = requests[start : start + batch_size]
             processor = HumanEntropyLogitsProcessor(
-                own, domain, weight, tail=tail, draw=True, generator=generator, never=never
+                own, domain, weight, tail=tail, draw=True, generator=generator, suppress_tokens=suppress_tokens
             )
             recorder = DrawRecorder(processor)
             contexts, config = [context for _, context in batch], drawn_config(max_new_tokens)

@@ -8,18 +8,18 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from ugap.profile import HumanProfile
-from ugap.sampling.figures import TAIL, human_figures, weight_of
-from ugap.sampling.figures_processor import FiguresLogitsProcessor
-from ugap.sampling.human import Drawn
+from ugap.sampling.params import TAIL, human_params, weight_of
+from ugap.sampling.portable.human import Drawn
+from ugap.sampling.portable.params_processor import ParamsLogitsProcessor
 
 
-class HumanEntropyLogitsProcessor(FiguresLogitsProcessor):
+class HumanEntropyLogitsProcessor(ParamsLogitsProcessor):
     r"""Decode at human uncertainty: every step is as surprising as people are where the model is this uncertain.
 
     Where the model's entropy is `h`, people are `g(h)` nats surprising on average: the calibration curve of a human
     profile. At each step the temperature is solved for at which the expected surprisal under the model is
     `weight * g(h)`, plus a correction that holds the mean over the continuation at the human level, and tokens beyond
-    the rank that people reach at this entropy are cut. See [`ugap.sampling.human`] for the formula.
+    the rank that people reach at this entropy are cut. See [`ugap.sampling.portable.human`] for the formula.
 
     The processor keeps a state per row, from the first step of a `generate()` call to its last. It is for one
     sequence per row: no beams, no assisted decoding. [`ugap.sampling.generation_kwargs`] sets everything else right.
@@ -40,9 +40,9 @@ class HumanEntropyLogitsProcessor(FiguresLogitsProcessor):
             distribution any more. If false, scores of the solved distribution are returned, for `do_sample=True`.
         generator (`torch.Generator`, *optional*):
             Where the draw's randomness comes from, on the device of the scores; by default torch's own.
-        never (`Sequence[int]`, *optional*):
-            Tokens that no person writes, as of [`~ugap.sampling.special.never_written`]: not drawn, unless nothing else
-            is left.
+        suppress_tokens (`Sequence[int]`, *optional*):
+            Tokens that no person writes, see [`~ugap.sampling.portable.special.suppressed_tokens`]. They are drawn only
+            where nothing else is left.
 
     Raises:
         InputError: If mode, weight, domain or tail is unknown or out of range, or the profile cannot be read.
@@ -65,10 +65,12 @@ class HumanEntropyLogitsProcessor(FiguresLogitsProcessor):
         tail: float | None = TAIL,
         draw: bool = False,
         generator: torch.Generator | None = None,
-        never: Sequence[int] = (),
+        suppress_tokens: Sequence[int] = (),
     ):
         weight = weight_of(mode, weight)
-        super().__init__(human_figures(profile, domain, tail), weight, draw=draw, generator=generator, never=never)
+        super().__init__(
+            human_params(profile, domain, tail), weight, draw=draw, generator=generator, suppress_tokens=suppress_tokens
+        )
         self.domain, self.tail = domain, tail
 
 
@@ -76,12 +78,12 @@ class DrawRecorder(LogitsProcessor):
     """Keeps what a drawing processor draws; goes right behind it, for one `generate()` call.
 
     Args:
-        processor (`FiguresLogitsProcessor`): The processor, with `draw=True`.
+        processor (`ParamsLogitsProcessor`): The processor, with `draw=True`.
     """
 
     supports_continuous_batching = False
 
-    def __init__(self, processor: FiguresLogitsProcessor):
+    def __init__(self, processor: ParamsLogitsProcessor):
         self.processor = processor
         self.steps: list[Drawn] = []
 

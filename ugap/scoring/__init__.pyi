@@ -1,5 +1,5 @@
-from .head import HeadStatistics as HeadStatistics
-from .head import head_statistics as head_statistics
+from .head.statistics import HeadStatistics as HeadStatistics
+from .head.statistics import head_statistics as head_statistics
+from .records import ScorerId as ScorerId
+from .records import TokenScores as TokenScores
 from .scorer import Scorer as Scorer
-from .token_scores import ScorerId as ScorerId
-from .token_scores import TokenScores as TokenScores

@@ -26,8 +26,8 @@ from datasets.distributed import split_dataset_by_node
 
 from ugap import __version__
 from ugap.errors import InputError
-from ugap.scoring.identity import weight_hash
-from ugap.scoring.token_scores import TokenScores
+from ugap.scoring.fingerprint import weight_hash
+from ugap.scoring.records import TokenScores
 
 if TYPE_CHECKING:
     from ugap.scoring.scorer import Scorer

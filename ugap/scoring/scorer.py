@@ -18,15 +18,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ugap.errors import InputError, is_out_of_memory, reading
 from ugap.models import load_model
-from ugap.scoring.batches import Batch, Request, plan, windows
-from ugap.scoring.bfloat16 import FloatProducts, has_bfloat16_units
+from ugap.scoring.batching import Batch, Request, plan, windows
 from ugap.scoring.context import Regimes, context_limit, shares_prefixes, states_after
-from ugap.scoring.encoding import Encoded, encode
-from ugap.scoring.identity import weight_hash
-from ugap.scoring.implementation import Impl
-from ugap.scoring.output_head import OutputHead, backbone, input_device
-from ugap.scoring.projection import Precision
-from ugap.scoring.token_scores import ScorerId, TokenScores
+from ugap.scoring.fingerprint import weight_hash
+from ugap.scoring.head.bfloat16 import FloatProducts, has_bfloat16_units
+from ugap.scoring.head.dispatch import Impl
+from ugap.scoring.head.lm_head import LMHead, backbone, input_device
+from ugap.scoring.head.tiles import Precision
+from ugap.scoring.records import ScorerId, TokenScores
+from ugap.scoring.tokenise import Encoded, encode
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -50,7 +50,7 @@ class Scorer:
         token_budget (`int`, *optional*): Padded tokens in one forward pass; by default 2,048 on CPU, 32,768 on a GPU.
             Running out of memory halves it.
         max_length (`int`, *optional*): Tokens of context; by default the model's limit. Longer sequences are scored
-            with overlapping windows, see [`~ugap.scoring.batches.windows`].
+            with overlapping windows, see [`~ugap.scoring.batching.windows`].
         impl (`str`, *optional*, defaults to `"auto"`): How the head is folded, see [`head_statistics`].
         precision (`str`, *optional*, defaults to `"exact"`): Arithmetic of the head, see [`head_statistics`].
 
@@ -99,7 +99,7 @@ class Scorer:
             raise InputError(f"{self.name}: XLNet cannot be scored: it predicts tokens that a mask hides, not the next")
         alone = f"{self.name}: cannot run on token ids alone"
         with reading(alone):
-            self.head = OutputHead.of(model, self.name)
+            self.head = LMHead.of(model, self.name)
         emulated = model.dtype == torch.bfloat16 and model.device.type == "cpu" and not has_bfloat16_units()
         self._products: Callable[[], AbstractContextManager] = FloatProducts if emulated else nullcontext
         self._regimes = Regimes(config)

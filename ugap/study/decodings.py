@@ -29,7 +29,7 @@ from transformers import (
 
 from ugap.errors import InputError
 from ugap.sampling import DrawLogitsProcessor, HumanEntropyLogitsProcessor, profile_of, weight_of
-from ugap.sampling.figures_processor import WITHOUT_EFFECT
+from ugap.sampling.portable.params_processor import WITHOUT_EFFECT
 from ugap.study.named import DECODINGS, STUDIED, Settings, check_names
 
 __all__ = ["DECODINGS", "STUDIED", "Settings", "decoder", "generation_config", "is_deterministic", "parse_decodings"]
@@ -150,7 +150,7 @@ def decoder(
     processors: Sequence[LogitsProcessor] = (),
     *,
     generator: torch.Generator,
-    never: Sequence[int] = (),
+    suppress_tokens: Sequence[int] = (),
     **fixed: Any,
 ) -> tuple[GenerationConfig, list[LogitsProcessor]]:
     """What to pass to `generate()`: its config, and the processors that shape the distribution and draw from it.
@@ -161,7 +161,7 @@ def decoder(
         domain (`str`, *optional*): Domain of the texts.
         processors (`Sequence[LogitsProcessor]`, *optional*): What else shapes the distribution.
         generator (`torch.Generator`): Where the draw's randomness comes from, on the model's device.
-        never (`Sequence[int]`, *optional*): Tokens that the sampler at human uncertainty does not draw.
+        suppress_tokens (`Sequence[int]`, *optional*): Tokens that the sampler at human uncertainty does not draw.
         fixed (`Any`): Settings of `generate()` that are no matter of decoding.
 
     Raises:
@@ -174,7 +174,7 @@ def decoder(
         if own is None:
             raise InputError(f"decoding settings {dict(settings)}: the texts have no domain, human_domain must say it")
         processor = HumanEntropyLogitsProcessor(
-            profile, own, settings["human_weight"], draw=True, generator=generator, never=never
+            profile, own, settings["human_weight"], draw=True, generator=generator, suppress_tokens=suppress_tokens
         )
         config.update(**_IDLE)
         return config, [*processors, processor]

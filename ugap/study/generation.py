@@ -10,7 +10,7 @@ from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBa
 
 from ugap.errors import InputError
 from ugap.models import chat_ids
-from ugap.sampling.batch import continue_contexts, decode_after, never_written
+from ugap.sampling.batch import continue_contexts, decode_after, suppressed_tokens
 from ugap.study.decodings import Settings, decoder
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def generate_continuations(
         domain,
         processors,
         generator=generator,
-        never=never_written(model, tokenizer),
+        suppress_tokens=suppressed_tokens(model, tokenizer),
         max_new_tokens=max_new_tokens,
     )
     devices = [model.device] if model.device.type == "cuda" else []

@@ -3,6 +3,7 @@ from .data import grpo_dataset as grpo_dataset
 from .data import sft_dataset as sft_dataset
 from .data import start_with_bos as start_with_bos
 from .entropy_band import EntropyBandCallback as EntropyBandCallback
+from .evaluation.callback import UncertaintyGapCallback as UncertaintyGapCallback
 from .grpo import UncertaintyGRPOConfig as UncertaintyGRPOConfig
 from .grpo import UncertaintyGRPOTrainer as UncertaintyGRPOTrainer
 from .rewards import FactualityReward as FactualityReward
@@ -12,4 +13,3 @@ from .rollouts import SampledRollouts as SampledRollouts
 from .sft import UncertaintySFTConfig as UncertaintySFTConfig
 from .sft import UncertaintySFTTrainer as UncertaintySFTTrainer
 from .shared_scorer import SharedScorer as SharedScorer
-from .tracking import UncertaintyGapCallback as UncertaintyGapCallback

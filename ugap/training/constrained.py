@@ -13,7 +13,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ugap.errors import InputError
 from ugap.training.constraint import LagrangianConstraint
-from ugap.training.model_card import MeasuredCard
+from ugap.training.evaluation.card import MeasuredCard
 
 
 @dataclass

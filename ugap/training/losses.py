@@ -7,7 +7,7 @@ the modes creative, balanced and precise. Only their abstract could be read: the
   would not do: where people are certain, so should the model be.
 - Reality: on reference text cross-entropy, and on functional text the KL divergence from the base model.
 
-All arguments are flat tensors of the tokens that count, as of `ugap.scoring.gradient`: masks are applied before. An
+All arguments are flat tensors of the tokens that count, see `ugap.scoring.head.autograd`: masks are applied before. An
 empty tensor, of a batch without such tokens, keeps the graph and gives 0. A mean over tokens divides by `n_tokens`
 where it is given, so that micro-batches and processes that divide by the tokens of the whole optimiser step add up to
 its loss. The bins of the calibration are those of a call, unless it is given what [`bin_differences`] found.
@@ -216,7 +216,7 @@ def creativity_reality_loss(weight: float | str, creativity: Loss | None = None,
 
 
 def gem_loss(gem: Tensor, *, n_tokens: int | Tensor | None = None) -> Loss:
-    """The mean of GEM's loss ([`ugap.scoring.gradient.gem`]): fine-tuning that keeps diversity, as a baseline.
+    """The mean of GEM's loss ([`ugap.scoring.head.autograd.gem`]): fine-tuning that keeps diversity, as a baseline.
 
     Args:
         gem (`Tensor` of shape `(N,)`): GEM's loss at the tokens, nats, with gradient.

@@ -22,10 +22,10 @@ from trl import DPOTrainer
 
 from ugap.data.facts import Fact
 from ugap.errors import InputError
-from ugap.scoring.encoding import encode
+from ugap.scoring.tokenise import encode
 from ugap.training.data import start_with_bos
 from ugap.training.domains import CREATIVE, FUNCTIONAL
-from ugap.training.model_card import MeasuredCard
+from ugap.training.evaluation.card import MeasuredCard
 from ugap.training.samples import Sample, over_processes, sample_continuations
 
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -170,7 +170,7 @@ class PreferenceTrainer(MeasuredCard, DPOTrainer):
     """TRL's `DPOTrainer` that takes tokenised pairs as they are: `prompt_ids`, `chosen_ids`, `rejected_ids`.
 
     Other data are tokenised as TRL does it, with a BOS before the prompt if the tokenizer has one. The model card has
-    the measured gap, see [`~ugap.training.model_card.MeasuredCard`].
+    the measured gap, see [`~ugap.training.evaluation.card.MeasuredCard`].
     """
 
     _tag_names = ["trl", "dpo", "ugap"]  # noqa: RUF012  (as TRL declares it)

@@ -32,8 +32,8 @@ from ugap.errors import InputError
 from ugap.profile import HumanProfile
 from ugap.profile.texts import FEATURES, FEWEST_TOKENS
 from ugap.scoring import Scorer
-from ugap.scoring.batches import Request
-from ugap.study.factuality import answer_words, first_named, starts_with
+from ugap.scoring.batching import Request
+from ugap.study.probes.facts import answer_words, first_named, starts_with
 from ugap.training.domains import CREATIVE, FUNCTIONAL
 from ugap.training.shared_scorer import SharedScorer
 from ugap.unicode import text_fault
@@ -205,7 +205,7 @@ class UncertaintyReward:
             return ids
         return [self._prefix(prompt, trainer.chat_template_kwargs) for prompt in prompts]
 
-    def judge(self, prompts: Sequence[Prompt], completions: Sequence[Text]) -> list["Judgement"]:
+    def judge(self, prompts: Sequence[Prompt], completions: Sequence[Text]) -> list["RewardDetails"]:
         """Rewards of completions, all of this reward's domain, and what they are made of.
 
         Raises:
@@ -225,11 +225,11 @@ class UncertaintyReward:
             if score is None or len(score) < FEWEST_TOKENS:
                 # Fit to be scored, and yet it was not: its logits are not finite.
                 bad = score is None and i in scores
-                out.append(Judgement(math.nan if bad else 0.0, None, None))
+                out.append(RewardDetails(math.nan if bad else 0.0, None, None))
                 continue
             values = profile.text_features(score)
             reward = profile.texts.closeness(values, len(score), self.features)
-            out.append(Judgement(reward, score.nll, profile.texts.standardised(values, len(score))))
+            out.append(RewardDetails(reward, score.nll, profile.texts.standardised(values, len(score))))
         return out
 
     def human_levels(self, prompts: Sequence[Prompt], human: Sequence[Text | None]) -> list[float]:
@@ -319,7 +319,7 @@ class UncertaintyReward:
         elif self._given_scorer is None:
             raise InputError(f"{self.__name__} has no scorer, and is not called by a trainer whose policy could be it")
 
-    def _log(self, judged: Sequence["Judgement"], log_metric: Callable[[str, float], None]) -> None:
+    def _log(self, judged: Sequence["RewardDetails"], log_metric: Callable[[str, float], None]) -> None:
         rows = [one.standardised for one in judged if one.standardised is not None]
         for feature, values in zip(FEATURES, zip(*rows, strict=True), strict=bool(rows)):
             told = [value for value in values if math.isfinite(value)]
@@ -337,7 +337,7 @@ class UncertaintyReward:
 
 
 @dataclass(frozen=True, eq=False)
-class Judgement:
+class RewardDetails:
     """What a reward made of one completion.
 
     Args:
@@ -365,7 +365,7 @@ class FactualityReward:
 
     Columns: `answer` (one answer, or a list of all that counts as right) and, for `"contrastive"`, `wrong` (a list).
     Answers are compared word by word without regard to case, accents and articles, see
-    [`~ugap.study.factuality.answer_words`]. A number is taken as its text: 12 and 12.0 as "12", True as "True".
+    [`~ugap.study.probes.facts.answer_words`]. A number is taken as its text: 12 and 12.0 as "12", True as "True".
 
     Raises:
         InputError: If the kind is unknown; when called, if a column is missing; by `check`, or else when called, if an

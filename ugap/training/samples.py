@@ -10,7 +10,7 @@ from accelerate.utils import gather_object
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ugap.sampling.batch import continue_contexts, decode_after, never_written
+from ugap.sampling.batch import continue_contexts, decode_after, suppressed_tokens
 from ugap.study.decodings import decoder
 from ugap.study.generation import seed_of
 from ugap.training.domains import CREATIVE
@@ -83,7 +83,7 @@ def sample_continuations(
             model,
             domain,
             generator=generator,
-            never=never_written(model, tokenizer),
+            suppress_tokens=suppressed_tokens(model, tokenizer),
             max_new_tokens=max_new_tokens,
         )
         written = continue_contexts(model, tokenizer, [ids for _, ids in batch], config, drawn, keep_end=True)

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ugap.errors import InputError
 from ugap.scoring import Scorer
-from ugap.scoring.batches import Batch
+from ugap.scoring.batching import Batch
 
 logger = logging.getLogger(__name__)
 

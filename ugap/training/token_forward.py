@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ugap.scoring.gradient import gem, kl_divergence, surprisal_entropy
-from ugap.scoring.output_head import OutputHead, backbone
+from ugap.scoring.head.autograd import gem, kl_divergence, surprisal_entropy
+from ugap.scoring.head.lm_head import LMHead, backbone
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class TokenRequest:
     gem_beta: float | None = None
 
 
-def add_token_forward(model: PreTrainedModel, name: str) -> OutputHead:
+def add_token_forward(model: PreTrainedModel, name: str) -> LMHead:
     """Let `model(..., labels=labels, tokens=TokenRequest())` return tensors of `N` tokens instead of logits.
 
     They are `surprisal`, `entropy` (nats, differentiable), with a reference also `kl`, with `gem_beta` also `gem`. The
     reference is `base_hidden` `(M, H)`, for the tokens of the rows that the mask `compared` `(B,)` names; where its
-    head is not the model's own, `within_base` is [`OutputHead.within`] of its model, or calls with a copy of that head.
+    head is not the model's own, `within_base` is [`LMHead.within`] of its model, or calls with a copy of that head.
     Without `tokens` the forward pass is what it was. A deep copy of the model runs its own weights.
 
     Args:
@@ -45,12 +45,12 @@ def add_token_forward(model: PreTrainedModel, name: str) -> OutputHead:
         name (`str`): How errors name it.
 
     Returns:
-        `OutputHead`: How the model's hidden states become logits.
+        `LMHead`: How the model's hidden states become logits.
 
     Raises:
         InputError: If the model's output head is of a kind that the scorer does not know.
     """
-    recipe = OutputHead.of(model, name)
+    recipe = LMHead.of(model, name)
     original = model.forward
 
     @functools.wraps(type(model).forward)  # generate() looks at the signature
@@ -73,7 +73,7 @@ def add_token_forward(model: PreTrainedModel, name: str) -> OutputHead:
         if tokens.hidden:
             return {"hidden": hidden} | ({"head": recipe.within(self, _copied, hidden)} if tokens.head else {})
 
-        def compute(head: OutputHead, hidden: torch.Tensor) -> dict[str, torch.Tensor]:
+        def compute(head: LMHead, hidden: torch.Tensor) -> dict[str, torch.Tensor]:
             surprisal, entropy = surprisal_entropy(hidden, targets, head)
             out = {"surprisal": surprisal, "entropy": entropy}
             if base_hidden is not None and compared is not None:
@@ -93,7 +93,7 @@ def add_token_forward(model: PreTrainedModel, name: str) -> OutputHead:
     return recipe
 
 
-def _copied(head: OutputHead, hidden: torch.Tensor) -> OutputHead:
+def _copied(head: LMHead, hidden: torch.Tensor) -> LMHead:
     # A weight that is gathered or fetched is gone afterwards.
     bias = None if head.bias is None else head.bias.detach().clone()
     return replace(head, weight=head.weight.detach().clone(), bias=bias)

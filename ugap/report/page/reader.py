@@ -17,8 +17,8 @@ import numpy as np
 from ugap.report.labels import label, writer
 from ugap.report.page.runs import Run
 from ugap.scoring import TokenScores
+from ugap.study.gap.run import without_nan
 from ugap.study.measures import text_value
-from ugap.study.study import without_nan
 from ugap.study.table import ScoredText, pair
 
 MOST_TOKENS = 100_000

@@ -15,7 +15,7 @@ from typing import Any
 
 from ugap.errors import InputError
 from ugap.files import regular_file
-from ugap.study.study import VERSION
+from ugap.study.gap.run import VERSION
 
 MOST_BYTES = 32 * 2**20
 _MOST_SETTINGS = 2**20  # characters, as JSON

@@ -21,8 +21,8 @@ from ugap.report.page.runs import Run
 from ugap.report.plots import HUMAN, bin_means, finite
 from ugap.scoring import TokenScores
 from ugap.statistics.bootstrap import Clusters, Group, interval
+from ugap.study.gap.run import without_nan
 from ugap.study.measures import token_values
-from ugap.study.study import without_nan
 from ugap.study.table import Cell
 
 DISTRIBUTIONS = ("nll", "entropy", "deviation")

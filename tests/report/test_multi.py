@@ -1,0 +1,112 @@
+"""The words, the table and the plot of a study of many models."""
+
+import pytest
+
+from ugap.report.multi import many_findings, plot_models, write_multi
+from ugap.study.multi.contrasts import ALL
+from ugap.study.multi.run import ModelEntry, Outcome
+
+OUTCOMES = [
+    Outcome(ModelEntry(name="a/base", family="a", kind="base"), "finished", commit="c" * 40),
+    Outcome(ModelEntry(name="a/chat", family="a", kind="instruct", chat="both"), "finished"),
+    Outcome(ModelEntry(name="gone", family="b", kind="base"), "skipped", "gone: the Hub has no such model"),
+]
+
+
+def made(kind, difference, ci95, p_holm=0.001, **labels):
+    """A row of `contrasts.json` about surprisal."""
+    return {
+        "kind": kind,
+        "measure": "nll",
+        "a": "people",
+        "b": "a/chat",
+        "family": "a",
+        "kind_a": "people",
+        "kind_b": "instruct",
+        "domain": "creative",
+        "prompting_a": "raw",
+        "prompting_b": "raw",
+        "decoding": "ancestral",
+        "scorer": "self",
+        "n": 20,
+        "n_sources": [20, 20],
+        "value_a": 3.0,
+        "value_b": 3.0 - difference,
+        "difference": difference,
+        "ci95": ci95,
+        "p_holm": p_holm,
+        **labels,
+    }
+
+
+ROWS = [
+    made("people", 0.5, [0.4, 0.6]),
+    made("people", -0.3, [-0.5, -0.1], b="a/base", kind_b="base"),
+    made("people", 0.1, [-0.1, 0.3], 0.5, prompting_a="chat", prompting_b="chat"),
+    made("stage", -0.8, [-1.0, -0.6], 0.2, a="a/chat", b="a/base", kind_a="instruct", kind_b="base"),
+    made("domain", 0.2, [0.1, 0.3], a="creative", b="functional", domain=None, model="a/chat"),
+]
+
+
+def test_the_findings():
+    assert many_findings(ROWS, OUTCOMES) == [
+        "2 of 3 models could be measured.",
+        "Skipped: gone (gone: the Hub has no such model).",
+        "In creative text, with the bare prefix and with ancestral sampling (T=1), people are more surprising than 1 "
+        "of 2 models, 1 is more surprising than people, and no difference can be told for 0.",
+        "In creative text, people are 0.50 nats per token [0.40, 0.60] more surprising than a/chat (raw) "
+        "(3.00 against 2.50; p (Holm) 0.001).",
+        "In creative text, a/base (raw) is 0.30 nats per token [0.10, 0.50] more surprising than people "
+        "(3.00 against 3.30; p (Holm) 0.001).",
+        "In creative text, asked through the chat template and with ancestral sampling (T=1), people are more "
+        "surprising than 0 of 1 model, 0 are more surprising than people, and no difference can be told for 1.",
+        "In creative text, no difference can be told between people and a/chat (chat): 0.10 nats per token "
+        "[-0.10, 0.30] (3.00 against 2.90; p (Holm) 0.500).",
+        "In creative text, the gap of a/chat (raw) is smaller than that of a/base (raw) by 0.80 nats per token "
+        "[0.60, 1.00] (gaps 3.00 against 3.80; not significant after Holm's correction, p = 0.200; 20 source texts).",
+        "The gap is larger in creative than in functional text in 1 of 1 comparison, smaller in 0; no difference can "
+        "be told in 0.",
+        "For a/chat (raw), the gap is larger in creative than in functional text by 0.20 nats per token [0.10, 0.30] "
+        "(gaps 3.00 against 2.80; p (Holm) 0.001).",
+    ]
+
+
+def test_with_many_models_the_pooled_rows_are_told():
+    rows = [made("people", 0.5, [0.4, 0.6], b=f"m{i}", family=f"f{i}") for i in range(6)]
+    rows += [made("people", 0.5, [0.4, 0.6], b="all 6 instruct", family=ALL)]
+    sentences = many_findings(rows, OUTCOMES)
+    assert "people are more surprising than 6 of 6 models" in sentences[2]
+    assert sentences[3].startswith(
+        "In creative text, people are 0.50 nats per token [0.40, 0.60] more surprising than all"
+    )
+    assert not any("m0" in sentence for sentence in sentences)
+    assert sentences[4].startswith("No family has two kinds")
+
+
+def test_the_files(tmp_path):
+    write_multi(ROWS, OUTCOMES, {"seed": 0, "models": []}, tmp_path, command="ugap study --config x.yaml")
+    text = (tmp_path / "study.md").read_text()
+    assert f"| a/base | a | base | float32 | raw | {'c' * 12} | finished |" in text
+    assert "| nll | creative | a/chat (raw) - a/base (raw) | ancestral | self | 20 | 3.000 | 3.800 |" in text
+    assert "| nll | creative - functional | a/chat (raw) | ancestral |" in text
+    assert "ugap study --config x.yaml" in text
+
+
+def test_names_are_no_lines_of_ours(tmp_path):
+    nasty = "m\x1b[2J\u202e|`\n- All is well.\n```\n"
+    rows = [
+        {**row, **{name: nasty for name in ("a", "b", "domain", "decoding", "model") if name in row}} for row in ROWS
+    ]
+    outcomes = [Outcome(ModelEntry(name="gone", family=nasty, kind="base", label=nasty), "skipped", nasty)]
+    sentences = write_multi(rows, outcomes, {"note": nasty}, tmp_path, command=f"ugap study '{nasty}'")
+    text = (tmp_path / "study.md").read_text(encoding="utf-8")
+    assert not set("".join(sentences) + text) & set("\x1b\u202e")
+    assert "\n" not in "".join(sentences)
+    assert "\n- All" not in text.split("## Settings")[0]
+    assert text.count("\n````yaml\n") == text.count("\n````sh\n") == 1
+
+
+@pytest.mark.parametrize("rows", [ROWS, [], [made("people", 0.5, [None, None], None)]])
+def test_the_plot(rows, tmp_path):
+    plot_models(rows, tmp_path / "models.png")
+    assert (tmp_path / "models.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,409 @@
+"""The adapters for vLLM: driven as its model runners drive them, against the sampler alone, request by request."""
+
+import enum
+import random
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from ugap.errors import InputError
+from ugap.sampling import HumanSampler, human_params
+from ugap.sampling.engines.vllm import (
+    PROFILE_VARIABLE,
+    HumanEntropyProcessor,
+    HumanEntropyProcessorV2,
+    Request,
+    request_of,
+    validate_params,
+)
+from ugap.sampling.portable.human import State
+from ugap.sampling.portable.steps import step_scores, taken_surprisal
+
+VOCABULARY = 400
+CONFIG = SimpleNamespace(
+    speculative_config=None,
+    parallel_config=SimpleNamespace(pipeline_parallel_size=1),
+    model_config=SimpleNamespace(
+        skip_tokenizer_init=True,
+        hf_config=LlamaConfig(bos_token_id=None, eos_token_id=None),
+        get_vocab_size=lambda: VOCABULARY,
+    ),
+)
+REQUESTS: list[dict[str, Any] | None] = [
+    {"ugap_mode": "creative"},
+    {"ugap_weight": 0.6, "ugap_domain": "functional"},
+    {"ugap_weight": 0.0},
+    {"ugap_mode": "creative"},
+    {"another": 1},
+    None,
+]
+
+
+class Direction(enum.Enum):
+    UNIDIRECTIONAL = enum.auto()
+    SWAP = enum.auto()
+
+
+class Update(NamedTuple):
+    batch_size: int
+    removed: list
+    added: list
+    moved: list
+
+
+@dataclass
+class Params:
+    """The fields of vLLM's `SamplingParams` that matter here, with its defaults."""
+
+    extra_args: dict | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    all_stop_token_ids: set[int] = field(default_factory=set)
+
+
+@dataclass
+class Sequence:
+    """A request, and what the sampler alone would make of it."""
+
+    params: Params
+    sampler: HumanSampler | None
+    output: list[int] = field(default_factory=list)
+    state: State = field(default_factory=lambda: State.start(1))
+
+    def check(self, logits: torch.Tensor, processed: torch.Tensor) -> int:
+        """Compare a row `(V,)`, draw a token from it, and return its id."""
+        if self.sampler is None:
+            torch.testing.assert_close(processed, logits, rtol=0, atol=0)
+            return int(processed.softmax(-1).multinomial(1))
+        step = self.sampler.step(logits.unsqueeze(0), self.state)
+        torch.testing.assert_close(processed, step_scores(step, logits.unsqueeze(0))[0], rtol=1e-3, atol=1e-3)
+        assert processed.isfinite().any()
+        token = processed.softmax(-1).multinomial(1)
+        self.state = self.sampler.observe(self.state, step, taken_surprisal(step, token))
+        return int(token)
+
+
+@pytest.fixture
+def make(profile, profile_file, monkeypatch):
+    """`make(number)`: one of the kinds of requests."""
+    monkeypatch.setenv(PROFILE_VARIABLE, str(profile_file))
+
+    def make(number: int) -> Sequence:
+        params = Params(REQUESTS[number % len(REQUESTS)])
+        request = request_of(params)
+        sampler = request and HumanSampler.of(human_params(profile, request.domain), request.weight)
+        return Sequence(params, sampler)
+
+    return make
+
+
+def logits_of(rows: int, rng: random.Random) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(rng.randrange(10**6))
+    scale = torch.empty(rows, 1).uniform_(0.5, 5.0, generator=generator)
+    return torch.randn(rows, VOCABULARY, generator=generator) * scale
+
+
+class BatchV1:
+    """vLLM's persistent batch: new requests fill holes, the last ones move down, rows are swapped."""
+
+    def __init__(self, processor: HumanEntropyProcessor, update=Update, direction: Any = Direction):
+        self.processor, self.update, self.direction = processor, update, direction
+        self.rows: list[Sequence] = []
+
+    def change(self, leave: list[int], enter: list[Sequence], swap: tuple[int, int] | None = None) -> None:
+        holes = sorted(leave)
+        rows: list[Sequence | None] = [None if i in leave else one for i, one in enumerate(self.rows)]
+        added, moved = [], []
+        for one in enter:
+            row = holes.pop(0) if holes else len(rows)
+            rows[row : row + 1] = [one]
+            added.append((row, one.params, [1, 2, 3], one.output))
+        removed = sorted(holes, reverse=True)
+        while None in rows:
+            last = rows.pop()
+            if last is not None:
+                hole = rows.index(None)
+                rows[hole] = last
+                moved.append((len(rows), hole, self.direction.UNIDIRECTIONAL))
+        self.rows = [one for one in rows if one is not None]
+        if swap is not None:
+            low, high = swap
+            self.rows[low], self.rows[high] = self.rows[high], self.rows[low]
+            moved.append((low, high, self.direction.SWAP))
+        changed = removed or added or moved
+        self.processor.update_state(self.update(len(self.rows), removed, added, moved) if changed else None)
+
+    def step(self, logits: torch.Tensor) -> None:
+        processed = self.processor.apply(logits.clone())
+        for one, row, new in zip(self.rows, logits, processed, strict=True):
+            one.output.append(one.check(row, new))
+
+
+def drive_v1(processor, make, **interface) -> None:
+    rng = random.Random(0)
+    torch.manual_seed(0)
+    batch = BatchV1(processor, **interface)
+    batch.change([], [make(i) for i in range(6)])
+    for number in range(6, 90):
+        batch.step(logits_of(len(batch.rows), rng))
+        leave = rng.sample(range(len(batch.rows)), rng.choice([0, 0, 1, 2])) if len(batch.rows) > 3 else []
+        enter = [make(number + i) for i in range(rng.choice([0, 0, 1, 2]))]
+        size = len(batch.rows) - len(leave) + len(enter)
+        low, high = rng.sample(range(size), 2)
+        batch.change(leave, enter, (low, high) if rng.random() < 0.4 else None)
+
+
+class TestV1:
+    def test_every_request_is_sampled_as_if_alone(self, make):
+        drive_v1(HumanEntropyProcessor(CONFIG, torch.device("cpu"), False), make)
+
+    def test_a_row_that_is_replaced(self, make):
+        """A new request, or a moved one, may take the row of another that was not removed."""
+        processor = HumanEntropyProcessor(CONFIG, torch.device("cpu"), False)
+        first, second, third = make(0), make(1), make(3)
+        processor.update_state(Update(2, [], [(0, first.params, None, []), (1, second.params, None, [])], []))
+        processor.update_state(Update(2, [], [(1, third.params, None, third.output)], []))
+        processor.update_state(Update(1, [], [], [(1, 0, Direction.UNIDIRECTIONAL)]))
+        batch = BatchV1(processor)
+        batch.rows = [third]
+        for step in range(4):
+            batch.step(logits_of(1, random.Random(step)))
+        assert len(processor._requests._samplers) == 1
+
+    def test_a_swap_with_a_request_that_takes_no_part(self, make):
+        batch = BatchV1(HumanEntropyProcessor(CONFIG, torch.device("cpu"), False))
+        batch.change([], [make(0), make(5)])
+        for step in range(4):
+            batch.step(logits_of(2, random.Random(step)))
+            batch.change([], [], (0, 1))
+
+    def test_a_step_that_is_done_again(self, make):
+        """The parts of a long prompt are sampled too, and their tokens thrown away."""
+        processor = HumanEntropyProcessor(CONFIG, torch.device("cpu"), False)
+        batch = BatchV1(processor)
+        batch.change([], [make(0)])
+        thrown = logits_of(1, random.Random(9))
+        assert not torch.equal(processor.apply(thrown.clone()), thrown)
+        for step in range(3):
+            batch.step(logits_of(1, random.Random(step)))
+        assert processor._requests._memory[0].tolist() == [2]
+
+    def test_a_request_that_comes_back_starts_again(self, make):
+        """With tokens that nothing is known of, as after preemption."""
+        batch = BatchV1(HumanEntropyProcessor(CONFIG, torch.device("cpu"), False))
+        one = make(0)
+        one.output += [4, 8, 15]
+        batch.change([], [one])
+        for step in range(3):
+            batch.step(logits_of(1, random.Random(step)))
+
+    @pytest.mark.parametrize("tokens", [[-1], [5, 6]])
+    def test_tokens_that_cannot_be_seen(self, make, tokens):
+        processor = HumanEntropyProcessor(CONFIG, torch.device("cpu"), False)
+        batch = BatchV1(processor)
+        batch.change([], [make(0)])
+        batch.step(logits_of(1, random.Random(0)))
+        batch.rows[0].output[:] = tokens if len(tokens) == 1 else [*batch.rows[0].output, *tokens]
+        with pytest.raises(ValueError, match="needs to see every token"):
+            processor.apply(logits_of(1, random.Random(1)))
+
+    def test_it_may_change_what_is_most_probable(self, make):
+        assert HumanEntropyProcessor(CONFIG, torch.device("cpu"), False).is_argmax_invariant() is False
+
+    def test_nothing_to_do(self, make):
+        processor = HumanEntropyProcessor(CONFIG, torch.device("cpu"), False)
+        processor.update_state(None)
+        logits = logits_of(2, random.Random(0))
+        assert torch.equal(processor.apply(logits.clone()), logits)
+
+
+class BatchV2:
+    """Requests in slots; each step runs some of them, in any order."""
+
+    def __init__(self, slots: int = 8):
+        self.prompt = torch.zeros(slots, dtype=torch.int32)
+        self.states = SimpleNamespace(
+            device=torch.device("cpu"), max_num_reqs=slots, prompt_len=SimpleNamespace(gpu=self.prompt)
+        )
+        self.slots: dict[int, Sequence] = {}
+        self.fed: dict[int, list[int]] = {}
+
+    def start(self, processor: HumanEntropyProcessorV2, slot: int, one: Sequence) -> None:
+        self.slots[slot], self.fed[slot] = one, [1, 2, 3]
+        self.prompt[slot] = 3
+        assert processor.add_request(slot, one.params) is (one.sampler is not None)
+
+    def context(self, slots: list[int], positions: list[int] | None = None) -> SimpleNamespace:
+        last = positions or [len(self.fed[slot]) - 1 for slot in slots]
+        return SimpleNamespace(
+            idx_mapping_np=np.array(slots, dtype=np.int32),
+            idx_mapping=torch.tensor(slots, dtype=torch.int32),
+            expanded_idx_mapping=torch.tensor(slots, dtype=torch.int32),
+            input_ids=torch.tensor([self.fed[s][p] for s, p in zip(slots, last, strict=True)], dtype=torch.int32),
+            pos=torch.tensor(last),
+        )
+
+
+class TestV2:
+    def test_every_request_is_sampled_as_if_alone(self, make):
+        rng = random.Random(1)
+        torch.manual_seed(0)
+        batch = BatchV2()
+        processor = HumanEntropyProcessorV2(CONFIG, batch.states)
+        for slot in range(6):
+            batch.start(processor, slot, make(slot))
+        for number in range(6, 90):
+            slots = rng.sample(sorted(batch.slots), rng.randint(1, len(batch.slots)))
+            logits = logits_of(len(slots), rng)
+            processed = processor.apply(logits.clone(), batch.context(slots))
+            for slot, row, new in zip(slots, logits, processed, strict=True):
+                batch.fed[slot].append(batch.slots[slot].check(row, new))
+            if rng.random() < 0.4:
+                batch.start(processor, rng.randrange(8), make(number))
+
+    def test_parts_of_a_prompt_were_not_drawn(self, make):
+        batch = BatchV2()
+        processor = HumanEntropyProcessorV2(CONFIG, batch.states)
+        batch.start(processor, 2, make(0))
+        for position in range(2):
+            processor.apply(logits_of(1, random.Random(position)), batch.context([2], [position]))
+        for step in range(3):
+            logits = logits_of(1, random.Random(step))
+            processed = processor.apply(logits.clone(), batch.context([2]))
+            batch.fed[2].append(batch.slots[2].check(logits[0], processed[0]))
+        assert processor._requests._memory[0, 2] == 2
+
+    def test_a_step_that_is_done_again(self, make):
+        """The token that was fed is counted once."""
+        batch = BatchV2()
+        processor = HumanEntropyProcessorV2(CONFIG, batch.states)
+        batch.start(processor, 2, make(0))
+        for step in range(3):
+            logits = logits_of(1, random.Random(step))
+            processed = processor.apply(logits.clone(), batch.context([2]))
+            again = processor.apply(logits.clone(), batch.context([2]))
+            torch.testing.assert_close(again, processed)
+            batch.fed[2].append(batch.slots[2].check(logits[0], processed[0]))
+        assert processor._requests._memory[0, 2] == 2
+
+    def test_several_rows_of_a_request(self, make):
+        batch = BatchV2()
+        processor = HumanEntropyProcessorV2(CONFIG, batch.states)
+        batch.start(processor, 0, make(0))
+        with pytest.raises(ValueError, match="no speculative decoding"):
+            processor.apply(logits_of(3, random.Random(0)), batch.context([0]))
+
+
+class TestRequests:
+    @pytest.mark.parametrize(
+        ("extra", "request_"),
+        [
+            (None, None),
+            ({"target_token": 3}, None),
+            ({"ugap_domain": "functional"}, Request("functional", 1.0)),
+            ({"ugap_mode": "balanced", "x": 1}, Request("creative", 0.5)),
+            ({"ugap_weight": 1}, Request("creative", 1.0)),
+            ({"ugap_mode": None}, Request("creative", 1.0)),
+            ({"ugap_domain": None, "ugap_weight": 0.5}, Request("creative", 0.5)),
+            ({"ugap_domain": None, "ugap_mode": None, "ugap_weight": None}, Request("creative", 1.0)),
+        ],
+    )
+    def test_what_they_ask_for(self, make, extra, request_):
+        assert request_of(Params(extra)) == request_
+        HumanEntropyProcessor.validate_params(Params(extra))
+        HumanEntropyProcessorV2.validate_params(Params(extra))
+
+    @pytest.mark.parametrize(
+        ("params", "message"),
+        [
+            (Params({"ugap_domian": "creative"}), "unknown argument 'ugap_domian'"),
+            (Params({"ugap_mode": "wild"}), "unknown mode"),
+            (Params({"ugap_weight": "0.5"}), "weight: expected a number"),
+            (Params({"ugap_weight": 2}), "weight: expected a number"),
+            (Params({"ugap_mode": "creative", "ugap_weight": 1.0}), "not both"),
+            (Params({"ugap_domain": "sermons"}), "sermons"),
+            (Params({"ugap_mode": "creative"}, temperature=0.7), "needs temperature=1"),
+            (Params({"ugap_mode": "creative"}, top_p=0.9), "needs top_p=1"),
+            (Params({"ugap_mode": "creative"}, top_k=40), "needs top_k=0"),
+            (Params({"ugap_mode": "creative"}, min_p=0.05), "needs min_p=0"),
+            (Params({"ugap_mode": "creative"}, repetition_penalty=1.1), "needs repetition_penalty=1"),
+            (Params({"ugap_mode": "creative"}, presence_penalty=0.5), "needs presence_penalty=0"),
+        ],
+    )
+    def test_what_is_refused(self, make, params, message):
+        with pytest.raises(ValueError, match=message):
+            validate_params(params)
+
+    @pytest.mark.parametrize("key", ["ugap_domain", "ugap_mode", "ugap_weight"])
+    @pytest.mark.parametrize("value", [[], ["creative"], {"a": 1}, {}, True])
+    def test_values_of_another_type(self, make, key, value):
+        """As ValueError: of any other, vLLM makes an answer 500 without a message."""
+        with pytest.raises(ValueError, match=rf"^{key.removeprefix('ugap_')}: expected|^{key}: expected") as caught:
+            validate_params(Params({key: value}))
+        assert "\n" not in str(caught.value)
+
+    def test_what_ends_the_text_of_a_request(self, make):
+        params = Params({"ugap_mode": "creative"}, all_stop_token_ids={5, 7})
+        assert request_of(params) == Request("creative", 1.0, frozenset({5, 7}))
+
+    def test_others_may_do_as_they_like(self, make):
+        validate_params(Params({"another": 1}, temperature=0.2, top_k=5, min_p=0.1))
+        validate_params(Params({"ugap_mode": "creative"}, top_k=-1))
+
+    def test_the_profile_must_be_named(self, make, monkeypatch):
+        monkeypatch.delenv(PROFILE_VARIABLE)
+        with pytest.raises(InputError, match="set UGAP_PROFILE"):
+            HumanEntropyProcessor(CONFIG, torch.device("cpu"), False)
+        monkeypatch.setenv(PROFILE_VARIABLE, "no such profile")
+        with pytest.raises(InputError, match="neither a file nor a shipped profile"):
+            HumanEntropyProcessorV2(CONFIG, BatchV2().states)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"speculative_config": object()}, "no speculative decoding"),
+            ({"parallel_config": SimpleNamespace(pipeline_parallel_size=2)}, "no pipeline parallelism"),
+        ],
+    )
+    def test_engines_that_are_refused(self, make, changes, message):
+        config = SimpleNamespace(**{**vars(CONFIG), **changes})
+        with pytest.raises(ValueError, match=message):
+            HumanEntropyProcessor(config, torch.device("cpu"), False)
+        with pytest.raises(ValueError, match=message):
+            HumanEntropyProcessorV2(config, BatchV2().states)
+
+
+class TestRealInterface:
+    def test_v1(self, make):
+        interface = pytest.importorskip("vllm.v1.sample.logits_processor", reason="needs vLLM: not installed here")
+        processor = HumanEntropyProcessor(CONFIG, torch.device("cpu"), False)
+        assert isinstance(processor, interface.LogitsProcessor)
+
+        def update(batch_size, removed, added, moved):
+            return interface.BatchUpdate(batch_size=batch_size, removed=removed, added=added, moved=moved)
+
+        drive_v1(processor, make, update=update, direction=interface.MoveDirectionality)
+        vllm = pytest.importorskip("vllm")
+        HumanEntropyProcessor.validate_params(vllm.SamplingParams(extra_args={"ugap_mode": "creative"}))
+        with pytest.raises(ValueError, match="needs temperature=1"):
+            HumanEntropyProcessor.validate_params(
+                vllm.SamplingParams(temperature=0.0, extra_args={"ugap_mode": "creative"})
+            )
+
+    def test_v2(self, make):
+        interface = pytest.importorskip(
+            "vllm.v1.worker.gpu.sample.logits_processor.interface", reason="needs vLLM 0.32: not installed here"
+        )
+        assert issubclass(HumanEntropyProcessorV2, interface.LogitsProcessor)
+        assert {"add_request", "apply", "validate_params"} <= vars(interface.LogitsProcessor).keys()
+        HumanEntropyProcessorV2(CONFIG, BatchV2().states)

@@ -1,0 +1,1 @@
+"""The sampler inside other engines: vLLM and llama.cpp."""

@@ -1,0 +1,100 @@
+"""From a human profile to the few figures that a sampler needs, as plain lists.
+
+SciPy and the models of transformers take seconds to import, so that only the functions that need them import them.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ugap.errors import InputError
+from ugap.profile import HumanProfile
+from ugap.sampling.portable.params_processor import mode_weight
+from ugap.scoring import ScorerId
+from ugap.scoring.fingerprint import weight_hash
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TAIL = 0.999
+
+
+def human_params(profile: HumanProfile | str | Path, domain: str, tail: float | None = TAIL) -> dict[str, Any]:
+    """The figures of one domain: calibration curve, human level, and the last rank that people reach by entropy.
+
+    Args:
+        profile (`HumanProfile`, `str` or `Path`): The profile, its file, or the name of a shipped one.
+        domain (`str`): Domain of the profile.
+        tail (`float`, *optional*, defaults to `0.999`): Share of human tokens that lies within the last rank of their
+            entropy bin, one of those in the profile; `None` for no limit.
+
+    Returns:
+        `dict`: `h` and `g` (nats) of the curve, `entropies` (nats) and `places` of people's steps, `edges` (nats) of
+            the entropy bins, `ranks` in them, and `level` (nats per token).
+
+    Raises:
+        InputError: If the profile cannot be read, lacks the domain or the tail, or has no mean surprisal.
+
+    Example:
+        >>> figures = human_params("gemma-3-270m", "creative")
+        >>> round(figures["level"], 2), len(figures["ranks"]) == len(figures["edges"]) + 1
+        (3.03, True)
+    """
+    loaded = profile if isinstance(profile, HumanProfile) else HumanProfile.load(profile)
+    params = loaded.domain(domain)
+    level = params.means.get("surprisal", float("nan"))
+    if not (np.isfinite(level) and level > 0):
+        raise InputError(f"the human profile of {domain!r} has no mean surprisal above 0")
+    ranks: list[int] = []
+    if tail is not None:
+        levels = params.bins.rank_levels.tolist()
+        if tail not in levels:
+            raise InputError(f"tail {tail!r}: the human profile has the rank levels {', '.join(map(str, levels))}")
+        # Deep ranks are rare, so their quantiles are noisy; people reach no less far where the model knows less.
+        quantiles = np.log(np.maximum(params.bins.rank[:, levels.index(tail)], 1))
+        from scipy.optimize import isotonic_regression
+
+        smooth = isotonic_regression(quantiles, weights=params.bins.n_tokens).x
+        ranks = np.ceil(np.exp(smooth)).astype(int).tolist()
+    entropy = loaded.quantiles(domain, "entropy")
+    return {
+        "h": params.curve.h.tolist(),
+        "g": params.curve.g.tolist(),
+        # The highest quantile stands for the highest of all.
+        "entropies": [0.0, *entropy.values.tolist()],
+        "places": [0.0, *(entropy.levels / entropy.levels[-1]).tolist()],
+        "edges": params.bins.edges.tolist(),
+        "ranks": ranks,
+        "level": level,
+    }
+
+
+def weight_of(mode: str | None, weight: float | None) -> float:
+    """The weight that a mode or a number stands for; 1 (`creative`) where neither is given.
+
+    Raises:
+        InputError: If the mode is unknown, the weight is outside [0, 1], or both are given.
+
+    Example:
+        >>> weight_of("balanced", None)
+        0.5
+    """
+    try:
+        return mode_weight(mode, weight)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def profile_of(model: "PreTrainedModel", profile: HumanProfile | str | Path | None = None) -> HumanProfile:
+    """The human profile of a model: the one that is given, checked, or else the shipped one of its weights.
+
+    Raises:
+        InputError: If the profile was fitted with another model, or none is shipped for this one.
+    """
+    scorer = ScorerId(model.config.name_or_path or type(model).__name__, weight_hash(model))
+    if profile is None:
+        return HumanProfile.shipped_for(scorer)
+    loaded = profile if isinstance(profile, HumanProfile) else HumanProfile.load(profile)
+    loaded.check(scorer)
+    return loaded

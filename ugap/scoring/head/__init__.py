@@ -1,0 +1,1 @@
+"""The fused head: surprisal, entropy, varentropy and rank from hidden states, without logits."""

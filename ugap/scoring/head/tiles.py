@@ -1,0 +1,202 @@
+"""From hidden states to logits, a tile of tokens and words at a time: what every way to fold the head starts from.
+
+Design choices:
+- Products and sums are float32 whatever the dtype of the weights (float64 for float64 inputs). Half-precision inputs
+  are multiplied exactly: bfloat16 units where the CPU has them (with a float32 accumulator and a float32 result), plain
+  float32 products of the upcast tile where it has none, `out_dtype=float32` on CUDA.
+- The vocabulary is the outer loop, so that half-precision weights are upcast once for all tokens.
+- All tiles share one memory. Fresh memory costs a CPU more than the numbers that are written there: the system has to
+  clear its pages first.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ugap.scoring.head.bfloat16 import bfloat16_units, has_bfloat16_units, is_bfloat16_exact, split_bfloat16
+
+Precision = Literal["exact", "split"]
+
+# Wide tiles are multiples of this, so that every row of a product begins where vector loads can.
+ALIGNED = 64
+# Logits this far below the maximum have probability zero in float32.
+FLOOR = -80.0
+
+
+class Tile(NamedTuple):
+    """The product `(n, t)` of some tokens with some words; weight `(H, t)` and bias `(t,)` are ready to multiply."""
+
+    tokens: slice
+    words: slice
+    weight: Tensor
+    bias: Tensor | None
+    product: Tensor
+
+
+class Projection:
+    """`softcap(scale * (hidden @ weight.T + bias))` in the accumulation dtype.
+
+    Args:
+        weight (`Tensor` of shape `(V, H)`): Weight.
+        bias (`Tensor` of shape `(V,)`, *optional*): Bias.
+        softcap (`float`, *optional*): Soft cap of the logits.
+        scale (`float`, *optional*, defaults to `1.0`): Factor on the logits, before the cap.
+        precision (`str`, *optional*, defaults to `"exact"`): See [`~ugap.scoring.head_statistics`].
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        softcap: float | None,
+        scale: float,
+        precision: Precision = "exact",
+    ):
+        # The kernels read along a row.
+        self.weight = weight if weight.stride(-1) == 1 else weight.contiguous()
+        self.bias, self.softcap, self.scale = None if bias is None else bias.contiguous(), softcap, scale
+        self.accumulate = torch.promote_types(weight.dtype, torch.float32)
+        half = weight.dtype in (torch.bfloat16, torch.float16)
+        self.native = half and weight.device.type == "cuda"
+        on_units = weight.device.type == "cpu" and has_bfloat16_units()
+        self.split = precision == "split" and on_units and weight.dtype == torch.float32
+        self.units = self.split or (on_units and weight.dtype == torch.bfloat16)
+        # float16 has too small a range for the gradients of improbable words.
+        rounded = self.native and weight.dtype == torch.bfloat16
+        self.gradient_dtype = weight.dtype if rounded else self.accumulate
+
+    def logits(self, tile: Tile) -> Tensor:
+        """Logits of a tile; they overwrite its product."""
+        out = tile.product
+        if tile.bias is not None:
+            out += tile.bias
+        if self.scale != 1.0:
+            out *= self.scale
+        if self.softcap is not None:
+            out.div_(self.softcap).tanh_().mul_(self.softcap)
+        return out
+
+    def gradient(self, logits: Tensor | None, grad: Tensor) -> Tensor:
+        """Gradient of the product where that of the logits is `grad`, which is overwritten.
+
+        The logits are only needed where there is a soft cap.
+        """
+        if self.softcap is not None:
+            assert logits is not None
+            grad *= 1 - (logits / self.softcap).square_()
+        if self.scale != 1.0:
+            grad *= self.scale
+        return grad
+
+    def rows(self, words: Tensor) -> "Projection":
+        """The projection to some words `(n,)` alone."""
+        bias = None if self.bias is None else self.bias[words]
+        return Projection(self.weight[words], bias, self.softcap, self.scale, "split" if self.split else "exact")
+
+    def own(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Logit `(N,)` of each row's own target, up to the rounding of a float32 product."""
+        weight = self.weight[targets].to(self.accumulate)
+        out = (hidden.to(self.accumulate) * weight).sum(-1)
+        if self.bias is not None:
+            out = out + self.bias[targets].to(self.accumulate)
+        out = out * self.scale
+        return out if self.softcap is None else self.softcap * torch.tanh(out / self.softcap)
+
+    def size(self, hidden: Tensor) -> Tensor:
+        """Scale `(N,)` of the rounding errors of a row's logits."""
+        norms = torch.linalg.vector_norm(hidden, dim=-1, dtype=self.accumulate)
+        return norms * (self.weight_norm * abs(self.scale))
+
+    @functools.cached_property
+    def weight_norm(self) -> Tensor:
+        step = max(1, self.weight.shape[0] // 4096)
+        return torch.linalg.vector_norm(self.weight[::step], dim=-1, dtype=self.accumulate).amax()
+
+    def parts(self, hidden: Tensor) -> list[Tensor]:
+        """The summands of the hidden states: one, or two of bfloat16 numbers where the product is split."""
+        if self.native:
+            return [hidden]
+        hidden = hidden.to(self.accumulate)
+        return split_bfloat16(hidden) if self.split else [hidden]
+
+    def multiply(self, left: Sequence[Tensor], right: Sequence[Tensor], out: Tensor) -> Tensor:
+        """The product of two matrices, each given by its summands, written to `out`."""
+        if self.native:
+            return torch.mm(left[0], right[0], out_dtype=self.accumulate, out=out)
+        with bfloat16_units(self.units):
+            for index, (a, b) in enumerate(itertools.product(left, right)):
+                torch.addmm(out, a, b, beta=min(index, 1), out=out)
+        return out
+
+    def weights(self, n_words: int) -> Iterator[tuple[slice, Tensor]]:
+        """Words in turn, at most `n_words` at a time, and their weight `(t, H)`, ready to multiply.
+
+        A weight that had to be converted shares its memory with the next.
+        """
+        vocabulary = len(self.weight)
+        # Of about one width: a sliver at the end would be multiplied in another order, breaking ties.
+        width = math.ceil(vocabulary / math.ceil(vocabulary / n_words))
+        if width > 8 * ALIGNED:
+            width = math.ceil(width / ALIGNED) * ALIGNED
+        ready = self.native or self.weight.dtype == self.accumulate
+        memory = self.weight.new_empty(0 if ready else width, self.weight.shape[1], dtype=self.accumulate)
+        for begin in range(0, vocabulary, width):
+            words = slice(begin, min(begin + width, vocabulary))
+            weight = self.weight[words]
+            yield words, weight if ready else memory[: len(weight)].copy_(weight)
+
+    def tiles(self, hidden: Tensor, n_tokens: int, n_words: int) -> Iterator[Tile]:
+        """Tiles of some size at most that cover all tokens `(N, H)` and all words, each made when it is asked for.
+
+        They share their memory: a tile is no longer good when the next is asked for.
+        """
+        blocks = [slice(i, min(i + n_tokens, len(hidden))) for i in range(0, len(hidden), n_tokens)]
+        rows = [self.parts(hidden[block]) for block in blocks]
+        memory = self.weight.new_empty(0, dtype=self.accumulate)
+        for words, weight in self.weights(n_words):
+            bias = None if self.bias is None else self.bias[words].to(self.accumulate)
+            if not len(memory):  # the first words are as many as any
+                memory = memory.new_empty(min(n_tokens, len(hidden)) * len(weight))
+            for block, part in zip(blocks, rows, strict=True):
+                n, t = len(part[0]), len(weight)
+                product = self.multiply(part, [weight.T], memory[: n * t].view(n, t))
+                yield Tile(block, words, weight.T, bias, product)
+
+
+def check_arguments(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, softcap: float | None, logit_scale: float
+) -> None:
+    """Refuse arguments of a head that do not fit together with a `ValueError` that names one."""
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(f"hidden {tuple(hidden.shape)} and weight {tuple(weight.shape)} are not (N, H) and (V, H)")
+    if not hidden.is_floating_point() or hidden.dtype != weight.dtype:
+        raise ValueError(f"hidden is {hidden.dtype} and weight is {weight.dtype}: both must be of one floating dtype")
+    if targets.shape != hidden.shape[:1] or targets.dtype != torch.int64:
+        raise ValueError(f"targets are {tuple(targets.shape)} of {targets.dtype}, not ({hidden.shape[0]},) of int64")
+    if bias is not None and (bias.shape != weight.shape[:1] or not bias.is_floating_point()):
+        raise ValueError(f"bias is {tuple(bias.shape)} of {bias.dtype}, not ({weight.shape[0]},) of a floating dtype")
+    if bias is not None and bias.device != weight.device:
+        raise ValueError(f"bias is on {bias.device}, weight on {weight.device}")
+    if hidden.device != weight.device or targets.device != weight.device:
+        raise ValueError(f"hidden is on {hidden.device}, weight on {weight.device}, targets on {targets.device}")
+    wrong = (targets != -100) & ((targets < 0) | (targets >= weight.shape[0]))
+    if wrong.any():
+        raise ValueError(f"targets holds {int(targets[wrong][0])}, outside the vocabulary of {weight.shape[0]}")
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise ValueError(f"softcap is {softcap}, not a positive number")
+    if not math.isfinite(logit_scale):
+        raise ValueError(f"logit_scale is {logit_scale}, not a finite number")
+
+
+def check_precision(precision: Precision, weight: Tensor) -> None:
+    """Refuse an unknown precision, and `"split"` for weights that bfloat16 cannot hold."""
+    if precision not in ("exact", "split"):
+        raise ValueError(f"precision is {precision!r}, not 'exact' or 'split'")
+    splits = precision == "split" and weight.dtype == torch.float32 and has_bfloat16_units()
+    if splits and not is_bfloat16_exact(weight):
+        raise ValueError("precision 'split' needs a weight whose values are bfloat16 numbers")

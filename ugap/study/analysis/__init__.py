@@ -1,0 +1,1 @@
+"""What rated or sampled texts tell: quality, diversity, variety."""

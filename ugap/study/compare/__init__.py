@@ -1,0 +1,1 @@
+"""A base model compared with its tuned models: run, table, trade-off."""

@@ -1,0 +1,223 @@
+"""From the texts and answers of a base and its tuned models to rows: gaps, distances, shares closed, comparisons."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ugap.profile import DomainProfile
+from ugap.scoring import ScorerId, TokenScores
+from ugap.statistics.gap import paired_gap
+from ugap.statistics.quantiles import wasserstein_to_quantiles
+from ugap.statistics.share import share_closed
+from ugap.study.analysis.variety import VARIETY, variety
+from ugap.study.measures import text_value, token_values
+from ugap.study.probes.facts import FactResult, accuracies, compare
+from ugap.study.table import Cell, ScoredText, gap_table, pair
+
+BASE, MATCHED, CONTRASTIVE = "base", "temperature-matched", "contrastive"
+MEASURES = ("nll", "entropy", "pmi", "deviation")
+# Measures whose distribution a human profile holds, by their names there.
+PROFILED = {"surprisal": "nll", "deviation": "deviation", "pmi": "pmi"}
+_FIGURES = ("n", "human", "model_value", "gap", "ci95", "p_value", "wasserstein")
+
+Made = tuple[str, str]  # who wrote or answered, and under which decoding or in which test
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one scorer read.
+
+    Args:
+        label (`str`): The scorer as it was named, `"self"` for the frozen base.
+        scorer (`ScorerId`): The model behind it.
+        profile (`DomainProfile`, *optional*): What human text of the domain looks like to it.
+        human (`list[ScoredText]`): How people went on.
+        made (`Mapping[tuple[str, str], list[list[ScoredText]]]`): By writer and decoding, the texts of each seed.
+    """
+
+    label: str
+    scorer: ScorerId
+    profile: DomainProfile | None
+    human: list[ScoredText]
+    made: Mapping[Made, list[list[ScoredText]]]
+
+    def cell(self, made: Made) -> Cell:
+        """The pairs with human texts, of all seeds."""
+        (found,) = pair([*self.human, *(text for seed in self.made[made] for text in seed)])
+        return found
+
+    def record(self) -> dict[str, Any]:
+        """The scorer, and what people's own texts are to it."""
+        texts = [text.scores for text in self.human]
+        return {
+            "scorer": self.label,
+            "model": self.scorer.name,
+            "weight_hash": self.scorer.weight_hash,
+            "human": {
+                "n": len(texts),
+                "n_sources": len({text.source for text in self.human}),
+                **{name: float(np.nanmean([text_value(scores, name) for scores in texts])) for name in MEASURES},
+                **variety(texts),
+                "to_profile": distances_to_profile(texts, self.profile),
+                "reward": _mean(self._closeness(self.human)),
+            },
+        }
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """What the texts of every writer and decoding are like beside people's, pair by pair cut to one length."""
+        for made, seeds in self.made.items():
+            writer, decoding = made
+            named = {"writer": writer, "decoding": decoding, "scorer": self.label}
+            cell = self.cell(made)
+            table = {row["measure"]: row for row in gap_table([cell], seed=0) if row["n"]}
+            yield {
+                **named,
+                "n": len(cell.human),
+                "n_sources": len(set(cell.sources)),
+                "n_dropped": cell.n_dropped,
+                "measures": {
+                    name: {figure: table[name][figure] for figure in _FIGURES} for name in MEASURES if name in table
+                },
+                "to_profile": distances_to_profile(cell.generated, self.profile),
+                **self._variety(seeds),
+            }
+
+    def shares(self, decodings: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """The share closed of the base's absolute gap in surprisal under each decoding: by the tuned models under the
+        same one, and by the base at the matched temperature.
+        """
+        gaps = {made: _gaps(self.cell(made)) for made in self.made}
+        for named, base, own in self._compared(decodings):
+            before, after = gaps[base], gaps[own]
+            if set(before[1]) & set(after[1]):
+                yield {**named, **asdict(share_closed(*before, *after))}
+
+    def rewards(self, decodings: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """The reward of what was written, that of [`~ugap.training.UncertaintyReward`], less the base's for the same
+        prefixes under the same decoding: of the tuned models, and of the base at the matched temperature.
+        """
+        found = {
+            made: [value for seed in seeds for value in self._closeness(seed)] for made, seeds in self.made.items()
+        }
+        for named, base, own in self._compared(decodings):
+            before, after = found[base], found[own]
+            both = [i for i in range(len(after)) if math.isfinite(after[i]) and math.isfinite(before[i])]
+            if both:
+                sources = [self.human[i % len(self.human)].source for i in both]
+                gain = paired_gap([after[i] for i in both], [before[i] for i in both], sources)
+                figures = {"before": gain.model_value, "after": gain.human, "rise": gain.gap, "ci95": gain.ci95}
+                yield {**named, "n": gain.n, "n_sources": gain.n_sources, **figures, "p_value": gain.p_value}
+
+    def _compared(self, decodings: Sequence[str]) -> Iterator[tuple[dict[str, str], Made, Made]]:
+        """What is held against the base under each decoding: the tuned models, and the base where it is matched."""
+        for decoding in decodings:
+            for writer, own in self.made:
+                if (own, writer == BASE) in ((decoding, False), (MATCHED, True)):
+                    named = {"writer": writer, "decoding": own, "base_decoding": decoding, "scorer": self.label}
+                    yield named, (BASE, decoding), (writer, own)
+
+    def _closeness(self, texts: Sequence[ScoredText]) -> list[float]:
+        """How near each text is to people's; NaN where there is no human profile of whole texts."""
+        if self.profile is None or self.profile.texts is None:
+            return [math.nan] * len(texts)
+        features = [self.profile.text_features(text.scores) for text in texts]
+        return [
+            self.profile.texts.closeness(values, len(text.scores)) for values, text in zip(features, texts, strict=True)
+        ]
+
+    def _variety(self, seeds: list[list[ScoredText]]) -> dict[str, dict[str, float]]:
+        """Means over seeds: each sample is as large as people's."""
+        sides: list[tuple[dict[str, float], dict[str, float]]] = []
+        for texts in seeds:
+            (cell,) = pair([*self.human, *texts])
+            sides.append((variety(cell.human), variety(cell.generated)))
+        return {
+            name: {
+                side: _mean([found[place][name] for found in sides])
+                for place, side in enumerate(("human", "model_value"))
+            }
+            for name in VARIETY
+        }
+
+
+def distances_to_profile(texts: Sequence[TokenScores], profile: DomainProfile | None) -> dict[str, float] | None:
+    """1-Wasserstein distances of the pooled tokens of texts from a human profile's quantiles.
+
+    A profile is of other texts, and mostly of longer ones, in which the prefix tells less about each token: people's
+    own continuations have a distance too, of PMI above all, and that is what a model's is to be held against.
+
+    Args:
+        texts (`Sequence[TokenScores]`): Texts, scored by the profile's scorer.
+        profile (`DomainProfile`, *optional*): The profile of their domain.
+
+    Returns:
+        `dict[str, float]` or `None`: In nats for `surprisal` and `pmi`, in standard deviations for `deviation`; a
+        measure that the profile or the texts lack is left out. `None` without a profile or a text.
+    """
+    if profile is None or not texts:
+        return None
+    out = {}
+    for name, measure in PROFILED.items():
+        tokens = [token_values(scores, measure) for scores in texts]
+        if name in profile.quantiles and any(len(values) > 0 for values in tokens):
+            out[name] = wasserstein_to_quantiles(np.concatenate(tokens), profile.levels, profile.quantiles[name])
+    return out
+
+
+def probe_record(results: Mapping[Made, FactResult], decodings: Sequence[str]) -> dict[str, Any] | None:
+    """Accuracies, comparisons with the base on the same items, and what was said.
+
+    Args:
+        results (`Mapping[tuple[str, str], FactResult]`): By writer and test.
+        decodings (`Sequence[str]`): The decodings that are among the tests; the base at the matched temperature is
+            compared with itself under each.
+
+    Returns:
+        `dict` or `None`: `None` where nothing was asked.
+    """
+    if not results:
+        return None
+    compared = [((writer, test), (BASE, test)) for writer, test in results if writer != BASE]
+    compared += [((BASE, MATCHED), (BASE, name)) for name in decodings if {(BASE, MATCHED), (BASE, name)} <= {*results}]
+    return {
+        "n": len(next(iter(results.values())).ids),
+        "accuracies": [
+            {"writer": writer, "test": test, **asdict(row)}
+            for (writer, test), result in results.items()
+            for row in accuracies([result])
+            if row.kind is None or len(set(result.kinds)) > 1
+        ],
+        "comparisons": [
+            {
+                **dict(zip(("a_writer", "a_test", "b_writer", "b_test"), (*a, *b), strict=True)),
+                **asdict(compare([results[a]], [results[b]])),
+            }
+            for a, b in compared
+        ],
+        "answers": [
+            {
+                "writer": writer,
+                "test": test,
+                "items": [
+                    {"id": name, "right": right, "said": said}
+                    for name, right, said in zip(result.ids, result.right.tolist(), result.said, strict=True)
+                ],
+            }
+            for (writer, test), result in results.items()
+        ],
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return float(np.mean(finite)) if finite else math.nan
+
+
+def _gaps(cell: Cell) -> tuple[list[float], list[str]]:
+    """The gap in surprisal of every pair, and its source."""
+    gaps = [text_value(h, "nll") - text_value(g, "nll") for h, g in zip(cell.human, cell.generated, strict=True)]
+    kept = [i for i, gap in enumerate(gaps) if math.isfinite(gap)]
+    return [gaps[i] for i in kept], [cell.sources[i] for i in kept]

@@ -1,0 +1,1 @@
+"""The study of the gap of one or more models: run, table."""

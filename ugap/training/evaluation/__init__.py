@@ -1,0 +1,1 @@
+"""How a training is measured as it goes: evaluation, callback, wandb, model card."""

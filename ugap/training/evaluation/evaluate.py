@@ -1,0 +1,249 @@
+"""One evaluation of a policy: what it writes behind held-out prefixes, beside what people wrote there.
+
+Design choices:
+
+- The unit of work is a batch of one domain's prefixes. Its seed comes from the batch and not from the step. So
+  evaluations at two steps draw with the same random numbers, and the difference between them is the policy's.
+- Processes share whole units: the texts, and so the numbers, do not depend on how many processes there are. All run
+  equally many units (the last ones may be run twice and kept once), because the forward passes of a sharded policy
+  wait for each other.
+- A continuation that is empty or too short for a pair is left out and counted. Logits that are not finite end the run.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ugap.data.facts import Fact
+from ugap.errors import InputError
+from ugap.scoring import Scorer, TokenScores
+from ugap.scoring.tokenise import encode
+from ugap.statistics import distinct_n, repetition
+from ugap.study.decodings import Settings
+from ugap.study.excerpts import Excerpt
+from ugap.study.generation import generate_continuations, seed_of
+from ugap.study.probes.facts import FactResult, accuracies, contrastive
+from ugap.study.table import MIN_TOKENS, Cell, ScoredText, gap_table, pair
+
+HUMAN, POLICY = "human", "policy"
+# What is logged of the measures of a study: the others follow from these or are for texts of several tokenizers.
+MEASURES = ("nll", "entropy", "pmi", "deviation")
+
+Advance = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one evaluation found.
+
+    Args:
+        texts (`list[ScoredText]`): The policy's continuations that could be scored, in the order of the excerpts.
+        cells (`list[Cell]`): Their pairs with the human ones, by domain.
+        n_dropped (`dict[str, int]`): Excerpts of every domain that are in no pair.
+        facts (`FactResult`, *optional*): The factual probe.
+    """
+
+    texts: list[ScoredText]
+    cells: list[Cell]
+    n_dropped: dict[str, int]
+    facts: FactResult | None
+
+    def scalars(self, seed: int) -> dict[str, float]:
+        """The numbers of this evaluation by the names that they are logged by; what could not be estimated is left out.
+
+        Args:
+            seed (`int`): Seed of the bootstrap.
+        """
+        found: dict[str, float] = {}
+        for row in gap_table(self.cells, seed=seed):
+            if row["measure"] not in MEASURES:
+                continue
+            name = f"ugap/{row['domain']}/{row['measure']}"
+            found[f"{name}_gap"] = row["gap"]
+            found[f"{name}_gap_low"], found[f"{name}_gap_high"] = row["ci95"]
+            found[f"{name}_wasserstein"] = float(row["wasserstein"])
+        for cell in self.cells:
+            for of, side in (("", cell.generated), ("_human", cell.human)):
+                shown = [scores.text[: int(scores.offsets[-1, 1])] for scores in side]
+                for n in (2, 4):
+                    found[f"ugap/{cell.domain}/distinct_{n}{of}"] = distinct_n(shown, n)
+                repeated = repetition([scores.token_ids.tolist() for scores in side])
+                found[f"ugap/{cell.domain}/repetition{of}"] = repeated
+        for domain, n in self.n_dropped.items():
+            found[f"ugap/{domain}/n_dropped"] = n
+        if self.facts is not None:
+            overall = accuracies([self.facts])[0]
+            found["ugap/facts/accuracy"] = overall.accuracy
+            found["ugap/facts/accuracy_low"], found["ugap/facts/accuracy_high"] = overall.ci95
+        return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+@dataclass(frozen=True)
+class _Unit:
+    number: int
+    domain: str
+    excerpts: Sequence[Excerpt]
+
+
+class HeldOut:
+    """Held-out prefixes, what people wrote there, and the frozen scorer that reads it.
+
+    Args:
+        excerpts (`Sequence[Excerpt]`): Prefixes and human continuations, of any number of domains.
+        scorer (`Scorer`): The frozen scorer.
+        tokenizer (`PreTrainedTokenizerBase`): Tokenizer of the policy.
+        facts (`Sequence[Fact]`): Facts that the policy is asked; may be empty.
+        decoding (`Mapping[str, Any]`): How the policy writes, see [`~ugap.study.decodings.DECODINGS`].
+        max_new_tokens (`int`): Longest continuation in tokens.
+        batch_size (`int`): Prefixes that are continued at once.
+        seed (`int`): Seed of the draws, the same at every evaluation.
+
+    Attributes:
+        human (`dict[str, ScoredText]`): The human continuations by the id of their excerpt.
+
+    Raises:
+        InputError: If a human continuation cannot be scored, or all of a domain are too short; the message names it.
+    """
+
+    def __init__(
+        self,
+        excerpts: Sequence[Excerpt],
+        scorer: Scorer,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        facts: Sequence[Fact],
+        decoding: Settings,
+        max_new_tokens: int,
+        batch_size: int,
+        seed: int,
+    ):
+        self.excerpts, self.scorer, self.tokenizer, self.facts = excerpts, scorer, tokenizer, facts
+        self.decoding, self.max_new_tokens, self.seed = decoding, max_new_tokens, seed
+        self.domains = list(dict.fromkeys(excerpt.domain for excerpt in excerpts))
+        self._units: list[_Unit] = []
+        for domain in self.domains:
+            members = [excerpt for excerpt in excerpts if excerpt.domain == domain]
+            for number, begin in enumerate(range(0, len(members), batch_size)):
+                self._units.append(_Unit(number, domain, members[begin : begin + batch_size]))
+        self.human: Mapping[str, ScoredText] = {text.id: text for text in self._together(self._read_people)}
+        for domain in self.domains:
+            if all(len(text.scores) < MIN_TOKENS for text in self.human.values() if text.domain == domain):
+                raise InputError(f"domain {domain!r}: no human continuation has {MIN_TOKENS} tokens")
+
+    def evaluation(self, policy: PreTrainedModel, advance: Advance | None = None) -> Evaluation:
+        """Let the policy continue the prefixes and answer the facts; the same result in every process.
+
+        Args:
+            policy (`PreTrainedModel`): The policy in eval mode; of a PEFT model its base, with the adapter in it.
+            advance (`Callable[[int], object]`, *optional*): Called with the number of prefixes and facts done since
+                the last call.
+
+        Raises:
+            InputError: If logits of the policy or the scorer are not finite; the message names the text.
+        """
+
+        def work(unit: _Unit) -> list[ScoredText]:
+            texts = self._read_policy(unit, policy)
+            if advance is not None:
+                advance(len(unit.excerpts))
+            return texts
+
+        texts = self._together(work)
+        cells = pair([*self.human.values(), *texts])
+        paired = {cell.domain: len(cell.human) for cell in cells}
+        n_dropped = {
+            domain: sum(excerpt.domain == domain for excerpt in self.excerpts) - paired.get(domain, 0)
+            for domain in self.domains
+        }
+        return Evaluation(texts, cells, n_dropped, self._ask(policy, advance) if self.facts else None)
+
+    @property
+    def n_own(self) -> int:
+        """How many prefixes and facts this process goes through at an evaluation."""
+        state = PartialState()
+        facts = self.facts[state.process_index :: state.num_processes]
+        return sum(len(unit.excerpts) for unit, _ in self._own_units()) + len(facts)
+
+    def _own_units(self) -> list[tuple[_Unit, bool]]:
+        """Units of this process, equally many in all, and whether their texts are to be kept."""
+        state = PartialState()
+        rounds = -(-len(self._units) // state.num_processes)
+        places = [state.process_index + k * state.num_processes for k in range(rounds)]
+        return [(self._units[place % len(self._units)], place < len(self._units)) for place in places]
+
+    def _together(self, work: Callable[[_Unit], list[ScoredText]]) -> list[ScoredText]:
+        """What all processes make of their units, in the order of the excerpts."""
+        made: list[ScoredText] = []
+        for unit, kept in self._own_units():
+            texts = work(unit)
+            made += texts if kept else []
+        place = {excerpt.id: i for i, excerpt in enumerate(self.excerpts)}
+        return sorted(gather_object(made), key=lambda text: place[text.id])
+
+    def _read_people(self, unit: _Unit) -> list[ScoredText]:
+        return self._scored(unit.excerpts, [excerpt.human for excerpt in unit.excerpts], HUMAN)
+
+    def _read_policy(self, unit: _Unit, policy: PreTrainedModel) -> list[ScoredText]:
+        prefixes = [excerpt.prefix for excerpt in unit.excerpts]
+        plain = self.tokenizer(prefixes, add_special_tokens=False, split_special_tokens=True)
+        # The policy's own BOS: a scorer of another family has another one.
+        bos = [self.tokenizer.bos_token_id] if self.tokenizer.bos_token_id is not None else []
+        written = generate_continuations(
+            policy,
+            self.tokenizer,
+            [[*bos, *ids] for ids in plain["input_ids"]],
+            self.decoding,
+            max_new_tokens=self.max_new_tokens,
+            seed=seed_of(self.seed, unit.domain, unit.number),
+            domain=unit.domain,
+            names=[_name(excerpt, POLICY) for excerpt in unit.excerpts],
+        )
+        pairs = list(zip(unit.excerpts, written, strict=True))
+        kept = [(excerpt, text) for excerpt, text in pairs if self._can_be_scored(text, excerpt)]
+        return self._scored([excerpt for excerpt, _ in kept], [text for _, text in kept], POLICY)
+
+    def _can_be_scored(self, text: str, excerpt: Excerpt) -> bool:
+        try:
+            encode(self.scorer.tokenizer, text, excerpt.prefix, bos=self.scorer.bos)
+        except InputError:
+            return False
+        return True
+
+    def _scored(self, excerpts: Sequence[Excerpt], texts: Sequence[str], author: str) -> list[ScoredText]:
+        scores: Sequence[TokenScores] = self.scorer.score(
+            texts,
+            [excerpt.prefix for excerpt in excerpts],
+            True,
+            names=[_name(excerpt, author) for excerpt in excerpts],
+        )
+        return [
+            ScoredText(
+                id=excerpt.id,
+                source=excerpt.source,
+                domain=excerpt.domain,
+                model=POLICY,
+                prompting="raw",
+                decoding=author,
+                scorer=self.scorer.name,
+                prefix=excerpt.prefix,
+                scores=score,
+            )
+            for excerpt, score in zip(excerpts, scores, strict=True)
+        ]
+
+    def _ask(self, policy: PreTrainedModel, advance: Advance | None) -> FactResult:
+        state = PartialState()
+        own = self.facts[state.process_index :: state.num_processes]
+        result = contrastive(Scorer(policy, self.tokenizer), own, advance=advance)
+        answers = gather_object(list(zip(result.ids, result.said, result.right.tolist(), strict=True)))
+        by_id = {name: (said, right) for name, said, right in answers}
+        said, right = zip(*(by_id[fact.id] for fact in self.facts), strict=True)
+        return FactResult.of(self.facts, said, right)
+
+
+def _name(excerpt: Excerpt, author: str) -> str:
+    return f"{excerpt.where}, text {excerpt.id!r} ({author})"

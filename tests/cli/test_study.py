@@ -99,6 +99,7 @@ def test_bad_input(config, refused, tmp_path, changes, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_study_that_is_there_already(config, refused, caplog):
     assert main(config()) == 0
     caplog.clear()  # of texts that a tiny model left empty

@@ -231,6 +231,7 @@ print("merged", flush=True)
 """
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(tmp_path):
     """A job killed again and again, in its units and in its merge, ends with the table of one that ran through."""
     rng = random.Random(0)

@@ -82,6 +82,7 @@ def read(folder, name="tradeoff"):
     return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_a_sweep(words, training, adapter, files, tiny_folder, tmp_path, capsys):
     output, added = tmp_path / "out", adapter("added", 0.3)
     run = [*words, *SWEEP, "--match", "--tune", str(files / "train.jsonl"), "--output", str(output)]

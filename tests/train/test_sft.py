@@ -63,6 +63,7 @@ def test_a_run_that_goes_on_ends_where_it_would_have(finished, interrupted, trai
     assert (folder / "README.md").read_text() == (finished / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_told_to_end_saves_and_goes_on(
     finished, words, train, weights, evaluations, monkeypatch, tmp_path, capsys
 ):

@@ -319,6 +319,7 @@ print(json.dumps([values, constraint.state_dict()]))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_multiplier_of_one(tmp_path):
     command = [sys.executable, "-c", WORKER, module.__file__, str(tmp_path / "store")]
     rest = [json.dumps(STEPS), json.dumps(RUN)]

@@ -108,6 +108,7 @@ def test_what_was_skipped_is_tried_again(settings, rows, tmp_path, tiny_folder, 
     assert [(one.status, one.reason) for one in again] == [("finished", ""), ("finished", "")]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on(settings, rows, tmp_path, loaded, monkeypatch):
     names, _, _ = loaded
     whole = run_multi(rows, settings, tmp_path / "whole")
@@ -183,6 +184,7 @@ def test_other_settings_are_refused_before_a_model_is_loaded(
     assert loaded[0] == []
 
 
+@pytest.mark.slow
 def test_a_model_may_be_added(settings, rows, tmp_path, loaded):
     run_multi(rows, replace(settings, models=settings.models[:1]), tmp_path / "out")
     loaded[0].clear()

@@ -438,6 +438,7 @@ def wandb_mode(monkeypatch, tmp_path):
 
 
 class TestWandb:
+    @pytest.mark.slow
     def test_the_file_of_an_offline_run(self, make_trainer, track, wandb_mode, tmp_path):
         import wandb
 

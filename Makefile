@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format bench bench-gpu clean
+.PHONY: help install demo test test-slow lint format docs notebooks bench bench-gpu clean
 
 help:  ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -22,7 +22,7 @@ demo: install  ## measure the gap of two small models on embedded texts
 test: install  ## run the fast tests
 	@$(TEST) -m "not slow and not gpu" --numprocesses 2 --dist loadfile
 
-test-slow: $(VENV)/.installed-llama-cpp $(VENV)/.installed-browser  ## run the tests that need a real model or a fresh environment
+test-slow: $(VENV)/.installed-llama-cpp $(VENV)/.installed-browser $(VENV)/.installed-docs  ## run the tests that need a real model or a fresh environment
 	@$(TEST) -m "slow and not gpu" --numprocesses 2 --dist loadfile
 
 lint: install  ## check style and types
@@ -33,6 +33,14 @@ lint: install  ## check style and types
 format: install  ## mend style
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
+
+docs: $(VENV)/.installed-docs  ## build the documentation into site/
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Open site/index.html in a browser"
+
+notebooks: $(VENV)/.installed-docs  ## run the notebooks of the documentation and keep their outputs
+	@PYTHONWARNINGS=ignore TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+		--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.timeout=600 docs/notebooks/*.ipynb
 
 bench: $(VENV)/.installed-bench  ## time the scoring of texts, then the scoring head alone, against their baselines
 	@$(BIN)/python eval/benchmarks/bench_texts.py
@@ -46,7 +54,7 @@ bench-gpu:  ## run what a GPU has to tell, in ten minutes: make bench-gpu OUT=FO
 	@PYTHONPATH=$(CURDIR)/.site:$(CURDIR) $(GPU_PYTHON) eval/benchmarks/bench_gpu.py --output $(OUT)
 
 clean:  ## remove the environment, builds and caches
-	@rm -rf $(VENV) .site build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf $(VENV) .site site build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -69,6 +77,11 @@ $(VENV)/.installed-browser: $(VENV)/.installed
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get; then \
 		apt-get update && apt-get install --yes --no-install-recommends chromium fonts-dejavu-core && touch $@; \
 	fi >/dev/null; test -e $@ || echo "No Chromium: the browser test will be skipped"
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	@echo "Installing the site builder"
+	@$(PIP) --constraint constraints.txt --editable '.[dev,docs]'
+	@touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed
 	@echo "Installing what the benchmark compares with"

@@ -1,4 +1,4 @@
-"""The documentation is easy to read: hardly any sentence is long, and none uses the words that CONTRIBUTING rules out."""
+"""The documentation is easy to read: few sentences are long, and none uses phrases that read like a translation."""
 
 import re
 
@@ -17,7 +17,8 @@ RULED_OUT = {
 
 
 def test_sentences_are_split_as_a_reader_would():
-    page = "# No\n\nOne `a. b` two. Three!\n- four\n  five\n- [six. seven](eight)\n\n| no |\n\n```\nno.\n```\n<!-- no. -->\n"
+    page = "# No\n\nOne `a. b` two. Three!\n- four\n  five\n- [six. seven](eight)\n\n| no |\n"
+    page += "\n```\nno.\n```\n<!-- no. -->\n"
     assert sentences(page) == ["One CODE two.", "Three!", "four five", "six.", "seven"]
 
 

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
@@ -18,7 +19,7 @@ NOT_RUN = {
     "docs/guides/engines.md": 5,
     "docs/guides/train.md": 2,
 }
-_MARK = "end of the block that starts in line"
+_MARK = "start of the block in line"
 
 
 def _name(page) -> str:
@@ -33,18 +34,15 @@ def _commands(snippet: Snippet) -> list[list[str]]:
 
 
 def _program(page) -> str:
-    """The blocks of a page as one Python program, which prints a mark behind each of them."""
+    """The blocks of a page as one Python program, which prints a mark before each of them."""
     parts = ["import subprocess"]
     for snippet in snippets(page):
-        if snippet.not_run is not None:
-            continue
-        if snippet.language == "python":
-            parts.append(snippet.text)
-        elif snippet.language == "bash":
-            parts += [f"subprocess.run({command!r}, check=True)" for command in _commands(snippet)]
-        else:
-            continue
-        parts.append(f"print({f'{_MARK} {snippet.line}'!r}, flush=True)")
+        if snippet.not_run is None and snippet.language in ("python", "bash"):
+            parts.append(f"print({f'{_MARK} {snippet.line}'!r}, flush=True)")
+            if snippet.language == "python":
+                parts.append(snippet.text)
+            else:
+                parts += [f"subprocess.run({command!r}, check=True)" for command in _commands(snippet)]
     return "\n".join(parts)
 
 
@@ -78,11 +76,7 @@ def test_the_snippets_of_a_page_run_one_after_another(page, tmp_path):
         [sys.executable, "page.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1800
     )
     assert done.returncode == 0, f"{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
-    # An output on the page is what the block above it prints.
-    printed, line = done.stdout, 0
-    for snippet in snippets(page):
+    blocks = dict(part.split("\n", 1) for part in done.stdout.split(f"{_MARK} ")[1:])
+    for before, snippet in pairwise(snippets(page)):
         if snippet.note == "output":
-            before = printed.split(f"{_MARK} {line}\n")[0]
-            assert before.split(_MARK)[-1].partition("\n")[2].strip() == snippet.text.strip()
-        elif snippet.not_run is None and snippet.language in ("python", "bash"):
-            line = snippet.line
+            assert blocks[str(before.line)].strip() == snippet.text.strip()

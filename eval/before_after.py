@@ -1,6 +1,5 @@
 """A model before and after fine-tuning: the gap, the share of it that is closed, variety, facts and questions."""
 
-import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from ugap.cli.arguments import option
 from ugap.cli.comparing import CompareOptions, compared
 from ugap.cli.main import main
-from ugap.files import refuse_results, replacing
+from ugap.files import refuse_results, write_json
 
 DESCRIPTION = """\
 Compare a model with its fine-tuned selves on held-out human texts, with the same prompts and seeds: how far each is
@@ -97,8 +96,7 @@ def run(arguments: Arguments) -> None:
     )
     record = measure_before_after(rows, settings, output / PARTS, tune=others, progress=True)
     record["settings"] |= {"arguments": asdict(arguments)}
-    with replacing(output / f"{NAME}.json") as temporary:
-        temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(output / f"{NAME}.json", record)
     plot_before_after(record, output / f"{NAME}.png")
     console = Terminal()
     for table in before_after_tables(record):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ugap.cli.arguments import option
 from ugap.cli.eval import load_program
 from ugap.cli.main import main
-from ugap.files import locked, refuse_results, replacing
+from ugap.files import locked, refuse_results, replacing, without_nan, write_json
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -125,8 +125,7 @@ def run(arguments: Arguments) -> None:
     }
     with locked(output):
         record = measure(arguments, decodings, settings, rows, others)
-        with replacing(output / "decoding.json") as temporary:
-            temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(output / "decoding.json", record)
         text = "\n".join(markdown(entry) for entry in record["models"])
         with replacing(output / "decoding.md") as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -144,7 +143,7 @@ def measure(
     from ugap.progress import progress_bar
     from ugap.scoring import Scorer
     from ugap.study.continuations import Continuations, check_writer
-    from ugap.study.gap.run import environment, without_nan
+    from ugap.study.gap.run import environment
 
     work = Continuations(Path(arguments.output) / PARTS, dict(settings))
     records = []

@@ -1,6 +1,5 @@
 """How varied are several texts to one prompt, and beside people's?"""
 
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ugap.cli.arguments import option
 from ugap.cli.main import main
-from ugap.files import replacing
+from ugap.files import without_nan, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -80,7 +79,7 @@ def run(arguments: Arguments) -> None:
     from ugap.progress import progress_bar
     from ugap.study.analysis.diversity import compare_samples, load_samples
     from ugap.study.analysis.variety import sample_variety
-    from ugap.study.gap.run import environment, without_nan
+    from ugap.study.gap.run import environment
     from ugap.terminal import Terminal
 
     if not 0 < arguments.threshold < 2:
@@ -129,8 +128,7 @@ def run(arguments: Arguments) -> None:
         }
     )
     path = Path(arguments.output) / f"{NAME}.json"
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(path, record)
     console = Terminal()
     if not console.is_terminal:
         console = Terminal(width=WIDTH)

@@ -14,7 +14,7 @@ import numpy as np
 
 from ugap.cli.arguments import option
 from ugap.cli.main import main
-from ugap.files import locked, refuse_results, replacing
+from ugap.files import locked, refuse_results, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -149,8 +149,7 @@ def run(arguments: Arguments) -> None:
             "comparisons": [comparison_row(a, b) for a, b in pairs(results, others)],
             "results": [result_row(result) for result in results],
         }
-        with replacing(output / "factuality.json") as temporary:
-            temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(output / "factuality.json", record)
         print_tables(record)
         print(f"\nWhat was said to every fact is in {output / 'factuality.json'}")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ugap.cli.arguments import option
 from ugap.cli.main import main
-from ugap.files import locked, refuse_results, replacing
+from ugap.files import locked, refuse_results, without_nan, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -95,7 +95,7 @@ def run(arguments: Arguments) -> None:
     from ugap.report.quality import plot_curves, plot_quality
     from ugap.scoring import Scorer
     from ugap.study.analysis.quality import human_levels, load_rated, quality_measures, relate
-    from ugap.study.gap.run import environment, without_nan
+    from ugap.study.gap.run import environment
     from ugap.terminal import Terminal
 
     if arguments.resamples < 100:
@@ -148,8 +148,7 @@ def run(arguments: Arguments) -> None:
                 ],
             }
         )
-        with replacing(output / f"{NAME}.json") as temporary:
-            temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(output / f"{NAME}.json", record)
         plot_quality(record["relations"], output / f"{NAME}.png")
         plot_curves(record["texts"], output / f"{NAME}-curves.png", human=record["human"].get("nll"))
         console = Terminal()

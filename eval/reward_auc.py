@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ugap.cli.arguments import option
 from ugap.cli.main import main
-from ugap.files import locked, refuse_results, replacing
+from ugap.files import locked, refuse_results, without_nan, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -99,7 +99,6 @@ def run(arguments: Arguments) -> None:
     from ugap.data.domain import load_domain
     from ugap.errors import InputError
     from ugap.study.decodings import parse_decodings
-    from ugap.study.gap.run import without_nan
     from ugap.terminal import Terminal
 
     for name in ("limit", "per_text", "prefix_tokens", "max_new_tokens", "batch_size"):
@@ -113,8 +112,7 @@ def run(arguments: Arguments) -> None:
 
     with locked(output):
         record = without_nan(measure(arguments, rows, decodings))
-        with replacing(output / f"{NAME}.json") as temporary:
-            temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(output / f"{NAME}.json", record)
     console = Terminal()
     print_tables(record, console)
     console.print(f"\nAll numbers are in {output / f'{NAME}.json'}", markup=False)

@@ -1,6 +1,5 @@
 """Uncertainty against factuality: fine-tunings with several weights and limits beside baselines, on one plot."""
 
-import json
 import subprocess
 import sys
 import time
@@ -12,7 +11,7 @@ from typing import Any, Literal
 from ugap.cli.arguments import option
 from ugap.cli.comparing import CompareOptions, compared
 from ugap.cli.main import main
-from ugap.files import locked, refuse_results, replacing
+from ugap.files import locked, refuse_results, replacing, write_json
 
 DESCRIPTION = """\
 Train with several weights of creativity and limits of the constraint, with plain SFT and GEM beside, and plot how far
@@ -142,8 +141,7 @@ def run(arguments: Arguments) -> None:
             "points": tradeoff_points(record, arguments.probe),
         }
         for name, content in (("before_after", record), (NAME, points)):
-            with replacing(output / f"{name}.json") as temporary:
-                temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            write_json(output / f"{name}.json", content)
         plot_tradeoff(points, output / f"{NAME}.png")
         console = Terminal()
         for table in (*before_after_tables(record), *tradeoff_tables(points)):

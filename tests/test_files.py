@@ -3,6 +3,8 @@
 import contextlib
 import errno
 import fcntl
+import json
+import math
 import os
 import signal
 import socket
@@ -14,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ugap.errors import InputError
-from ugap.files import locked, output_file, output_folder, regular_file, replacing
+from ugap.files import locked, output_file, output_folder, regular_file, replacing, write_json
 
 
 @contextlib.contextmanager
@@ -264,3 +266,14 @@ def test_a_lock_that_is_removed_between_opening_and_locking_is_taken_anew(
     with locked(tmp_path / "out"):
         assert len(calls) == 2
         assert names(tmp_path) == [".out.lock"]
+
+
+def test_json_is_written_whole_and_holds_no_nan(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "gap.json"
+    write_json(path, {"ci95": (math.nan, math.inf), "gap": 0.5, "ü": [{"p": -math.inf}]})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"ci95": [None, None], "gap": 0.5, "ü": [{"p": None}]}
+    before = path.read_bytes()
+    with pytest.raises(TypeError):
+        write_json(path, {"gap": object()})
+    assert path.read_bytes() == before
+    assert [one.name for one in path.parent.iterdir()] == ["gap.json"]

@@ -9,12 +9,15 @@ What the system refuses is one line: an [`InputError`][ugap.errors.InputError] t
 """
 
 import errno
+import json
+import math
 import os
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ugap.errors import InputError
 
@@ -130,6 +133,42 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         if descriptor is not None:
             os.close(descriptor)
+
+
+def write_json(path: str | Path, content: Any, *, indent: int | None = 1) -> None:
+    """Write `content` as a JSON file that is whole or absent; a number that is not finite is written as `null`.
+
+    Args:
+        path (`str` or `Path`): The file.
+        content (`Any`): Objects, lists, strings and numbers.
+        indent (`int`, *optional*, defaults to `1`): Spaces a level; `None` writes one line.
+
+    Raises:
+        InputError: As [`replacing`].
+
+    Example:
+        >>> write_json("gap.json", {"gap": 0.5, "p_value": math.nan}, indent=None)
+        >>> Path("gap.json").read_text()
+        '{"gap": 0.5, "p_value": null}\\n'
+        >>> Path("gap.json").unlink()
+    """
+    text = json.dumps(without_nan(content), indent=indent, allow_nan=False)
+    with replacing(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def without_nan(value: Any) -> Any:
+    """Replace the numbers that JSON cannot hold by `None`, at every depth; tuples become lists.
+
+    Example:
+        >>> without_nan({"gaps": (0.5, math.nan)})
+        {'gaps': [0.5, None]}
+    """
+    if isinstance(value, Mapping):
+        return {key: without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def refuse_results(folder: str | Path, resume: bool, *made: str) -> None:

@@ -1,6 +1,5 @@
 """What drawing costs: tokens per second of `generate()` with our samplers, and their share of a decoding step."""
 
-import json
 import statistics
 import sys
 import time
@@ -14,7 +13,7 @@ from ugap.cli.arguments import option
 from ugap.cli.main import main
 from ugap.cli.programs import load_program
 from ugap.errors import InputError
-from ugap.files import replacing
+from ugap.files import write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -118,8 +117,7 @@ def run(arguments: Arguments) -> None:
         record["step_seconds"][size] = step
         print(f"One step of {size} sequences:\n\n{step_table(step)}", flush=True)
     if arguments.output is not None:
-        with replacing(Path(arguments.output)) as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_json(Path(arguments.output), record)
 
 
 def speed_table(speed: Mapping[str, float]) -> str:

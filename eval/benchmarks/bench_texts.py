@@ -34,7 +34,7 @@ from ugap.cli.programs import load_program
 from ugap.cli.suggest import did_you_mean
 from ugap.data import DEMO, load_texts
 from ugap.errors import InputError, is_out_of_memory
-from ugap.files import replacing
+from ugap.files import write_json
 from ugap.models import load_model
 from ugap.scoring import Scorer, batching
 from ugap.scoring.head import bfloat16, cpu, dispatch
@@ -588,8 +588,7 @@ def run(arguments: Arguments) -> None:
         report["runs"].append(measure(arguments, dtype))
         print(to_markdown(report["runs"][-1]), flush=True)
         if arguments.output is not None:
-            with replacing(arguments.output) as temporary:
-                temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            write_json(arguments.output, report)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

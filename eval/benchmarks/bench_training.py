@@ -22,7 +22,7 @@ from ugap.cli.arguments import option
 from ugap.cli.main import main
 from ugap.cli.suggest import did_you_mean
 from ugap.errors import InputError
-from ugap.files import replacing
+from ugap.files import write_json
 
 if TYPE_CHECKING:
     from ugap.data import TextRow
@@ -132,8 +132,7 @@ def run(arguments: Arguments) -> None:
             print(table_row(variant, measured), flush=True)
         progress(f"{variant}: {'failed' if figures is None else 'done'} in {time.perf_counter() - begin:.0f} s")
         if arguments.output is not None:
-            with replacing(Path(arguments.output)) as temporary:
-                temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            write_json(Path(arguments.output), record)
     if failed:
         print("", *(f"- `{variant}` was not measured: {reason}" for variant, reason in failed.items()), sep="\n")
     if not measured:

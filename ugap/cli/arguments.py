@@ -1,6 +1,6 @@
-"""The arguments of a command: dataclasses, read from the command line and from a flat YAML file by TRL's `TrlParser`.
+"""The arguments of a command: dataclasses, read from the command line and from a flat YAML file.
 
-What is added to `TrlParser`:
+A field becomes an option, by its type. Beyond what `argparse` does:
 
 - a list option may be repeated and takes several values each time (`--model a --model b`, `--decoding x y`);
 - the values of the YAML file pass the same type checks as those of the command line;
@@ -14,21 +14,20 @@ import argparse
 import dataclasses
 import functools
 import re
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from trl import TrlParser
-
-from ugap.cli.config import convert, read_config
+from ugap.cli.config import TRUTH_VALUES, convert, read_config, truth
 from ugap.cli.programs import find_config
 from ugap.cli.suggest import did_you_mean
 from ugap.errors import InputError
 
 T = TypeVar("T")
 
-_TRUTH_VALUES = {"yes", "true", "t", "y", "1", "no", "false", "f", "n", "0"}  # what TrlParser takes
 _METAVARS = {"int": "N", "float": "X", "str": "TEXT"}
 
 
@@ -123,8 +122,8 @@ class Collect(argparse.Action):
         setattr(namespace, self.dest, [*values] if current is self.default else [*current, *values])
 
 
-class CommandParser(TrlParser):
-    """A `TrlParser` for the dataclasses of one command.
+class CommandParser(argparse.ArgumentParser):
+    """A parser for the dataclasses of one command.
 
     Args:
         classes (`Sequence[type]`):
@@ -160,7 +159,6 @@ class CommandParser(TrlParser):
         self._given: set[str] = set()  # names that the YAML file has
         formatter = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=30)
         super().__init__(
-            list(classes),
             prog=f"ugap {command}",
             description=description,
             epilog=closing,
@@ -168,7 +166,11 @@ class CommandParser(TrlParser):
             allow_abbrev=False,
             add_help=False,
         )
+        self._classes = classes
         self._hints = {name: hint for of in classes for name, hint in get_type_hints(of).items()}
+        for of in classes:
+            for field in dataclasses.fields(of):
+                self._add_field(field)
         required = "".join(
             f" {action.option_strings[0]} {action.metavar}" for action in self._arguments.values() if action.required
         )
@@ -189,16 +191,15 @@ class CommandParser(TrlParser):
             InputError: As of [`parse`]; also if a class refuses its values.
             SystemExit: Help was asked for and has been printed.
         """
-        words = self.check(argv)
+        given = vars(self._read(argv)[0])
         try:
-            *parsed, _ = self.parse_args_into_dataclasses(
-                args=words, return_remaining_strings=True, look_for_args_file=False
+            return tuple(
+                of(**{field.name: given[field.name] for field in dataclasses.fields(of)}) for of in self._classes
             )
         except InputError:
             raise
         except ValueError as error:
             raise InputError(" ".join(str(error).split())) from error
-        return tuple(parsed)
 
     def check(self, argv: Sequence[str]) -> list[str]:
         """Read the options without making anything of them; the words of the command line without `--config`.
@@ -207,6 +208,10 @@ class CommandParser(TrlParser):
             InputError: As of [`parse`].
             SystemExit: Help was asked for and has been printed.
         """
+        return self._read(argv)[1]
+
+    def _read(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        """The values of all options, and the words of the command line without `--config`."""
         config, words = _split_config(argv)
         if {"-h", "--help", "--help_all"} & set(words):
             self._settle(argparse.Namespace(**{name: action.default for name, action in self._arguments.items()}))
@@ -217,18 +222,27 @@ class CommandParser(TrlParser):
         namespace, left = self.parse_known_args(words)
         if left:
             raise InputError(f"unexpected argument {left[0]!r}")
-        self._settle(namespace)
-        return words
+        if self._settle(namespace):
+            namespace = self.parse_args(words)
+        return namespace, words
 
-    def _settle(self, given: argparse.Namespace) -> None:
-        """Set the defaults that follow from what is given, where the YAML file says nothing."""
+    def _settle(self, given: argparse.Namespace) -> bool:
+        """Set the defaults that follow from what is given, where the YAML file says nothing; whether there are any."""
         following = {} if self._following is None else self._following(given)
-        self.set_defaults_with_config(**{name: following[name] for name in following if name not in self._given})
+        self._replace_defaults({name: following[name] for name in following if name not in self._given})
+        return bool(following)
 
-    def add_argument(self, *names: Any, **kwargs: Any) -> argparse.Action:
-        """Add what `TrlParser` made of a field, with the section, the value's name and the default in the help."""
-        positional, name = kwargs.pop("positional", False), names[0].removeprefix("--")
-        group = kwargs.pop("group", None)
+    def _replace_defaults(self, values: Mapping[str, object]) -> None:
+        """Set defaults by the names of options. An option with a default is not required."""
+        for action in self._actions:
+            if action.dest in values:
+                action.default, action.required = values[action.dest], False
+
+    def _add_field(self, field: dataclasses.Field) -> None:
+        """Make an option of a field."""
+        name = field.name
+        described: dict[str, Any] = dict(field.metadata)
+        group, positional = described.pop("group", None), described.pop("positional", False)
         if group is None and self._section_of is not None:
             group = self._section_of.get(name)
             if group is None:
@@ -237,23 +251,22 @@ class CommandParser(TrlParser):
         if group not in self._sections:
             self._sections[group] = self.add_argument_group(group)
         section = self._sections[group]
-        if kwargs.get("action") == "store_false":  # the --no_NAME that TrlParser adds to a flag that is on
-            self._hidden.discard(name)
-            return section.add_argument(*names, **{**kwargs, "help": argparse.SUPPRESS})
-        if kwargs.get("nargs") == "+":
-            kwargs["action"] = Collect
+        described |= _reading(self._hints[name]) | _default(field)
+        if described.get("action") is Collect and isinstance(described.get("default"), str):
+            described["default"] = described["default"].split()  # argparse would read it as one value
+        if "choices" not in described:
+            described.setdefault("metavar", _METAVARS.get(described["type"].__name__, "VALUE"))
+        self._help[name] = described.get("help", "").replace("%%", "%")
         if positional:
-            names, kwargs["nargs"] = (name,), "*"
-        kind = getattr(kwargs["type"], "__name__", "")
-        if kind == "string_to_bool":  # a flag
-            kwargs |= {"metavar": "yes|no", "nargs": "?", "const": True}
-        elif "choices" not in kwargs:
-            kwargs.setdefault("metavar", _METAVARS.get(kind, "VALUE"))
-        self._help[name] = kwargs.get("help", "").replace("%%", "%")
-        action = section.add_argument(*names, **kwargs)
-        action.option_strings = action.option_strings[:1]  # --a-b is understood as well; the help names --a_b alone
+            action = section.add_argument(name, **{**described, "nargs": "*"})
+        else:
+            required = "default" not in described
+            action = section.add_argument(*_spellings(f"--{name}"), required=required, **described)
+            action.option_strings = action.option_strings[:1]  # the help names --a_b alone
         self._arguments[name] = action
-        return action
+        if field.default is True:
+            off = _spellings(f"--no_{name}")
+            section.add_argument(*off, action="store_false", dest=name, default=True, help=argparse.SUPPRESS)
 
     def format_help(self) -> str:
         """The help, with the defaults as they are now and without what is shown by `--help_all` alone."""
@@ -284,7 +297,7 @@ class CommandParser(TrlParser):
         spelt = list(words)
         for place, word in enumerate(words):
             follower = words[place + 1].lower() if place + 1 < len(words) else ""
-            if word.replace("-", "_").replace("__", "--", 1) in flags and follower not in _TRUTH_VALUES:
+            if word.replace("-", "_").replace("__", "--", 1) in flags and follower not in TRUTH_VALUES:
                 spelt[place] = f"{word}=yes"
         return spelt
 
@@ -298,7 +311,7 @@ class CommandParser(TrlParser):
             values = {name: self._typed(name, value) for name, value in config.items()}
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
-        self.set_defaults_with_config(**values)
+        self._replace_defaults(values)
         self._given = set(values)
 
     def _typed(self, name: str, value: object) -> object:
@@ -339,6 +352,56 @@ def _split_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
     except argparse.ArgumentError as error:
         raise InputError(f"--config: {error.message}") from error
     return found.config, rest
+
+
+def _spellings(name: str) -> list[str]:
+    """The name of an option, and the same with hyphens."""
+    return list(dict.fromkeys([name, f"--{name[2:].replace('_', '-')}"]))
+
+
+def _default(field: dataclasses.Field) -> dict[str, Any]:
+    if field.default is not dataclasses.MISSING:
+        return {"default": field.default}
+    if field.default_factory is not dataclasses.MISSING:
+        return {"default": field.default_factory()}
+    return {}
+
+
+def _reading(hint: Any) -> dict[str, Any]:
+    """How `argparse` reads the words of an option whose field has the type `hint`.
+
+    Of the types of a union, a word is read as the first that is not text, as in `Strategy | str`. Where `None` is one
+    of them, it stays text if it may be, as in `dict | str | None`.
+    """
+    union = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    optional = type(None) in union
+    others = [kind for kind in union if kind not in (str, type(None))]
+    kind = str if not others or (optional and str in union) else others[0]
+    origin = get_origin(kind) or kind
+    if origin is Literal:
+        return _choice(get_args(kind))
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return _choice([member.value for member in kind])
+    if kind is bool:
+        return {"type": truth, "metavar": "yes|no", "nargs": "?", "const": True}
+    if origin is list:
+        return {"type": get_args(kind)[0], "nargs": "+", "action": Collect}
+    return {"type": _or_none(kind) if optional and kind is not str else kind}
+
+
+def _choice(choices: Sequence[Any]) -> dict[str, Any]:
+    named = {str(choice): choice for choice in choices}
+    return {"choices": choices, "type": lambda word: named.get(word, word)}
+
+
+def _or_none(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Read `none` and `null` as `None`, and other words as `kind` does."""
+
+    @functools.wraps(kind, updated=())  # argparse names the type in its errors
+    def read(word: str) -> Any:
+        return None if word.lower() in ("none", "null") else kind(word)
+
+    return read
 
 
 def _default_note(default: object) -> str:

@@ -12,7 +12,22 @@ from ugap.files import regular_file
 from ugap.unicode import text_fault
 
 _MAX_BYTES, _MAX_VALUES, _MAX_BITS = 2**20, 100_000, 1024
-_KINDS = {"int": "a whole number", "float": "a number", "string_to_bool": "yes or no"}
+_KINDS = {"int": "a whole number", "float": "a number", "truth": "yes or no"}
+TRUTH_VALUES = {
+    **dict.fromkeys(["yes", "true", "t", "y", "1"], True),
+    **dict.fromkeys(["no", "false", "f", "n", "0"], False),
+}
+
+
+def truth(word: str) -> bool:
+    """Read the value of a flag.
+
+    Raises:
+        argparse.ArgumentTypeError: The word is neither yes nor no.
+    """
+    if word.lower() not in TRUTH_VALUES:
+        raise argparse.ArgumentTypeError(f"{word!r} is not yes or no")
+    return TRUTH_VALUES[word.lower()]
 
 
 def read_config(path: Path) -> dict[Any, Any]:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ugap.errors import InputError
-from ugap.files import replacing
+from ugap.files import replacing, write_json
 
 _SETTINGS = "settings.json"
 _SUFFIX = ".part.parquet"
@@ -176,8 +176,7 @@ class PartStore:
         except FileNotFoundError:
             if any(not part.name.startswith(".") for part in self.folder.glob(f"*{_SUFFIX}")):
                 raise InputError(f"{self.folder}: there are parts but no {_SETTINGS}; remove the folder") from None
-            with replacing(path) as temporary:
-                temporary.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            write_json(path, settings)
             return
         except ValueError as error:
             raise InputError(f"{path}: not the settings of a job ({error}); remove the folder") from error

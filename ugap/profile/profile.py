@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ugap.errors import InputError
-from ugap.files import replacing
+from ugap.files import write_json
 from ugap.profile.calibration import CalibrationCurve, FloatArray
 from ugap.profile.domain import DomainProfile
 from ugap.profile.plain import member, text
@@ -125,9 +125,7 @@ class HumanProfile:
 
     def save(self, path: str | Path) -> None:
         """Write the profile as JSON; the file is whole or absent."""
-        text = json.dumps(self.to_dict(), allow_nan=False)
-        with replacing(path) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+        write_json(path, self.to_dict(), indent=None)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document that `save` writes."""

@@ -10,12 +10,12 @@ import yaml
 from matplotlib.artist import Artist
 from matplotlib.lines import Line2D
 
-from ugap.files import replacing
+from ugap.files import replacing, without_nan, write_json
 from ugap.report.figure import FAINT, INK, LABEL, SOFT, framed, wrapped
 from ugap.report.rows import ends, number, sign
 from ugap.report.tables import MISSING, escape_markdown, markdown_block, markdown_table, p_value
 from ugap.report.words import ANCESTRAL, LEVEL, MEASURES, counted, decimals, decoded, fixed, interval
-from ugap.study.gap.run import environment, without_nan
+from ugap.study.gap.run import environment
 from ugap.study.multi.contrasts import ALL
 from ugap.study.multi.run import KINDS, Outcome
 from ugap.terminal import one_line
@@ -61,8 +61,7 @@ def write_multi(
         "contrasts": list(rows),
         "command": command,
     }
-    with replacing(folder / RECORD) as temporary:
-        temporary.write_text(json.dumps(without_nan(record), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(folder / RECORD, record)
     sentences = many_findings(rows, outcomes)
     with replacing(folder / TABLE) as temporary:
         temporary.write_text(_markdown(rows, models, sentences, record["settings"], command), encoding="utf-8")

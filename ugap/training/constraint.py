@@ -39,7 +39,7 @@ import torch
 from torch import Tensor
 
 from ugap.errors import InputError
-from ugap.files import replacing
+from ugap.files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -241,8 +241,7 @@ class LagrangianConstraint:
 
     def save(self, folder: str | Path) -> None:
         """Write the state as `constraint_state.json` into a checkpoint's folder; one process is enough."""
-        with replacing(Path(folder) / STATE_FILE) as temporary:
-            temporary.write_text(json.dumps(self.state_dict(), allow_nan=False) + "\n", encoding="utf-8")
+        write_json(Path(folder) / STATE_FILE, self.state_dict(), indent=None)
 
     def load(self, folder: str | Path) -> None:
         """Read `constraint_state.json` from a checkpoint's folder; in every process.

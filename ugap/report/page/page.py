@@ -24,7 +24,7 @@ from plotly.offline import get_plotlyjs
 
 import ugap
 from ugap.errors import InputError
-from ugap.files import replacing
+from ugap.files import replacing, without_nan
 from ugap.report.labels import GIVEN_TEXTS, named
 from ugap.report.page.reader import reading
 from ugap.report.page.runs import Run, read_run
@@ -33,7 +33,6 @@ from ugap.report.plots import DOMAIN_COLOURS, OTHER_COLOURS
 from ugap.report.rows import GapRow, preferred_scorer, read_gaps
 from ugap.report.tables import DEFINITIONS
 from ugap.report.words import ANCESTRAL, MEASURES, decimals, findings, fixed, interval, tally, writer
-from ugap.study.gap.run import without_nan
 from ugap.study.table import GIVEN, SELF
 from ugap.terminal import visible
 

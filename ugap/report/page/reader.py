@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from ugap.files import without_nan
 from ugap.report.labels import label, writer
 from ugap.report.page.runs import Run
 from ugap.scoring import TokenScores
-from ugap.study.gap.run import without_nan
 from ugap.study.measures import text_value
 from ugap.study.table import ScoredText, pair
 

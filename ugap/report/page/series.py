@@ -15,13 +15,13 @@ import matplotlib
 import numpy as np
 from matplotlib.colors import to_hex
 
+from ugap.files import without_nan
 from ugap.report.figure import ordered_colours
 from ugap.report.labels import label, writer
 from ugap.report.page.runs import Run
 from ugap.report.plots import HUMAN, bin_means, finite
 from ugap.scoring import TokenScores
 from ugap.statistics.bootstrap import Clusters, Group, interval
-from ugap.study.gap.run import without_nan
 from ugap.study.measures import token_values
 from ugap.study.table import Cell
 

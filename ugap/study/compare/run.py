@@ -25,7 +25,7 @@ from rich.progress import Progress
 from ugap.data import PartStore, TextRow, content_hash, part_key
 from ugap.data.facts import Fact, load_facts, split_facts
 from ugap.errors import InputError
-from ugap.files import locked
+from ugap.files import locked, without_nan
 from ugap.models import adapter_hash, load_model, with_adapter
 from ugap.profile import DomainProfile, HumanProfile
 from ugap.progress import progress_bar
@@ -35,7 +35,7 @@ from ugap.study.compare.table import BASE, CONTRASTIVE, MATCHED, Made, Reading, 
 from ugap.study.continuations import Continuations, Text, batches, check_writer
 from ugap.study.decodings import Settings
 from ugap.study.excerpts import Excerpt, cut_excerpts
-from ugap.study.gap.run import environment, without_nan
+from ugap.study.gap.run import environment
 from ugap.study.generation import seed_of
 from ugap.study.probes.facts import FactResult, contrastive, generative
 from ugap.study.probes.questions import KIND as QUESTIONS

@@ -6,8 +6,6 @@ ends with the table of an uninterrupted one. Models are loaded one after another
 and once more for each other scorer.
 """
 
-import json
-import math
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,7 +19,7 @@ from rich.progress import Progress
 import ugap
 from ugap.data import TextRow
 from ugap.errors import InputError
-from ugap.files import locked, refuse_results, replacing
+from ugap.files import locked, refuse_results, without_nan, write_json
 from ugap.progress import progress_bar
 from ugap.scoring import Scorer
 from ugap.study.continuations import CHAT, RAW, Continuations, Text, batches, check_writer
@@ -158,8 +156,7 @@ def run_locked(
             "contrasts": contrast_table(cells, settings.tags, seed=settings.seed),
         }
     )
-    with replacing(output / "gap.json") as temporary:
-        temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(output / "gap.json", record)
     return StudyResult(record, [cell for cell in cells if cell.human])
 
 
@@ -357,12 +354,3 @@ def _check_ids(rows: Sequence[TextRow]) -> None:
         if row.id in seen:
             raise InputError(f"id {row.id!r} is in the data twice: every text needs an id of its own")
         seen.add(row.id)
-
-
-def without_nan(value: Any) -> Any:
-    """JSON knows no NaN: `None` stands for what could not be estimated."""
-    if isinstance(value, Mapping):
-        return {key: without_nan(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

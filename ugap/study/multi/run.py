@@ -26,7 +26,7 @@ import yaml
 
 from ugap.data import TextRow, content_hash
 from ugap.errors import InputError, is_out_of_memory
-from ugap.files import locked, refuse_results, replacing
+from ugap.files import locked, refuse_results, replacing, write_json
 from ugap.models.revision import is_commit, is_local, resolve_commit
 from ugap.study.decodings import DECODINGS, Settings
 from ugap.study.gap.run import PARTS, StudySettings, run_locked
@@ -268,10 +268,10 @@ def run_multi(
         with locked(folder):
             reason = _run(rows, settings, model, commits[model.title], folder, data, progress)
             if reason:
-                _write(folder / SKIPPED, {"reason": reason})
+                write_json(folder / SKIPPED, {"reason": reason})
                 say(f"{model.title}: skipped: {reason}")
             else:
-                _write(folder / FILES, {"files": files})
+                write_json(folder / FILES, {"files": files})
                 (folder / SKIPPED).unlink(missing_ok=True)
                 say(f"{model.title}: done")
         _free()
@@ -299,7 +299,7 @@ def _run(
     try:
         if not is_local(model.name):
             commit = commit or resolve_commit(model.name, model.revision)
-            _write(folder / REVISION, {"name": model.name, "revision": model.revision, "commit": commit})
+            write_json(folder / REVISION, {"name": model.name, "revision": model.revision, "commit": commit})
         run_locked(rows, settings.of(model, commit), folder, data=data, progress=progress)
     except InputError as error:
         return str(error)
@@ -363,7 +363,7 @@ def _same_study(path: Path, settings: MultiSettings, texts: Mapping[str, Any]) -
         if title in now["models"] and now["models"][title] != model:
             raise InputError(f"{path.parent}: the study there has {title} with other settings; choose another folder")
     if now != old:
-        _write(path, {**now, "models": {**dict(old.get("models") or {}), **now["models"]}})
+        write_json(path, {**now, "models": {**dict(old.get("models") or {}), **now["models"]}})
 
 
 def _outcome(output: Path, model: ModelEntry) -> Outcome:
@@ -392,8 +392,3 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

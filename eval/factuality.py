@@ -1,6 +1,5 @@
 """The factual probe of one model: what it knows, and what it says under each decoding, with or without an adapter."""
 
-import hashlib
 import json
 import math
 import sys
@@ -91,6 +90,7 @@ def run(arguments: Arguments) -> None:
     Raises:
         InputError: The input is bad; what is finished stays for `--resume`.
     """
+    from ugap.data import content_hash
     from ugap.data.facts import load_facts
     from ugap.errors import InputError
     from ugap.models import adapter_hash, load_model, with_adapter
@@ -113,7 +113,7 @@ def run(arguments: Arguments) -> None:
             "adapter_hash": adapter_hash(adapter) if adapter is not None else None,
             "dtype": arguments.dtype,
             "limit": arguments.limit,
-            "facts_hash": hashlib.sha256(repr(all_facts).encode()).hexdigest()[:16],
+            "facts_hash": content_hash(all_facts),
         }
         others = read_results(Path(arguments.compare), settings["facts_hash"]) if arguments.compare is not None else []
         model, tokenizer = load_model(

@@ -1,7 +1,5 @@
 """Does uncertainty go with quality? Rated texts, the measures of each, and how far each is from people's."""
 
-import hashlib
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -177,11 +175,12 @@ def find_profile(arguments: Arguments, scorer: "Scorer") -> "tuple[DomainProfile
 
 def score(texts: "Sequence[RatedText]", scorer: "Scorer", arguments: Arguments, folder: Path) -> "list[TokenScores]":
     """The scores of the texts; finished parts are kept and read again."""
+    from ugap.data import content_hash
     from ugap.study.scoring_job import ScoringJob
     from ugap.study.store import scores_from_row
 
-    what = json.dumps([[text.prefix, text.row.text] for text in texts])
-    settings = {"dtype": arguments.dtype, "texts_hash": hashlib.sha256(what.encode()).hexdigest()[:16]}
+    texts_hash = content_hash([(text.prefix, text.row.text) for text in texts])
+    settings = {"dtype": arguments.dtype, "texts_hash": texts_hash}
     job = ScoringJob(scorer, folder, pmi=arguments.pmi, resume=arguments.resume, settings=settings)
     keys = job.run(
         [text.row.id for text in texts],

@@ -232,15 +232,15 @@ def _scored(
         scores = score(every, True)
     for one, (_, body), found in zip(texts, pairs, scores, strict=True):
         yield ScoredText(
-            one.excerpt.id,
-            one.excerpt.source,
-            one.excerpt.domain,
-            one.writer,
-            one.prompting,
-            one.decoding,
-            reader.name,
-            one.excerpt.prefix,
-            found or no_scores(body, reader.id),
+            id=one.excerpt.id,
+            source=one.excerpt.source,
+            domain=one.excerpt.domain,
+            model=one.writer,
+            prompting=one.prompting,
+            decoding=one.decoding,
+            scorer=reader.name,
+            prefix=one.excerpt.prefix,
+            scores=found or no_scores(body, reader.id),
         )
 
 

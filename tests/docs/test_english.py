@@ -13,6 +13,8 @@ RULED_OUT = {
     r"(?<!not )to be had": "available",
     r"in the place of": "instead of",
     r"what is": "name the thing",
+    r"beside": "compared with, in addition to",
+    r"stands": "is, comes",
 }
 
 

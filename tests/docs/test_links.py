@@ -1,11 +1,15 @@
-"""Links of the pages that no site builder checks, and the files and modules that any page names, exist."""
+"""Links of the pages that no site builder checks, and all files, modules and options that a page names, exist."""
 
 import importlib.util
 import re
+import subprocess
+import sys
+from collections import defaultdict
+from dataclasses import fields
 
 import pytest
 
-from tests.docs.pages import PROSE, ROOT
+from tests.docs.pages import PROSE, ROOT, snippets
 
 
 @pytest.mark.parametrize("page", PROSE, ids=lambda page: str(page.relative_to(ROOT)))
@@ -23,3 +27,25 @@ def test_files_and_modules_that_a_page_names_exist(page):
     assert not [name for name in configs if not (ROOT / "configs" / name).exists()]
     modules = re.findall(r"^from (ugap[\w.]*) import", text, flags=re.M)
     assert not [name for name in modules if importlib.util.find_spec(name) is None]
+
+
+@pytest.mark.slow
+def test_options_of_the_commands_on_the_pages_exist():
+    from ugap.training import UncertaintyGRPOConfig, UncertaintySFTConfig
+
+    # The help of the training programs leaves out most of TRL's options.
+    trainers = {field.name for config in (UncertaintyGRPOConfig, UncertaintySFTConfig) for field in fields(config)}
+    options = defaultdict(set)
+    for snippet in (snippet for page in PROSE for snippet in snippets(page) if snippet.language in ("", "bash")):
+        for line in snippet.text.replace("\\\n", " ").splitlines():
+            if match := re.match(r"(?:\w+=\S+ )*(ugap(?: eval| train)? \w+|python eval/\S+)", line):
+                options[match[1]].update(re.findall(r"\s--(\w+)", line))
+    assert len(options) > 15
+    for command, names in options.items():
+        words = command.split()
+        program = ["-m", "ugap.cli.main", *words[1:]] if words[0] == "ugap" else words[1:]
+        done = subprocess.run(
+            [sys.executable, *program, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        known = set(re.findall(r"--(\w+)", done.stdout)) | (trainers if " train " in command else set())
+        assert names <= known, f"{command}: {names - known}"

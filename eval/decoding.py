@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ugap.scoring import Scorer
     from ugap.study.continuations import Continuations
     from ugap.study.excerpts import Excerpt
-    from ugap.study.table import ScoredText
+    from ugap.study.pairs import ScoredText
 
 DESCRIPTION = """\
 Compare ways to decode on held-out human texts: surprisal, its distribution, repetition and variety against people's.
@@ -266,7 +266,8 @@ def tuned_temperature(writer: Writer, excerpts: "Sequence[Excerpt]") -> float:
 def compare(human: "Sequence[ScoredText]", seeds: "Sequence[Sequence[ScoredText]]") -> dict[str, Any]:
     """One row of the table: what the texts of all seeds are like beside people's, pair by pair cut to one length."""
     from ugap.study.analysis.variety import variety
-    from ugap.study.table import gap_table, pair
+    from ugap.study.gap.table import gap_table
+    from ugap.study.pairs import pair
 
     (cell,) = pair([*human, *(text for texts in seeds for text in texts)])
     measures = {row["measure"]: row for row in gap_table([cell], seed=0)}

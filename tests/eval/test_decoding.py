@@ -11,7 +11,7 @@ from eval import decoding
 from ugap.cli.main import main
 from ugap.models import load_model
 from ugap.scoring import Scorer
-from ugap.study.table import MIN_TOKENS
+from ugap.study.pairs import MIN_TOKENS
 
 STORY = (
     "Once upon a time there was an old woman who had three sons. The youngest went into the forest and met a fox, "

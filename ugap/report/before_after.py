@@ -22,7 +22,7 @@ from ugap.report.terminal import figure, text_table, with_interval
 from ugap.report.words import MEASURES
 from ugap.study.analysis.variety import VARIETY
 from ugap.study.compare.table import BASE, MATCHED
-from ugap.study.table import SELF
+from ugap.study.pairs import SELF
 from ugap.terminal import one_line
 
 # Okabe and Ito's palette; the base is grey.

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from ugap.study.table import GIVEN, SELF
+from ugap.study.pairs import GIVEN, SELF
 
 GIVEN_TEXTS = "given texts"
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ugap.study.table import GIVEN, SELF
+from ugap.study.pairs import GIVEN, SELF
 from ugap.terminal import one_line
 
 NAN = float("nan")

@@ -20,7 +20,7 @@ from ugap.report.plots import MARKERS
 from ugap.report.rows import ends
 from ugap.report.terminal import text_table, with_interval
 from ugap.study.compare.table import BASE, MATCHED
-from ugap.study.table import SELF
+from ugap.study.pairs import SELF
 
 OTHER_COLOURS = ("#d55e00", "#cc79a7", "#e69f00", "#56b4e9", "#0072b2")
 OTHER_MARKERS = ("X", "P", "*", "<", ">", "h")

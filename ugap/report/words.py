@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ugap.report.rows import NAN, ContrastRow, GapRow, gap_key, preferred_scorer, read_gaps
-from ugap.study.table import GIVEN, SELF
+from ugap.study.pairs import GIVEN, SELF
 
 ANCESTRAL = "ancestral"
 LEVEL = 0.05

@@ -11,7 +11,7 @@ from ugap.report.plots import plot_calibration, plot_distributions, plot_gap
 from ugap.report.tables import console_table, markdown
 from ugap.report.words import findings
 from ugap.study import StudyResult
-from ugap.study.table import Cell
+from ugap.study.pairs import Cell
 from ugap.terminal import Terminal, one_line
 
 PLOTS = ("gap.png", "distributions.png", "calibration.png")

@@ -22,8 +22,8 @@ from ugap.scoring import Scorer, TokenScores
 from ugap.study.decodings import Settings, decoder
 from ugap.study.excerpts import Excerpt
 from ugap.study.generation import chat_context, generate_continuations
+from ugap.study.pairs import HUMAN, ScoredText
 from ugap.study.store import GENERATED, SCORED, from_row, no_scores, to_row
-from ugap.study.table import HUMAN, ScoredText
 
 RAW, CHAT = "raw", "chat"
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from ugap.data import TextRow, content_hash
 from ugap.scoring import ScorerId, TokenScores
-from ugap.study.table import ScoredText
+from ugap.study.pairs import ScoredText
 
 _FLOATS = pa.list_(pa.float32())
 _ARRAYS = ("surprisal", "entropy", "varentropy", "rank")

@@ -33,7 +33,7 @@ from ugap.report.plots import DOMAIN_COLOURS, OTHER_COLOURS
 from ugap.report.rows import GapRow, preferred_scorer, read_gaps
 from ugap.report.tables import DEFINITIONS
 from ugap.report.words import ANCESTRAL, MEASURES, decimals, findings, fixed, interval, tally, writer
-from ugap.study.table import GIVEN, SELF
+from ugap.study.pairs import GIVEN, SELF
 from ugap.terminal import visible
 
 COLUMNS = (

@@ -19,7 +19,7 @@ from ugap.report.labels import label, writer
 from ugap.report.page.runs import Run
 from ugap.scoring import TokenScores
 from ugap.study.measures import text_value
-from ugap.study.table import ScoredText, pair
+from ugap.study.pairs import ScoredText, pair
 
 MOST_TOKENS = 100_000
 MEANS = ("nll", "entropy", "deviation", "pmi")

@@ -11,7 +11,8 @@ from typing import Any
 from ugap.errors import InputError
 from ugap.report.page.record import read_command, read_record, read_settings
 from ugap.report.page.scores import read_scores
-from ugap.study.table import Cell, ScoredText, contrast_table, gap_table, pair
+from ugap.study.gap.table import contrast_table, gap_table
+from ugap.study.pairs import Cell, ScoredText, pair
 
 _RESAMPLES = 1000  # of a study that has not ended: its page takes seconds, and its intervals move with every text
 

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from ugap.errors import InputError, reading
 from ugap.files import regular_file
+from ugap.study.pairs import ScoredText
 from ugap.study.store import SCORED, from_row
-from ugap.study.table import ScoredText
 
 _ROWS = 1024  # at a time
 _FIGURES = {"surprisal": 0.0, "entropy": 0.0, "varentropy": 0.0, "rank": 1.0, "marginal_surprisal": 0.0}  # the lowest

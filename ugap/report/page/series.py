@@ -23,7 +23,7 @@ from ugap.report.plots import HUMAN, bin_means, finite
 from ugap.scoring import TokenScores
 from ugap.statistics.bootstrap import Clusters, Group, interval
 from ugap.study.measures import token_values
-from ugap.study.table import Cell
+from ugap.study.pairs import Cell
 
 DISTRIBUTIONS = ("nll", "entropy", "deviation")
 POSITIONS = 16

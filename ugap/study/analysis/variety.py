@@ -13,7 +13,7 @@ VARIETY = ("distinct_2", "distinct_4", "repetition")
 
 def variety(texts: Sequence[TokenScores]) -> dict[str, float]:
     """Distinct-2, distinct-4 and repetition of texts; all fall or rise with the amount of text: compare samples of one
-    size, such as the two sides of a [`~ugap.study.table.Cell`].
+    size, such as the two sides of a [`~ugap.study.pairs.Cell`].
 
     Args:
         texts (`Sequence[TokenScores]`): Scored texts; of each, the text of its scored tokens counts.

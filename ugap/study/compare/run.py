@@ -37,10 +37,10 @@ from ugap.study.decodings import Settings
 from ugap.study.excerpts import Excerpt, cut_excerpts
 from ugap.study.gap.run import environment
 from ugap.study.generation import seed_of
+from ugap.study.pairs import HUMAN, MIN_TOKENS, SELF, ScoredText
 from ugap.study.probes.facts import FactResult, contrastive, generative
 from ugap.study.probes.questions import KIND as QUESTIONS
 from ugap.study.probes.questions import Question, ask_questions
-from ugap.study.table import HUMAN, MIN_TOKENS, SELF, ScoredText
 
 VERSION = 1
 ANSWERS = pa.schema([("said", pa.string()), ("right", pa.bool_())])

@@ -13,9 +13,10 @@ from ugap.statistics.gap import paired_gap
 from ugap.statistics.quantiles import wasserstein_to_quantiles
 from ugap.statistics.share import share_closed
 from ugap.study.analysis.variety import VARIETY, variety
+from ugap.study.gap.table import gap_table
 from ugap.study.measures import text_value, token_values
+from ugap.study.pairs import Cell, ScoredText, pair
 from ugap.study.probes.facts import FactResult, accuracies, compare
-from ugap.study.table import Cell, ScoredText, gap_table, pair
 
 BASE, MATCHED, CONTRASTIVE = "base", "temperature-matched", "contrastive"
 MEASURES = ("nll", "entropy", "pmi", "deviation")

@@ -25,9 +25,10 @@ from ugap.scoring import Scorer
 from ugap.study.continuations import CHAT, RAW, Continuations, Text, batches, check_writer
 from ugap.study.decodings import DECODINGS, STUDIED, Settings
 from ugap.study.excerpts import Excerpt, cut_excerpts
+from ugap.study.gap.table import contrast_table, gap_table
 from ugap.study.generation import seed_of
+from ugap.study.pairs import GIVEN, HUMAN, SELF, Cell, pair
 from ugap.study.store import rows_hash
-from ugap.study.table import GIVEN, HUMAN, SELF, Cell, contrast_table, gap_table, pair
 
 VERSION = 1
 PROMPTINGS = (RAW, CHAT)

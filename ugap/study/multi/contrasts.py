@@ -22,10 +22,11 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ugap.statistics import contrast_independent, contrast_paired, holm, paired_gap
+from ugap.study.gap.table import CONTRAST_MEASURES
 from ugap.study.measures import text_value
 from ugap.study.multi.run import KINDS, ModelEntry, model_folder
+from ugap.study.pairs import SELF, pair
 from ugap.study.store import from_row
-from ugap.study.table import CONTRAST_MEASURES, SELF, pair
 
 ALL = "all"
 

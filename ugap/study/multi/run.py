@@ -30,8 +30,8 @@ from ugap.files import locked, refuse_results, replacing, write_json
 from ugap.models.revision import is_commit, is_local, resolve_commit
 from ugap.study.decodings import DECODINGS, Settings
 from ugap.study.gap.run import PARTS, StudySettings, run_locked
+from ugap.study.pairs import SELF
 from ugap.study.store import rows_hash
-from ugap.study.table import SELF
 
 KINDS = ("base", "instruct", "reasoning")
 CHATS = {"raw": ["raw"], "template": ["chat"], "both": ["raw", "chat"]}

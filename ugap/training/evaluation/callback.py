@@ -33,7 +33,7 @@ from ugap.progress import progress_bar
 from ugap.scoring import Scorer
 from ugap.study.decodings import Settings, generation_config
 from ugap.study.excerpts import Excerpt
-from ugap.study.table import MIN_TOKENS
+from ugap.study.pairs import MIN_TOKENS
 from ugap.training.evaluation.evaluate import Evaluation, HeldOut
 from ugap.training.evaluation.wandb_log import wandb_media
 from ugap.training.shared_scorer import SharedScorer, evaluating

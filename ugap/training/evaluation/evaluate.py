@@ -25,9 +25,10 @@ from ugap.scoring.tokenise import encode
 from ugap.statistics import distinct_n, repetition
 from ugap.study.decodings import Settings
 from ugap.study.excerpts import Excerpt
+from ugap.study.gap.table import gap_table
 from ugap.study.generation import generate_continuations, seed_of
+from ugap.study.pairs import MIN_TOKENS, Cell, ScoredText, pair
 from ugap.study.probes.facts import FactResult, accuracies, contrastive
-from ugap.study.table import MIN_TOKENS, Cell, ScoredText, gap_table, pair
 
 HUMAN, POLICY = "human", "policy"
 # What is logged of the measures of a study: the others follow from these or are for texts of several tokenizers.

@@ -18,7 +18,7 @@ from ugap.report.figure import FAINT, INK, framed, ordered_colours, wrapped
 from ugap.report.plots import Points, plot_calibration
 from ugap.scoring import TokenScores
 from ugap.study.measures import token_values
-from ugap.study.table import Cell, ScoredText
+from ugap.study.pairs import Cell, ScoredText
 from ugap.terminal import visible
 from ugap.training.evaluation.evaluate import HUMAN, POLICY
 

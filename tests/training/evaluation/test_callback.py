@@ -524,7 +524,7 @@ SCRIPT = """
         peft_config=LoraConfig(target_modules="all-linear"),
     )
     callback = UncertaintyGapCallback(
-        trainer, excerpts, facts=load_facts(limit=5), max_new_tokens=24, batch_size=2, every=0
+        trainer, excerpts, facts=load_facts(limit=5), max_new_tokens=24, batch_size=2, eval_every=0
     )
     trainer.add_callback(callback)
     trainer.train()

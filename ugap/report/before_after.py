@@ -10,13 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from rich.table import Table
 
-from ugap.report.figure import FAINT, INK, LABEL, SOFT, framed, wrapped
+from ugap.report.figure import LABEL, framed, wrapped
+from ugap.report.forest import HUMAN_LEVEL, Mark, draw_forest, key, limits
 from ugap.report.plots import MARKERS
-from ugap.report.rows import ends, number, sign
+from ugap.report.rows import ends, number
 from ugap.report.tables import MISSING, p_value
 from ugap.report.terminal import figure, text_table, with_interval
 from ugap.report.words import MEASURES
@@ -178,14 +177,10 @@ def plot_before_after(record: Record, path: str | Path) -> None:
     writers = [model["name"] for model in record["models"]]
     decodings = list(dict.fromkeys(row["decoding"] for row in record["rows"]))
     colours = {name: BASE_COLOUR if name == BASE else COLOURS[(i - 1) % len(COLOURS)] for i, name in enumerate(writers)}
-    marks = {name: (colours[name], MARKERS[i % len(MARKERS)]) for i, name in enumerate(writers)}
+    looks = {name: (colours[name], MARKERS[i % len(MARKERS)]) for i, name in enumerate(writers)}
     width = 5.0 if len(record["scorers"]) > 1 else 7.4
     slot = max(0.4, 0.16 * (len(writers) + 1))
-    values = [
-        0.0,
-        *(v for row in rows for v in (number(_gap(row, "nll")[0]), *ends(_gap(row, "nll")[1])) if math.isfinite(v)),
-    ]
-    pad = 0.06 * (max(values) - min(values)) or 0.1
+    gaps = [_gap(row, "nll") for row in rows]
     words = MEASURES["nll"]
     with framed(
         path,
@@ -194,16 +189,14 @@ def plot_before_after(record: Record, path: str | Path) -> None:
         title="How far from human uncertainty, before and after",
         subtitle=f"Gap: human text less model text for the same prefixes. {words.heading}; 95% intervals.",
         note="A filled mark: the interval does not cover 0. " + _basis(rows),
-        legend=[
-            Line2D([], [], color=colour, marker=marker, linewidth=2.0, markersize=5.5, label=legend_name(name))
-            for name, (colour, marker) in marks.items()
-        ],
+        legend=[key(legend_name(name), *look) for name, look in looks.items()],
     ) as frame:
         for index, (axes, scorer) in enumerate(zip(frame.axes, record["scorers"], strict=True)):
             axes.set_title(wrapped(f"read by {_reader(scorer)}", width - 1.3, 10), loc="left", pad=16)
-            _draw(axes, [row for row in rows if row["scorer"] == scorer["scorer"]], decodings, marks)
-            axes.set_yticks(range(len(decodings)), [wrapped(_decoded(record, name), 1.5, LABEL) for name in decodings])
-            axes.set_xlim(min(values) - pad, max(values) + pad)
+            marks = _marks([row for row in rows if row["scorer"] == scorer["scorer"]], decodings, looks)
+            lines = [wrapped(_decoded(record, name), 1.5, LABEL) for name in decodings]
+            draw_forest(axes, marks, lines, zero=HUMAN_LEVEL)
+            axes.set_xlim(limits(value for gap, interval in gaps for value in (gap, *ends(interval))))
             if frame.last_in_column(index):
                 axes.set_xlabel(f"gap, {words.unit}")
 
@@ -219,30 +212,15 @@ def legend_name(name: str) -> str:
     return name if len(name) <= LEGEND else f"…{name[1 - LEGEND :]}"
 
 
-def _draw(axes: Axes, rows: Sequence[Record], decodings: Sequence[str], marks: Mapping[str, tuple[str, str]]) -> None:
-    for place in range(0, len(decodings), 2):
-        axes.axhspan(place - 0.5, place + 0.5, color=FAINT, alpha=0.45, linewidth=0, zorder=0)
-    axes.grid(axis="x", color=FAINT, linewidth=0.8)
-    axes.axvline(0, color=INK, linewidth=1.2, zorder=2)
-    axes.annotate(
-        "human level", (0, 1), (0, 3), xycoords=("data", "axes fraction"), textcoords="offset points", ha="center",
-        va="bottom", color=SOFT, size=7.5,
-    )  # fmt: skip
+def _marks(rows: Sequence[Record], decodings: Sequence[str], looks: Mapping[str, tuple[str, str]]) -> list[Mark]:
+    """The gaps that one scorer gives; those of several models share the line of their decoding, one below the other."""
+    marks, step = [], 0.72 / len(looks)
     for place, decoding in enumerate(decodings):
         here = [row for row in rows if row["decoding"] == decoding]
-        step = 0.72 / len(marks)
         for i, row in enumerate(here):
-            y = place + (i - (len(here) - 1) / 2) * step
-            colour, marker = marks[row["writer"]]
             gap, interval = _gap(row, "nll")
-            low, high = ends(interval)
-            if math.isfinite(low) and math.isfinite(high):
-                axes.plot([low, high], [y, y], color=colour, linewidth=2.0, solid_capstyle="butt", zorder=3)
-            face = colour if sign((low, high)) else "white"
-            axes.plot([gap], [y], marker, color=colour, markerfacecolor=face, markersize=5.5, zorder=4)
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-    axes.set_ylim(len(decodings) - 0.5, -0.5)  # the first decoding at the top
+            marks.append(Mark(place + (i - (len(here) - 1) / 2) * step, gap, ends(interval), *looks[row["writer"]]))
+    return marks
 
 
 def _basis(rows: Sequence[Record]) -> str:

@@ -3,15 +3,15 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from matplotlib.artist import Artist
-from matplotlib.lines import Line2D
 
 from ugap.files import replacing, without_nan, write_json
-from ugap.report.figure import FAINT, INK, LABEL, SOFT, framed, wrapped
+from ugap.report.figure import LABEL, SOFT, framed, wrapped
+from ugap.report.forest import Mark, draw_forest, key, limits
 from ugap.report.rows import ends, number, sign
 from ugap.report.tables import MISSING, escape_markdown, markdown_block, markdown_table, p_value
 from ugap.report.words import ANCESTRAL, LEVEL, MEASURES, counted, decimals, decoded, fixed, interval
@@ -271,6 +271,26 @@ def _short(name: str) -> str:
     return name.rstrip("/").rpartition("/")[2]
 
 
+@dataclass(frozen=True, order=True)
+class _Line:
+    """A line of the plot; in the order of families, kinds, names, the bare prefix first."""
+
+    family: str
+    kind: int
+    name: str
+    chat: bool
+
+    @classmethod
+    def of(cls, row: Row) -> "_Line":
+        """The line that a row about one model has its mark on."""
+        return cls(row["family"], KINDS.index(row["kind_b"]), row["b"], row["prompting_b"] == "chat")
+
+    @property
+    def label(self) -> str:
+        """The model, and how it was asked."""
+        return f"{_short(self.name)} (chat)" if self.chat else _short(self.name)
+
+
 def plot_models(rows: Sequence[Row], path: str | Path, measure: str = "nll") -> None:
     """Plot the gap of every model with its interval, by kind, a panel per domain; families stand together.
 
@@ -286,56 +306,34 @@ def plot_models(rows: Sequence[Row], path: str | Path, measure: str = "nll") -> 
     scorer = next((row["scorer"] for row in of), "")
     shown = [row for row in of if row["decoding"] == decoding and row["scorer"] == scorer]
     panels = [*dict.fromkeys(row["domain"] for row in shown)]
-    keys = sorted(
-        {(row["family"], KINDS.index(row["kind_b"]), row["b"], row["prompting_b"] == "chat") for row in shown}
-    )
+    lines = sorted({_Line.of(row) for row in shown})
     words = MEASURES[measure]
     kinds = [kind for kind in KINDS if any(row["kind_b"] == kind for row in shown)]
-    legend: list[Artist] = [
-        Line2D([], [], color=KIND_MARKS[kind][0], marker=KIND_MARKS[kind][1], linewidth=2, markersize=5.5, label=kind)
-        for kind in kinds
-    ]
     read_by = "each model reads its own text" if scorer == "self" else f"read by {scorer}"
     with framed(
         path,
         panels=max(1, len(panels)),
-        panel_size=(5.4, 1.2 + 0.27 * max(1, len(keys))),
+        panel_size=(5.4, 1.2 + 0.27 * max(1, len(lines))),
         title="The gap of every model, by kind",
         subtitle=f"Gap: human text less model text for the same prefixes. {words.heading}; 95% intervals; "
         f"{decoding} decoding; {read_by}.",
         note="A filled mark: the interval does not cover 0; a hollow one: no difference can be told. "
         "(chat): asked through the chat template; else the bare prefix is continued.",
-        legend=legend,
+        legend=[key(kind, *KIND_MARKS[kind]) for kind in kinds],
     ) as frame:
-        values = [0.0, *(v for row in shown for v in (row["difference"], *row["ci95"]) if v is not None)]
-        values = [value for value in values if math.isfinite(value)]
-        pad = 0.06 * (max(values) - min(values)) or 0.1
-        families = [*dict.fromkeys(key[0] for key in keys)]
+        families = [*dict.fromkeys(line.family for line in lines)]
+        shaded = [place for place, line in enumerate(lines) if families.index(line.family) % 2 == 0]
+        names = [wrapped(line.label, 2.6, LABEL) for line in lines]
+        values = [value for row in shown for value in (number(row["difference"]), *ends(row["ci95"]))]
         for index, (axes, domain) in enumerate(zip(frame.axes, panels, strict=False)):
-            for y, (family, *_) in enumerate(keys):
-                if families.index(family) % 2 == 0:
-                    axes.axhspan(y - 0.5, y + 0.5, color=FAINT, alpha=0.45, linewidth=0, zorder=0)
             axes.set_title(wrapped(f"{domain} text", 4.8, 10), loc="left")
-            axes.grid(axis="x", color=FAINT, linewidth=0.8)
-            axes.axvline(0, color=INK, linewidth=1.2, zorder=2)
-            for row in (row for row in shown if row["domain"] == domain):
-                key = (row["family"], KINDS.index(row["kind_b"]), row["b"], row["prompting_b"] == "chat")
-                y, (low, high) = keys.index(key), ends(row["ci95"])
-                colour, marker = KIND_MARKS[row["kind_b"]]
-                if math.isfinite(low) and math.isfinite(high):
-                    axes.plot([low, high], [y, y], color=colour, linewidth=2.0, solid_capstyle="butt", zorder=3)
-                face = colour if sign((low, high)) else "white"
-                axes.plot(
-                    [row["difference"]], [y], marker, color=colour, markerfacecolor=face, markersize=5.5, zorder=4
-                )
-            if frame.first_in_row(index):
-                names = [f"{_short(name)} (chat)" if chat else _short(name) for _, _, name, chat in keys]
-                axes.set_yticks(range(len(keys)), [wrapped(name, 2.6, LABEL) for name in names])
-            else:
-                axes.set_yticks([])
-            axes.tick_params(axis="y", length=0)
-            axes.spines["left"].set_visible(False)
-            axes.set(ylim=(len(keys) - 0.5, -0.5), xlim=(min(values) - pad, max(values) + pad))
+            marks = [
+                Mark(lines.index(_Line.of(row)), row["difference"], ends(row["ci95"]), *KIND_MARKS[row["kind_b"]])
+                for row in shown
+                if row["domain"] == domain
+            ]
+            draw_forest(axes, marks, names if frame.first_in_row(index) else [""] * len(names), shaded=shaded)
+            axes.set_xlim(limits(values))
             axes.set_xlabel(
                 f"gap, {words.unit}\n← {words.model_higher}    {words.human_higher} →", color=SOFT, size=7.5
             )

@@ -9,18 +9,16 @@ Design choices:
 - Human text is thick and black everywhere; decodings take ordered colours by their mean surprisal.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike, NDArray
 
-from ugap.report.figure import FAINT, INK, LABEL, SOFT, framed, ordered_colours, wrapped
+from ugap.report.figure import FAINT, LABEL, SOFT, framed, ordered_colours, wrapped
+from ugap.report.forest import HUMAN_LEVEL, Mark, draw_forest, key, limits
 from ugap.report.rows import GapRow, read_gaps
 from ugap.report.words import MEASURES, Measure, tally
 from ugap.terminal import one_line
@@ -60,7 +58,7 @@ def plot_gap(gaps: Sequence[Mapping[str, Any]], path: str | Path, measure: str =
     colours, spare = {}, iter(OTHER_COLOURS * len(domains))
     for domain in domains:
         colours[domain] = DOMAIN_COLOURS.get(domain) or next(spare)
-    marks = {domain: (colours[domain], MARKERS[i % len(MARKERS)]) for i, domain in enumerate(domains)}
+    looks = {domain: (colours[domain], MARKERS[i % len(MARKERS)]) for i, domain in enumerate(domains)}
 
     most_rows = max((len({_label(row) for row in group}) for group in panels.values()), default=1)
     slot = max(0.34, 0.16 * (len(domains) + 0.6))  # inches a decoding
@@ -72,50 +70,34 @@ def plot_gap(gaps: Sequence[Mapping[str, Any]], path: str | Path, measure: str =
         title=tally(rows, words) if rows else "No gap could be estimated",
         subtitle=f"Gap: human text less model text for the same prefixes. {words.heading}; 95% intervals.",
         note=_basis(rows),
-        legend=[_key(f"{domain} text", *marks[domain]) for domain in domains],
+        legend=[key(f"{domain} text", *looks[domain]) for domain in domains],
     ) as frame:
         if not rows:
             _empty(frame.axes[0])
             return
-        ends = [0.0, *(value for row in rows for value in (row.gap, *row.ci95) if math.isfinite(value))]
-        pad = 0.06 * (max(ends) - min(ends)) or 0.1
-        limits = (min(ends) - pad, max(ends) + pad)
         for index, (axes, ((model, scorer), group)) in enumerate(zip(frame.axes, panels.items(), strict=True)):
             scored = "itself" if group[0].self_scored else scorer
             name = f"{model or 'given texts'}, scored by {scored}"
             axes.set_title(wrapped(name, width - 1.3, 10), loc="left", pad=16)
-            _draw_gaps(axes, group, labels, marks)
-            axes.set_xlim(limits)
+            shown = [label for label in labels if any(_label(row) == label for row in group)]
+            lines = [wrapped(label, 1.5, LABEL) for label in shown]
+            draw_forest(axes, _marks(group, shown, looks), lines, zero=HUMAN_LEVEL, first_at_top=False)
+            axes.set_xlim(limits(value for row in rows for value in (row.gap, *row.ci95)))
             if frame.last_in_column(index):
                 _label_sides(axes, words, width - 1.4)
             else:
                 axes.tick_params(labelbottom=False)
 
 
-def _draw_gaps(axes: Axes, group: list[GapRow], order: list[str], marks: Mapping[str, tuple[str, str]]) -> None:
-    shown = [name for name in order if any(_label(row) == name for row in group)]
-    for place in range(0, len(shown), 2):
-        axes.axhspan(place - 0.5, place + 0.5, color=FAINT, alpha=0.45, linewidth=0, zorder=0)
-    axes.grid(axis="x", color=FAINT, linewidth=0.8)
-    axes.axvline(0, color=INK, linewidth=1.2, zorder=2)
-    axes.annotate(
-        "human level", (0, 1), (0, 3), xycoords=("data", "axes fraction"), textcoords="offset points", ha="center",
-        va="bottom", color=SOFT, size=7.5,
-    )  # fmt: skip
-    step = 0.72 / len(marks)
-    for i, (domain, (colour, marker)) in enumerate(marks.items()):
-        for row in (row for row in group if row.domain == domain):
-            y = shown.index(_label(row)) - (i - (len(marks) - 1) / 2) * step
-            low, high = row.ci95
-            known = math.isfinite(low) and math.isfinite(high)
-            if known:
-                axes.plot([low, high], [y, y], color=colour, linewidth=2.0, solid_capstyle="butt", zorder=3)
-            face = colour if known and row.verdict else "white"
-            axes.plot([row.gap], [y], marker, color=colour, markerfacecolor=face, markersize=5.5, zorder=4)
-    axes.set_yticks(range(len(shown)), [wrapped(name, 1.5, LABEL) for name in shown])
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-    axes.set_ylim(-0.5, len(shown) - 0.5)
+def _marks(group: list[GapRow], shown: list[str], looks: Mapping[str, tuple[str, str]]) -> list[Mark]:
+    """The estimates of a panel; those of several domains share a line, one above the other."""
+    step = 0.72 / len(looks)
+    return [
+        Mark(shown.index(_label(row)) - (i - (len(looks) - 1) / 2) * step, row.gap, row.ci95, *look)
+        for i, (domain, look) in enumerate(looks.items())
+        for row in group
+        if row.domain == domain
+    ]
 
 
 def _label_sides(axes: Axes, words: Measure, inches: float) -> None:
@@ -133,10 +115,6 @@ def _label_sides(axes: Axes, words: Measure, inches: float) -> None:
 def _label(row: GapRow) -> str:
     """What a line of the gap plot is called: the decoding, or the name of a given candidate."""
     return row.model if row.given else row.decoding
-
-
-def _key(label: str, colour: str, marker: str) -> Artist:
-    return Line2D([], [], color=colour, marker=marker, linewidth=2.0, markersize=5.5, label=label)
 
 
 def _basis(rows: list[GapRow]) -> str:

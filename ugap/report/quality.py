@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from rich.table import Table
 
 from ugap.report.figure import FAINT, INK, SOFT, framed, wrapped
+from ugap.report.forest import Mark, draw_forest, key
 from ugap.report.plots import DOMAIN_COLOURS, MARKERS, OTHER_COLOURS
 from ugap.report.rows import ends, number
 from ugap.report.tables import MISSING, p_value
@@ -107,37 +108,21 @@ def plot_quality(rows: Sequence[Row], path: str | Path) -> None:
         subtitle="Spearman's correlation of a measure of a text with its rating; 95% bootstrap intervals over texts.",
         note="A filled mark: the interval leaves 0 out (before Holm's correction). A distance is that of the text from "
         "the mean of human text in the profile of the scorer, up or down.",
-        legend=[
-            Line2D([], [], label=one_line(_scope_name(*scope)), linewidth=2, markersize=5, **look)
-            for scope, look in looks.items()
-        ],
+        legend=[key(one_line(_scope_name(*scope)), look["color"], look["marker"]) for scope, look in looks.items()],
     ) as frame:
         for index, (axes, rating) in enumerate(zip(frame.axes, ratings, strict=True)):
             axes.set_title(wrapped(rating, 3.4, 10), loc="left")
-            axes.axvline(0, color=INK, linewidth=1.0, zorder=1)
-            axes.grid(axis="x", color=FAINT, linewidth=0.8)
-            for place in range(0, len(measures), 2):
-                axes.axhspan(place - 0.5, place + 0.5, color=FAINT, alpha=0.45, linewidth=0, zorder=0)
+            marks = []
             for row in (row for row in rows if row["rating"] == rating):
-                scope = (row["scope"], row["author"])
-                step = 0.8 / len(scopes)
-                y = measures.index(row["measure"]) + (scopes.index(scope) - (len(scopes) - 1) / 2) * step
-                _mark(axes, row["spearman"], y, looks[scope])
-            axes.set_yticks(range(len(measures)), measures if frame.first_in_row(index) else [""] * len(measures))
-            axes.set_ylim(len(measures) - 0.5, -0.5)
-            axes.tick_params(axis="y", length=0)
-            axes.spines["left"].set_visible(False)
+                scope, found = (row["scope"], row["author"]), row["spearman"]
+                y = measures.index(row["measure"]) + (scopes.index(scope) - (len(scopes) - 1) / 2) * 0.8 / len(scopes)
+                if math.isfinite(number(found["r"])):
+                    look = looks[scope]
+                    marks.append(Mark(y, found["r"], ends(found["ci95"]), look["color"], look["marker"]))
+            names = measures if frame.first_in_row(index) else [""] * len(measures)
+            draw_forest(axes, marks, names, scale=0.72)
             if frame.last_in_column(index):
                 axes.set_xlabel("Spearman's correlation")
-
-
-def _mark(axes: Axes, found: Mapping[str, Any], y: float, look: Mapping[str, Any]) -> None:
-    value, (low, high) = number(found["r"]), ends(found["ci95"])
-    if not math.isfinite(value):
-        return
-    told = math.isfinite(low) and not low <= 0 <= high
-    axes.plot([low, high], [y, y], color=look["color"], linewidth=1.4, solid_capstyle="butt", zorder=3)
-    axes.plot([value], [y], **look, markerfacecolor=look["color"] if told else "white", markersize=4, zorder=4)
 
 
 def plot_curves(texts: Sequence[Row], path: str | Path, *, human: float | None = None, measure: str = "nll") -> None:

@@ -60,9 +60,9 @@ def test_the_findings():
         "(3.00 against 3.30; p (Holm) 0.001).",
         "In creative text, asked through the chat template and with ancestral sampling (T=1), people are more "
         "surprising than 0 of 1 model, 0 are more surprising than people, and no difference can be told for 1.",
-        "In creative text, no difference can be told between people and a/chat (chat): 0.10 nats per token "
-        "[-0.10, 0.30] (3.00 against 2.90; p (Holm) 0.500).",
-        "In creative text, the gap of a/chat (raw) is smaller than that of a/base (raw) by 0.80 nats per token "
+        "In creative text, no difference can be told between people and a/chat (chat): the gap is 0.10 nats per "
+        "token [-0.10, 0.30] (3.00 against 2.90; p (Holm) 0.500).",
+        "In creative text, the gap is smaller for a/chat (raw) than for a/base (raw) by 0.80 nats per token "
         "[0.60, 1.00] (gaps 3.00 against 3.80; not significant after Holm's correction, p = 0.200; 20 source texts).",
         "The gap is larger in creative than in functional text in 1 of 1 comparison, smaller in 0; no difference can "
         "be told in 0.",

@@ -17,8 +17,8 @@ def test_a_positive_gap(gap_row):
 def test_a_negative_gap_is_stated_as_the_models(gap_row):
     row = gap_row(gap=-0.3, ci95=(-0.4, -0.2), decoding="ancestral", domain="functional", n_sources=16)
     assert findings([row], []) == [
-        "In functional text, gemma-3-270m with ancestral sampling (T=1) is more surprising than people by 0.30 nats "
-        "per token [0.20, 0.40] (2.97 against 3.27; 16 prefixes)."
+        "In functional text, gemma-3-270m with ancestral sampling (T=1) is 0.30 nats per token [0.20, 0.40] more "
+        "surprising than people (2.97 against 3.27; 16 prefixes)."
     ]
 
 

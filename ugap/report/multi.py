@@ -14,7 +14,19 @@ from ugap.report.figure import LABEL, SOFT, framed, wrapped
 from ugap.report.forest import Mark, draw_forest, key, limits
 from ugap.report.rows import ends, number, sign
 from ugap.report.tables import MISSING, escape_markdown, markdown_block, markdown_table, p_value
-from ugap.report.words import ANCESTRAL, LEVEL, MEASURES, counted, decimals, decoded, fixed, interval
+from ugap.report.words import (
+    ANCESTRAL,
+    MEASURES,
+    UNTESTED,
+    caveats,
+    counted,
+    decimals,
+    decoded,
+    fixed,
+    gaps_clause,
+    interval,
+    people_clause,
+)
 from ugap.study.gap.run import environment
 from ugap.study.multi.contrasts import ALL
 from ugap.study.multi.run import KINDS, Outcome
@@ -129,57 +141,38 @@ def _count(rows: Sequence[Row]) -> str:
     )
 
 
-def _size(row: Row, by: int) -> tuple[str, str]:
-    """The difference times `by` with its interval and unit, and what weakens or supports it."""
-    low, high = ends(row["ci95"])
-    value = number(row["difference"]) * by
-    low, high = (low, high) if by > 0 else (-high, -low)
-    places = decimals(value, low, high)
+def _basis(row: Row, places: int, *more: str) -> str:
+    """The two values that a difference is of, what else it rests on, and what supports or weakens it."""
     p = number(row["p_holm"])
-    caveat = "too few source texts for a test" if math.isnan(p) else f"p (Holm) {_p(p)}"
-    if sign(ends(row["ci95"])) and not math.isnan(p) and p >= LEVEL:
-        caveat = f"not significant after Holm's correction, p = {p:.3f}"
+    tested = UNTESTED if math.isnan(p) else f"p (Holm) {'< 0.001' if p < 0.001 else f'{p:.3f}'}"
+    weak = caveats(sign(ends(row["ci95"])), p)
     values = f"{fixed(number(row['value_a']), places)} against {fixed(number(row['value_b']), places)}"
-    return f"{fixed(value, places)} {MEASURES['nll'].unit} {interval(low, high, places)}", f"{values}; {caveat}"
+    return "; ".join([values, *(weak or [tested]), *more])
 
 
-def _p(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+def _estimate(row: Row) -> tuple[float, tuple[float, float], int]:
+    """The difference, its interval, and the decimals that they are written with."""
+    difference, ci95 = number(row["difference"]), ends(row["ci95"])
+    return difference, ci95, decimals(difference, *ci95)
 
 
 def _people_sentence(row: Row) -> str:
-    verdict, by = sign(ends(row["ci95"])), -1 if sign(ends(row["ci95"])) < 0 else 1
-    size, basis = _size(row, by)
-    who = f"{row['b']} models" if row["family"] == ALL else row["b"]
-    who = f"{who} ({row['prompting_b']})"
-    where = f"In {row['domain']} text"
-    if verdict > 0:
-        return f"{where}, people are {size} more surprising than {who} ({basis})."
-    if verdict < 0:
-        return f"{where}, {who} {'are' if row['family'] == ALL else 'is'} {size} more surprising than people ({basis})."
-    return f"{where}, no difference can be told between people and {who}: {size} ({basis})."
+    pooled, estimate = row["family"] == ALL, _estimate(row)
+    who = f"{row['b']} models" if pooled else row["b"]
+    said = people_clause(f"{who} ({row['prompting_b']})", *estimate, plural=pooled)
+    return f"In {row['domain']} text, {said} ({_basis(row, estimate[2])})."
 
 
 def _stage_sentence(row: Row) -> str:
-    verdict, by = sign(ends(row["ci95"])), -1 if sign(ends(row["ci95"])) < 0 else 1
-    size, basis = _size(row, by)
+    estimate, sources = _estimate(row), counted(row["n_sources"][0], "source text")
     a, b = f"{row['a']} ({row['prompting_a']})", f"{row['b']} ({row['prompting_b']})"
-    basis = f"gaps {basis}; {counted(row['n_sources'][0], 'source text')}"
-    if not verdict:
-        return f"In {row['domain']} text, no difference can be told between the gaps of {a} and {b}: {size} ({basis})."
-    word = "larger" if verdict > 0 else "smaller"
-    return f"In {row['domain']} text, the gap of {a} is {word} than that of {b} by {size} ({basis})."
+    return f"In {row['domain']} text, {gaps_clause(a, b, *estimate)} (gaps {_basis(row, estimate[2], sources)})."
 
 
 def _domain_sentence(row: Row) -> str:
-    verdict, by = sign(ends(row["ci95"])), -1 if sign(ends(row["ci95"])) < 0 else 1
-    size, basis = _size(row, by)
-    who = f"{row['model']} ({row['prompting_a']})"
-    if not verdict:
-        pair = "the gaps of creative and functional text"
-        return f"For {who}, no difference can be told between {pair}: {size} (gaps {basis})."
-    word = "larger" if verdict > 0 else "smaller"
-    return f"For {who}, the gap is {word} in creative than in functional text by {size} (gaps {basis})."
+    estimate = _estimate(row)
+    said = gaps_clause(row["a"], row["b"], *estimate, domains=True)
+    return f"For {row['model']} ({row['prompting_a']}), {said} (gaps {_basis(row, estimate[2])})."
 
 
 def _markdown(

@@ -14,11 +14,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ugap.report.rows import NAN, ContrastRow, GapRow, gap_key, preferred_scorer, read_gaps
+from ugap.report.rows import NAN, ContrastRow, GapRow, gap_key, preferred_scorer, read_gaps, sign
 from ugap.study.pairs import GIVEN, SELF
 
 ANCESTRAL = "ancestral"
 LEVEL = 0.05
+UNTESTED = "too few source texts for a test"
 MOST_SENTENCES = 13
 
 
@@ -73,6 +74,65 @@ def interval(low: float, high: float, places: int) -> str:
     return f"[{fixed(low, places)}, {fixed(high, places)}]"
 
 
+def sized(value: float, ci95: tuple[float, float], places: int) -> str:
+    """A difference in surprisal with its interval and unit; without its sign where it is told which way it points.
+
+    Example:
+        >>> sized(-0.3, (-0.5, -0.1), 2)
+        '0.30 nats per token [0.10, 0.50]'
+    """
+    low, high = ci95
+    if sign(ci95) < 0:
+        value, low, high = -value, -high, -low
+    return f"{fixed(value, places)} {MEASURES['nll'].unit} {interval(low, high, places)}"
+
+
+def people_clause(who: str, gap: float, ci95: tuple[float, float], places: int, *, plural: bool = False) -> str:
+    """What a gap in surprisal says about people and a writer.
+
+    Args:
+        who (`str`): The writer.
+        gap (`float`): Human less model, in nats per token.
+        ci95 (`tuple[float, float]`): Its interval, which alone decides what is claimed.
+        places (`int`): Decimals.
+        plural (`bool`, *optional*, defaults to `False`): Whether the writer is several models.
+
+    Example:
+        >>> people_clause("m", 0.5, (0.4, 0.6), 2)
+        'people are 0.50 nats per token [0.40, 0.60] more surprising than m'
+    """
+    verdict, size = sign(ci95), sized(gap, ci95, places)
+    if verdict > 0:
+        return f"people are {size} more surprising than {who}"
+    if verdict < 0:
+        return f"{who} {'are' if plural else 'is'} {size} more surprising than people"
+    return f"no difference can be told between people and {who}: the gap is {size}"
+
+
+def gaps_clause(
+    a: str, b: str, difference: float, ci95: tuple[float, float], places: int, *, domains: bool = False
+) -> str:
+    """What the difference of two gaps in surprisal says about two models, or about two domains.
+
+    Args:
+        a (`str`): The model, or domain, of the first gap.
+        b (`str`): That of the second.
+        difference (`float`): First gap less second, in nats per token.
+        ci95 (`tuple[float, float]`): Its interval, which alone decides what is claimed.
+        places (`int`): Decimals.
+        domains (`bool`, *optional*, defaults to `False`): Whether they are domains.
+
+    Example:
+        >>> gaps_clause("chat", "base", -0.8, (-1.0, -0.6), 2)
+        'the gap is smaller for chat than for base by 0.80 nats per token [0.60, 1.00]'
+    """
+    verdict, size = sign(ci95), sized(difference, ci95, places)
+    if not verdict:
+        return f"no difference can be told between the gaps of {a} and {b}{' text' if domains else ''}: {size}"
+    compared = f"in {a} than in {b} text" if domains else f"for {a} than for {b}"
+    return f"the gap is {'larger' if verdict > 0 else 'smaller'} {compared} by {size}"
+
+
 def decoded(decoding: str) -> str:
     """The decoding as a part of a sentence."""
     return _DECODINGS.get(decoding, f"with {decoding} decoding")
@@ -94,32 +154,24 @@ def _basis(row: GapRow) -> str:
     return f"{prefixes} of {counted(row.n_sources, 'source text')}"
 
 
-def _caveat(verdict: int, p_holm: float) -> str:
-    """What weakens a claim: a test that does not support it, or none."""
+def caveats(verdict: int, p_holm: float) -> list[str]:
+    """What weakens a claim, if anything: a test that does not support it, or none."""
     if not verdict or p_holm < LEVEL:
-        return ""
+        return []
     if math.isnan(p_holm):
-        return "; too few source texts for a test"
-    return f"; not significant after Holm's correction, p = {p_holm:.3f}"
+        return [UNTESTED]
+    return [f"not significant after Holm's correction, p = {p_holm:.3f}"]
 
 
 def gap_sentence(row: GapRow) -> str:
     """What one estimate of the gap in surprisal says, with its interval and what it rests on."""
-    low, high = row.ci95
-    places = decimals(row.gap, low, high)
-    basis = f"{fixed(row.human, places)} against {fixed(row.model_value, places)}; {_basis(row)}"
+    places = decimals(row.gap, *row.ci95)
+    basis = [f"{fixed(row.human, places)} against {fixed(row.model_value, places)}", _basis(row)]
     if not row.self_scored:
-        basis += f"; scored by {row.scorer}"
-    basis += _caveat(row.verdict, row.p_holm)
-    where, unit = f"In {row.domain} text", MEASURES["nll"].unit
-    if row.verdict > 0:
-        size = f"{fixed(row.gap, places)} {unit} {interval(low, high, places)}"
-        return f"{where}, people are {size} more surprising than {writer(row.model, row.decoding)} ({basis})."
-    if row.verdict < 0:
-        size = f"{fixed(-row.gap, places)} {unit} {interval(-high, -low, places)}"
-        return f"{where}, {writer(row.model, row.decoding)} is more surprising than people by {size} ({basis})."
-    size = f"the gap is {fixed(row.gap, places)} {unit} {interval(low, high, places)}"
-    return f"{where}, no difference can be told between people and {writer(row.model, row.decoding)}: {size} ({basis})."
+        basis.append(f"scored by {row.scorer}")
+    basis += caveats(row.verdict, row.p_holm)
+    said = people_clause(writer(row.model, row.decoding), row.gap, row.ci95, places)
+    return f"In {row.domain} text, {said} ({'; '.join(basis)})."
 
 
 def contrast_sentence(row: ContrastRow, gaps: Mapping[tuple[str, ...], float]) -> str:
@@ -130,33 +182,21 @@ def contrast_sentence(row: ContrastRow, gaps: Mapping[tuple[str, ...], float]) -
         gaps (`Mapping[tuple[str, ...], float]`): Gap in nats per token by `gap_key`; where both sides are in it the
             sentence states them, because the larger gap may still be a negative one.
     """
-    low, high = row.ci95
     values = [gaps.get(side, NAN) for side in row.sides()]
-    places = decimals(row.difference, low, high)
-    details = []
+    places = decimals(row.difference, *row.ci95)
+    basis = []
     if all(math.isfinite(value) for value in values):
-        details.append("gaps " + " and ".join(fixed(value, places) for value in values))
+        basis.append("gaps " + " and ".join(fixed(value, places) for value in values))
     first, *rest = dict.fromkeys(row.n_sources)
-    details.append(f"{first} and {rest[0]} source texts" if rest else counted(first, "source text"))
+    basis.append(f"{first} and {rest[0]} source texts" if rest else counted(first, "source text"))
     if row.scorer not in (SELF, row.model):
-        details.append(f"scored by {row.scorer}")
-    basis = "; ".join(details) + _caveat(row.verdict, row.p_holm)
+        basis.append(f"scored by {row.scorer}")
+    basis += caveats(row.verdict, row.p_holm)
     a, b = (f"{name} ({tag})" if tag else name for name, tag in ((row.a, row.tag_a), (row.b, row.tag_b)))
-    if row.kind == "domain":
-        start = f"For {writer(row.model, row.decoding)}"
-        compared, pair = f"in {a} than in {b} text", f"{a} and {b} text"
-    else:
-        start = f"In {row.domain} text, {decoded(row.decoding)}"
-        compared, pair = f"for {a} than for {b}", f"{a} and {b}"
-    unit = MEASURES["nll"].unit
-    if not row.verdict:
-        size = f"{fixed(row.difference, places)} {unit} {interval(low, high, places)}"
-        return f"{start}, no difference can be told between the gaps of {pair}: {size} ({basis})."
-    word = "larger" if row.verdict > 0 else "smaller"
-    if row.verdict < 0:
-        low, high = -high, -low
-    size = f"{fixed(abs(row.difference), places)} {unit} {interval(low, high, places)}"
-    return f"{start}, the gap is {word} {compared} by {size} ({basis})."
+    domains = row.kind == "domain"
+    where = f"For {writer(row.model, row.decoding)}" if domains else f"In {row.domain} text, {decoded(row.decoding)}"
+    said = gaps_clause(a, b, row.difference, row.ci95, places, domains=domains)
+    return f"{where}, {said} ({'; '.join(basis)})."
 
 
 def tally(rows: Sequence[GapRow], measure: Measure) -> str:

@@ -32,7 +32,7 @@ from ugap.report.page.series import colours, panels
 from ugap.report.plots import DOMAIN_COLOURS, OTHER_COLOURS
 from ugap.report.rows import GapRow, preferred_scorer, read_gaps
 from ugap.report.tables import DEFINITIONS
-from ugap.report.words import ANCESTRAL, MEASURES, decimals, findings, fixed, interval, tally, writer
+from ugap.report.words import ANCESTRAL, MEASURES, decimals, findings, people_clause, tally, writer
 from ugap.study.pairs import GIVEN, SELF
 from ugap.terminal import visible
 
@@ -146,16 +146,7 @@ def headline(run: Run) -> str:
 
 
 def _clause(row: GapRow, places: int) -> str:
-    low, high = row.ci95
-    who = writer(row.model, row.decoding)
-    if row.verdict > 0:
-        size = f"{fixed(row.gap, places)} nats per token {interval(low, high, places)}"
-        return f"people are {size} more surprising than {who}"
-    if row.verdict < 0:
-        size = f"{fixed(-row.gap, places)} nats per token {interval(-high, -low, places)}"
-        return f"{who} is {size} more surprising than people"
-    size = f"the gap is {fixed(row.gap, places)} nats per token {interval(low, high, places)}"
-    return f"no difference can be told between people and {who}: {size}"
+    return people_clause(writer(row.model, row.decoding), row.gap, row.ci95, places)
 
 
 def _overall(runs: Sequence[Run]) -> str:

@@ -1,7 +1,15 @@
-"""The one exception that stands for bad input, and the border at which the errors of libraries become it."""
+"""The one exception that stands for bad input, and the borders at which the errors of libraries become it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
+
+# The modules that an extra of the package installs.
+EXTRAS = {
+    "gguf": ("gguf",),
+    "report": ("jinja2", "matplotlib", "plotly"),
+    "train": ("datasets", "peft", "trl", "wandb"),
+}
 
 
 class InputError(ValueError):
@@ -40,6 +48,38 @@ def reading(what: str) -> Iterator[None]:
         if not ours or is_out_of_memory(error):
             raise
         raise InputError(f"{what}: {_reason(error)}") from error
+
+
+def require(extra: str) -> None:
+    """Refuse to begin work that ends in a package which is not installed.
+
+    Args:
+        extra (`str`): A name of `EXTRAS`.
+
+    Raises:
+        InputError: A module of the extra is not installed; the message names the command that installs it.
+
+    Example:
+        >>> require("report")
+    """
+    for module in EXTRAS[extra]:
+        if find_spec(module) is None:
+            raise InputError(_install(module, extra))
+
+
+def missing_extra(error: ModuleNotFoundError) -> str | None:
+    """The command that installs the missing module, as one line; `None` for a module that no extra installs.
+
+    Example:
+        >>> missing_extra(ModuleNotFoundError(name="plotly.offline"))
+        'plotly is not installed: pip install "ugap[report]"'
+    """
+    module = (error.name or "").partition(".")[0]
+    return next((_install(module, extra) for extra, modules in EXTRAS.items() if module in modules), None)
+
+
+def _install(module: str, extra: str) -> str:
+    return f'{module} is not installed: pip install "ugap[{extra}]"'
 
 
 def is_out_of_memory(error: BaseException) -> bool:

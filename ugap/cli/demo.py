@@ -37,10 +37,10 @@ def run(arguments: Arguments) -> None:
     from pathlib import Path
 
     from ugap.data import DEMO, load_texts
-    from ugap.report import write_report
-    from ugap.report.page import write_page
+    from ugap.errors import require
     from ugap.study import StudySettings, parse_decodings, run_study
 
+    require("report")
     settings = StudySettings(
         models=list(MODELS),
         decodings=parse_decodings(DECODINGS),
@@ -54,6 +54,9 @@ def run(arguments: Arguments) -> None:
     result = run_study(
         load_texts(DEMO), settings, arguments.output, data=[DEMO], resume=arguments.resume, progress=True
     )
+    from ugap.report import write_report  # plots take a second to import, and the study shows its progress first
+    from ugap.report.page import write_page
+
     write_report(result, arguments.output, command="ugap demo")
     page = Path(arguments.output) / "report.html"
     write_page([arguments.output], page)

@@ -6,8 +6,8 @@ rooms below inside `run`: `--help` answers at once. A command of programs has `p
 the program that its first word names, which has the form of a command; or `start(words) -> int` (`train`): it reads its
 words itself, and says the exit status.
 
-Exit status: 0 done, 2 bad input or a machine that refuses (a full disk, a missing permission, no memory), 130
-interrupted. Whatever else is raised is a bug, and shows its traceback.
+Exit status: 0 done; 2 bad input, a package that is not installed, or a machine that refuses (a full disk, a missing
+permission, no memory); 130 interrupted. Whatever else is raised is a bug, and shows its traceback.
 
 An error and a warning quote names and texts of others, of any length and with any character. Each is one line of
 bounded length, and no character in it steers the terminal.
@@ -22,7 +22,7 @@ from collections.abc import Sequence
 
 import ugap
 from ugap.cli.suggest import did_you_mean
-from ugap.errors import InputError, is_out_of_memory
+from ugap.errors import InputError, is_out_of_memory, missing_extra
 from ugap.unicode import text_fault
 
 COMMANDS = {
@@ -70,6 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except InputError as error:
         return _fail(str(error))
+    except ModuleNotFoundError as error:
+        line = missing_extra(error)
+        if line is None:
+            raise
+        return _fail(line)
     except KeyboardInterrupt:
         return _fail("interrupted", status=130)
     except BrokenPipeError:

@@ -115,10 +115,10 @@ def run(arguments: Arguments) -> None:
     from pathlib import Path
 
     from ugap.data import load_texts
-    from ugap.report import write_report
-    from ugap.report.page import write_page
+    from ugap.errors import require
     from ugap.study import STUDIED, StudySettings, parse_decodings, run_study
 
+    require("report")
     settings = StudySettings(
         models=arguments.model,
         scorers=arguments.scorer,
@@ -155,6 +155,9 @@ def run(arguments: Arguments) -> None:
         )
     ]
     result = run_study(rows, settings, arguments.output, data=arguments.data, resume=arguments.resume, progress=True)
+    from ugap.report import write_report  # plots take a second to import, and the study shows its progress first
+    from ugap.report.page import write_page
+
     write_report(result, arguments.output, command=_command())
     page = Path(arguments.output) / "report.html"
     write_page([arguments.output], page)

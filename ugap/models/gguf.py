@@ -5,8 +5,10 @@ vocabulary of 262,144; a converted folder holds the dequantised weights as safet
 """
 
 import io
+from collections.abc import Mapping
 from contextlib import redirect_stderr
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import pre_tokenizers
@@ -14,7 +16,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTra
 
 from ugap.errors import reading
 from ugap.models.console import quiet_transformers
-from ugap.models.gguf_header import read_numbers
 from ugap.models.sizes import HIDDEN, LAYERS, check_sizes
 
 # Sizes in the metadata, behind the name of the architecture, and what transformers' configs call them.
@@ -39,18 +40,19 @@ def read_gguf(path: Path, dtype: torch.dtype = torch.float32) -> tuple[PreTraine
     Raises:
         InputError: It is no GGUF file, or of an architecture that transformers does not read.
     """
+    from ugap.models.gguf_header import read_numbers  # an extra: see `ugap.errors.EXTRAS`
+
     source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name, "local_files_only": True}
     what = f"{path}: cannot be read as a GGUF language model"
     with reading(what), quiet_transformers(), redirect_stderr(io.StringIO()):  # the reader's own bar heeds no setting
-        _check_metadata(path)
+        _check_metadata(path, *read_numbers(path))
         tokenizer = AutoTokenizer.from_pretrained(**source)
         plain = GgufConfig(dequantize=True)
         model = AutoModelForCausalLM.from_pretrained(**source, dtype=dtype, quantization_config=plain)
     return model, tokenizer
 
 
-def _check_metadata(path: Path) -> None:
-    numbers, n_tensors = read_numbers(path)
+def _check_metadata(path: Path, numbers: Mapping[str, Any], n_tensors: int) -> None:
     known = ((_SIZES.get(key.partition(".")[2]), number) for key, number in numbers.items())
     sizes = {name: number for name, number in known if name is not None}
     check_sizes(str(path), sizes, n_tensors=n_tensors, n_bytes=path.stat().st_size)

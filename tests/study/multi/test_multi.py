@@ -20,7 +20,7 @@ from ugap.files import locked
 from ugap.models.revision import resolve_commit
 from ugap.scoring import Scorer
 from ugap.statistics import holm, paired_gap
-from ugap.study.gap.table import CONTRAST_MEASURES
+from ugap.study.contrasts import CONTRAST_MEASURES
 from ugap.study.multi.contrasts import ALL, Level, contrast_multi, read_levels
 from ugap.study.multi.run import ModelEntry, MultiSettings, model_folder, parse_models, read_lock, run_multi
 

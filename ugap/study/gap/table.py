@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 from scipy.stats import wasserstein_distance
 
-from ugap.statistics import Contrast, contrast_independent, contrast_paired, holm, paired_gap
+from ugap.statistics import paired_gap
+from ugap.study.contrasts import CONTRAST_MEASURES, contrast_figures, with_holm
 from ugap.study.measures import MEASURES, text_value, token_values
 from ugap.study.pairs import SELF, Cell
 
-# Contrasts are made for the measures that a model's level is read off.
-CONTRAST_MEASURES = ("nll", "entropy", "bits_per_byte", "deviation")
 # What stands in the table for a cell without a pair.
 PRIMARY = "nll"
 _NOTHING: Mapping[str, Any] = {
@@ -62,9 +61,7 @@ def gap_table(cells: Sequence[Cell], *, seed: int, resamples: int = 10_000) -> l
                     ),
                 }
             )
-    for row, corrected in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
-        row["p_holm"] = float(corrected)
-    return rows
+    return with_holm(rows)
 
 
 def contrast_table(
@@ -80,24 +77,22 @@ def contrast_table(
     """
     rows: list[dict[str, Any]] = []
     for measure in CONTRAST_MEASURES:
-        gaps = [(cell, *_gaps(cell, measure)) for cell in cells]
-        for (a, gaps_a, sources_a), (b, gaps_b, sources_b) in itertools.product(gaps, repeat=2):
+        gaps = [(cell, _gaps(cell, measure)) for cell in cells]
+        for (a, gaps_a), (b, gaps_b) in itertools.product(gaps, repeat=2):
             kind = _contrast_kind(a, b, tags)
-            if kind is None or not (gaps_a and gaps_b) or (kind == "model" and not set(sources_a) & set(sources_b)):
+            if kind is None:
                 continue
-            contrast = contrast_independent if kind == "domain" else contrast_paired
-            result = contrast(gaps_a, sources_a, gaps_b, sources_b, seed=seed, resamples=resamples)
-            rows.append({**_contrast_labels(kind, a, b, tags), "measure": measure, **_contrast_figures(result)})
-    for row, corrected in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
-        row["p_holm"] = float(corrected)
-    return rows
+            figures = contrast_figures(gaps_a, gaps_b, paired=kind == "model", seed=seed, resamples=resamples)
+            if figures is not None:
+                rows.append({**_contrast_labels(kind, a, b, tags), "measure": measure, **figures})
+    return with_holm(rows)
 
 
 def _contrast_kind(a: Cell, b: Cell, tags: Mapping[str, str]) -> str | None:
     if (a.decoding, a.prompting) != (b.decoding, b.prompting):
         return None
     if (a.domain, b.domain) == ("creative", "functional") and (a.model, a.scorer) == (b.model, b.scorer):
-        return "domain" if not set(a.sources) & set(b.sources) else None
+        return "domain"
     tag_a, tag_b = tags.get(a.model), tags.get(b.model)
     # Two self-scored models are each compared with people by their own scale, as are two under one scorer.
     same_scale = a.scorer == b.scorer or (a.scorer == a.model and b.scorer == b.model)
@@ -125,22 +120,11 @@ def _contrast_labels(kind: str, a: Cell, b: Cell, tags: Mapping[str, str]) -> di
     }
 
 
-def _contrast_figures(contrast: Contrast) -> dict[str, Any]:
-    return {
-        "difference": contrast.difference,
-        "ci95": list(contrast.ci95),
-        "p_value": contrast.p_value,
-        "n_sources": list(contrast.n_sources),
-    }
-
-
-def _gaps(cell: Cell, measure: str) -> tuple[list[float], list[str]]:
-    gaps = [
-        (text_value(h, measure) - text_value(g, measure), source)
-        for h, g, source in zip(cell.human, cell.generated, cell.sources, strict=True)
-    ]
-    gaps = [(gap, source) for gap, source in gaps if math.isfinite(gap)]
-    return [gap for gap, _ in gaps], [source for _, source in gaps]
+def _gaps(cell: Cell, measure: str) -> list[tuple[float, str]]:
+    """Gap and source of every pair that has a gap."""
+    both = zip(cell.human, cell.generated, cell.sources, strict=True)
+    gaps = [(text_value(human, measure) - text_value(written, measure), source) for human, written, source in both]
+    return [(gap, source) for gap, source in gaps if math.isfinite(gap)]
 
 
 def _labels(cell: Cell) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from ugap.statistics import contrast_independent, contrast_paired, holm, paired_gap
-from ugap.study.gap.table import CONTRAST_MEASURES
+from ugap.statistics import paired_gap
+from ugap.study.contrasts import CONTRAST_MEASURES, contrast_figures, with_holm
 from ugap.study.measures import text_value
 from ugap.study.multi.run import KINDS, ModelEntry, model_folder
 from ugap.study.pairs import SELF, pair
@@ -108,9 +108,7 @@ def contrast_multi(levels: Sequence[Level], *, seed: int, resamples: int = 10_00
     rows = [row for measure in CONTRAST_MEASURES for row in _people(levels, measure, options)]
     rows += [row for measure in CONTRAST_MEASURES for row in _stages(levels, measure, options)]
     rows += [row for measure in CONTRAST_MEASURES for row in _domains(levels, measure, options)]
-    for row, corrected in zip(rows, holm([row["p_value"] for row in rows]), strict=True):
-        row["p_holm"] = float(corrected)
-    return rows
+    return with_holm(rows)
 
 
 def _people(levels: Sequence[Level], measure: str, options: dict[str, Any]) -> Iterable[dict[str, Any]]:
@@ -211,40 +209,18 @@ def _stage_row(
     options: dict[str, Any],
 ) -> Iterable[dict[str, Any]]:
     """The contrast of one pair of models or of several together; none where no prefix is shared."""
-    later: list[float] = []
-    earlier: list[float] = []
-    sources: list[str] = []
+    later: list[tuple[float, str]] = []
+    earlier: list[tuple[float, str]] = []
     for a, b in pairs:
         gaps_a, gaps_b = a.gaps(measure), b.gaps(measure)
-        for prefix in (prefix for prefix in gaps_a if prefix in gaps_b):
-            later.append(gaps_a[prefix][0])
-            earlier.append(gaps_b[prefix][0])
-            sources.append(gaps_a[prefix][1])
-    if not sources:
-        return
-    contrast = contrast_paired(later, sources, earlier, sources, **options)
+        shared = [prefix for prefix in gaps_a if prefix in gaps_b]
+        later += [gaps_a[prefix] for prefix in shared]
+        earlier += [(gaps_b[prefix][0], gaps_a[prefix][1]) for prefix in shared]
     a, b = pairs[0]
-    yield {
-        "kind": "stage",
-        "measure": measure,
-        "a": names[0],
-        "b": names[1],
-        "family": family,
-        "kind_a": a.model.kind,
-        "kind_b": b.model.kind,
-        "domain": a.domain,
-        "prompting_a": a.prompting,
-        "prompting_b": b.prompting,
-        "decoding": a.decoding,
-        "scorer": scorer,
-        "n": len(sources),
-        "n_sources": list(contrast.n_sources),
-        "value_a": math.fsum(later) / len(later),
-        "value_b": math.fsum(earlier) / len(earlier),
-        "difference": contrast.difference,
-        "ci95": list(contrast.ci95),
-        "p_value": contrast.p_value,
-    }
+    labels = {"kind": "stage", "measure": measure, "a": names[0], "b": names[1], "family": family, "domain": a.domain}
+    figures = contrast_figures(later, earlier, paired=True, **options)
+    if figures is not None:
+        yield {**labels, **_of_both(a, b), "scorer": scorer, "n": len(later), **_values(later, earlier), **figures}
 
 
 def _domains(levels: Sequence[Level], measure: str, options: dict[str, Any]) -> Iterable[dict[str, Any]]:
@@ -253,34 +229,27 @@ def _domains(levels: Sequence[Level], measure: str, options: dict[str, Any]) -> 
             same = (a.model, a.prompting, a.decoding, a.scorer) == (b.model, b.prompting, b.decoding, b.scorer)
             if not same or (a.domain, b.domain) != ("creative", "functional"):
                 continue
-            (gaps_a, sources_a), (gaps_b, sources_b) = (
-                (
-                    [gap for gap, _ in level.gaps(measure).values()],
-                    [source for _, source in level.gaps(measure).values()],
-                )
-                for level in (a, b)
-            )
-            if not gaps_a or not gaps_b or set(sources_a) & set(sources_b):
-                continue
-            contrast = contrast_independent(gaps_a, sources_a, gaps_b, sources_b, **options)
-            yield {
-                "kind": "domain",
-                "measure": measure,
-                "a": a.domain,
-                "b": b.domain,
-                "model": a.model.title,
-                "family": a.model.family,
-                "kind_a": a.model.kind,
-                "kind_b": a.model.kind,
-                "prompting_a": a.prompting,
-                "prompting_b": b.prompting,
-                "decoding": a.decoding,
-                "scorer": a.scorer,
-                "n": len(gaps_a) + len(gaps_b),
-                "n_sources": list(contrast.n_sources),
-                "value_a": math.fsum(gaps_a) / len(gaps_a),
-                "value_b": math.fsum(gaps_b) / len(gaps_b),
-                "difference": contrast.difference,
-                "ci95": list(contrast.ci95),
-                "p_value": contrast.p_value,
-            }
+            labels = {"kind": "domain", "measure": measure, "a": a.domain, "b": b.domain}
+            labels |= {"model": a.model.title, "family": a.model.family, "scorer": a.scorer}
+            gaps_a, gaps_b = ([*level.gaps(measure).values()] for level in (a, b))
+            figures = contrast_figures(gaps_a, gaps_b, paired=False, **options)
+            if figures is not None:
+                n = len(gaps_a) + len(gaps_b)
+                yield {**labels, **_of_both(a, b), "n": n, **_values(gaps_a, gaps_b), **figures}
+
+
+def _of_both(a: Level, b: Level) -> dict[str, Any]:
+    """What a row says of the two levels that it contrasts."""
+    return {
+        "kind_a": a.model.kind,
+        "kind_b": b.model.kind,
+        "prompting_a": a.prompting,
+        "prompting_b": b.prompting,
+        "decoding": a.decoding,
+    }
+
+
+def _values(a: Sequence[tuple[float, str]], b: Sequence[tuple[float, str]]) -> dict[str, float]:
+    """The mean gap of either side."""
+    value_a, value_b = (math.fsum(gap for gap, _ in side) / len(side) for side in (a, b))
+    return {"value_a": value_a, "value_b": value_b}

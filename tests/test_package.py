@@ -16,6 +16,8 @@ import pytest
 import ugap
 from ugap.cli.main import COMMANDS
 from ugap.cli.programs import configs_folder, find_config, programs_folder
+from ugap.errors import EXTRAS
+from ugap.models import load_model
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -25,27 +27,52 @@ else:
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ugap"
 
-# From the bottom up; rooms of one tuple may import each other.
-ROOMS = [
+# From the bottom up; packages of one tuple may import each other. A package holds the modules of its folders but those
+# that are named themselves.
+PACKAGES = [
     ("errors", "files", "progress", "terminal", "unicode"),
     ("data", "models"),
     ("statistics",),
+    ("scoring.head",),
     ("scoring",),
     ("profile",),
+    ("sampling.portable",),
     ("sampling",),
+    ("sampling.engines",),
     ("study",),
+    ("study.analysis", "study.gap", "study.probes"),
+    ("study.compare", "study.multi"),
     ("report",),
+    ("report.page",),
     ("training",),
     ("cli",),
 ]
-LEVELS = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
+LEVELS = {package: level for level, packages in enumerate(PACKAGES) for package in packages}
 PROGRAMS = ("eval", "train")
-# Module and distribution that an extra installs; it need not be there.
+# Who may import what an extra installs; everything else works without it.
+USERS = {
+    "datasets": ("ugap.training", "ugap.cli.training", "ugap.data.readers", "ugap.scoring.dataset", "train"),
+    "gguf": ("ugap.models.gguf_header",),
+    "jinja2": ("ugap.report.page",),
+    "llama_cpp": ("ugap.sampling.engines",),
+    "matplotlib": ("ugap.report", "ugap.training.evaluation.wandb_log"),
+    "peft": (
+        *("ugap.training", "ugap.cli.training", "ugap.models.adapter", "train"),
+        *("ugap.scoring.scorer", "ugap.scoring.head.lm_head"),
+    ),
+    "plotly": ("ugap.report.page",),
+    "sacrebleu": ("ugap.statistics.diversity",),
+    "triton": ("ugap.scoring.head",),
+    "trl": ("ugap.training", "train"),
+    "vllm": ("ugap.sampling.engines",),
+    "wandb": ("ugap.training.evaluation",),
+}
+# The extras of engines and kernels need not be installed: module and distribution.
 OPTIONAL = {
-    "diversity": ("sacrebleu", "sacrebleu"),
-    "llama-cpp": ("llama_cpp", "llama-cpp-python"),
-    "triton": ("triton", "triton"),
-    "vllm": ("vllm", "vllm"),
+    "llama_cpp": "llama-cpp-python",
+    "sacrebleu": "sacrebleu",
+    "triton": "triton",
+    "vllm": "vllm",
 }
 
 
@@ -57,20 +84,33 @@ def imports(source: str, module: str) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             start = ".".join(module.split(".")[: -node.level]) if node.level else ""
             base = ".".join(part for part in (start, node.module) if part)
-            # `from ugap import models` names a room only in its last part.
+            # `from ugap import models` names a package only in its last part.
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
+def level(name: str) -> int | None:
+    """The level of the innermost package that holds a module or a name of ours."""
+    parts = name.split(".")[1:]
+    outwards = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((LEVELS[package] for package in outwards if package in LEVELS), None)
+
+
 def violations(source: str, module: str) -> list[str]:
-    """What `module` of the package imports from a room above its own, or from the programs."""
-    own = LEVELS[module.split(".")[1]]
+    """What `module` of the package imports from a package above its own, or from the programs."""
+    own = level(module)
+    assert own is not None
     wrong = []
     for name in imports(source, module):
-        parts = name.split(".")
-        above = parts[0] == "ugap" and len(parts) > 1 and LEVELS.get(parts[1], -1) > own
-        if parts[0] in PROGRAMS or above:
+        top = name.split(".")[0]
+        other = level(name) if top == "ugap" else None
+        if top in PROGRAMS or (other is not None and other > own):
             wrong.append(f"{module} imports {name}")
     return wrong
+
+
+def distribution(requirement: str) -> str:
+    """The name in a line of dependencies."""
+    return re.split(r"[^\w-]", requirement)[0]
 
 
 def modules() -> dict[str, Path]:
@@ -96,9 +136,9 @@ def python(code: str, **environment: str) -> str:
     return done.stdout
 
 
-class TestRooms:
-    def test_every_module_stands_in_a_room(self):
-        assert {name.split(".")[1] for name in modules()} <= LEVELS.keys()
+class TestPackages:
+    def test_every_module_has_a_level(self):
+        assert [name for name in modules() if level(name) is None] == []
 
     @pytest.mark.parametrize("module", modules())
     def test_nothing_imports_from_above(self, module):
@@ -122,18 +162,121 @@ class TestRooms:
     def test_the_walk_sees_each_kind_of_import(self, source, caught):
         assert bool(violations(source, "ugap.profile.profile")) is caught
 
+    @pytest.mark.parametrize(
+        ("source", "module", "caught"),
+        [
+            ("from ugap.sampling.engines import vllm", "ugap.sampling.generation", True),
+            ("from ugap.sampling import engines", "ugap.sampling.generation", True),
+            ("from ugap.study.compare.run import compare", "ugap.study.gap.run", True),
+            ("from ugap.sampling import generate", "ugap.sampling.engines.vllm", False),
+            ("from ugap.study.gap.table import Cell", "ugap.study.compare.run", False),
+        ],
+    )
+    def test_the_walk_sees_a_package_in_a_package(self, source, module, caught):
+        assert bool(violations(source, module)) is caught
+
+    def test_exports_copy_modules_that_need_nothing_else_of_ours(self):
+        free = {"numpy", "torch", "transformers", *sys.stdlib_module_names}
+        for module, path in modules().items():
+            if module.startswith("ugap.sampling.portable."):
+                for name in imports(path.read_text(encoding="utf-8"), module):
+                    allowed = name.startswith("ugap.sampling.portable.") or name.split(".")[0] in free
+                    assert allowed, f"{module} imports {name}"
+
+    def test_an_extra_is_imported_where_it_belongs(self):
+        programs = {f"{kind}.{path.stem}": path for kind in PROGRAMS for path in (ROOT / kind).glob("*.py")}
+        for module, path in {**modules(), **programs}.items():
+            for name in imports(path.read_text(encoding="utf-8"), module):
+                users = USERS.get(name.split(".")[0])
+                belongs = users is None or any(f"{module}.".startswith(f"{user}.") for user in users)
+                assert belongs, f"{module} imports {name}"
+
+    def test_the_extras_are_those_that_errors_name(self):
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+            "optional-dependencies"
+        ]
+        for extra, names in EXTRAS.items():
+            assert set(names) <= {distribution(line) for line in extras[extra]}
+            assert extra in re.findall(r"[\w-]+", extras["all"][0])
+        assert set().union(*EXTRAS.values()) | OPTIONAL.keys() == USERS.keys()
+        assert "ugap[all]" in extras["dev"]
+
     def test_every_import_is_a_declared_dependency(self):
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        extras = [line for extra in OPTIONAL for line in project["optional-dependencies"][extra]]
-        declared = {re.split(r"[^\w-]", line)[0] for line in [*project["dependencies"], *extras]}
-        owners = {**packages_distributions(), **{module: [owner] for module, owner in OPTIONAL.values()}}
+        core = {distribution(line) for line in project["dependencies"]}
+        extra = {distribution(line) for lines in project["optional-dependencies"].values() for line in lines}
+        assert not core & (USERS.keys() | set(OPTIONAL.values()))
+        owners = {**packages_distributions(), **{module: [owner] for module, owner in OPTIONAL.items()}}
         for module, path in modules().items():
             for name in imports(path.read_text(encoding="utf-8"), module):
                 top = name.split(".")[0]
                 if top in sys.stdlib_module_names or top == "ugap":
                     continue
                 assert top in owners, f"{module} imports {top}, which is not installed"
+                declared = extra if top in USERS else core
                 assert {owner.lower().replace("_", "-") for owner in owners[top]} & declared, f"{module} imports {top}"
+
+
+# torch itself needs jinja2. Python takes a module that is None for one that is not installed.
+WITHOUT_EXTRAS = f"""
+import sys
+sys.modules.update(dict.fromkeys({sorted(set().union(*EXTRAS.values()) - {"jinja2"})}))
+from ugap.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+class TestWithoutExtras:
+    """The commands where none of the extras is installed."""
+
+    @pytest.fixture
+    def run(self, tmp_path):
+        def run(*words: str) -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, "-c", WITHOUT_EXTRAS, *words]
+            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+            return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+        return run
+
+    def test_texts_are_scored(self, run, tiny_folder, write_rows, text_rows, tmp_path):
+        words = ["--model", str(tiny_folder), "--input", write_rows(text_rows), "--output", "scores.parquet"]
+        done = run("score", *words)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "scores.parquet").is_file()
+
+    def test_prompts_are_continued(self, run, tiny_folder, make_profile, tmp_path):
+        make_profile(load_model(str(tiny_folder))[0]).save(tmp_path / "tiny.json")
+        words = ["--profile", "tiny.json", "--prompt", "the cat", "--max_new_tokens", "4"]
+        done = run("generate", "--model", str(tiny_folder), *words)
+        assert done.returncode == 0, done.stderr
+        assert "nats per token" in done.stdout
+
+    @pytest.mark.parametrize(
+        ("words", "line"),
+        [
+            (
+                ["measure", "--model", "tiny", "--output", "out"],
+                'matplotlib is not installed: pip install "ugap[report]"',
+            ),
+            (["demo", "--output", "out"], 'matplotlib is not installed: pip install "ugap[report]"'),
+            (["report", "out"], 'plotly is not installed: pip install "ugap[report]"'),
+            (["train", "sft"], 'datasets is not installed: pip install "ugap[train]"'),
+            (
+                ["score", "--model", "x.gguf", "--input", "demo", "--output", "out"],
+                'gguf is not installed: pip install "ugap[gguf]"',
+            ),
+            (
+                ["score", "--model", "tiny", "--input", "org/texts", "--output", "out"],
+                'datasets is not installed: pip install "ugap[train]"',
+            ),
+        ],
+    )
+    def test_a_missing_extra_is_one_line(self, run, tmp_path, words, line):
+        (tmp_path / "x.gguf").write_bytes(b"GGUF")
+        done = run(*words)
+        assert (done.returncode, done.stderr.splitlines()[-1]) == (2, f"ugap: error: {line}")
+        assert "Traceback" not in done.stderr
 
 
 class TestImport:
@@ -153,9 +296,10 @@ class TestImport:
             *(f"from ugap.cli.main import main; assert main(['{name}', '--help']) == 0" for name in COMMANDS),
         ],
     )
-    def test_help_needs_no_torch(self, code):
-        printed = python(f"{code}\nimport sys\nprint('torch' in sys.modules)")
-        assert printed.splitlines()[-1] == "False"
+    def test_help_imports_nothing_heavy(self, code):
+        heavy = ["numpy", "rich", "torch", "transformers"]
+        printed = python(f"{code}\nimport sys\nprint([one for one in {heavy} if one in sys.modules])")
+        assert printed.splitlines()[-1] == "[]"
 
     @pytest.mark.parametrize(
         ("name", "heavy"),
@@ -163,6 +307,7 @@ class TestImport:
             ("sampling.HumanEntropyLogitsProcessor", ["scipy", "accelerate", "datasets", "pandas", "peft", "rich"]),
             ("sampling.generate", ["datasets", "pandas", "peft", "trl"]),
             ("scoring.Scorer", ["datasets", "pandas", "peft", "trl"]),
+            ("cli.arguments", ["torch", "numpy", "transformers", "trl"]),
             ("study.named", ["torch", "numpy", "accelerate"]),
         ],
     )
@@ -204,7 +349,7 @@ def scripts(wheel, tmp_path_factory):
     venv.create(folder, with_pip=True)
     place = folder / ("Scripts" if os.name == "nt" else "bin")
     pip = [str(place / "python"), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
-    subprocess.run([*pip, "-c", str(ROOT / "constraints.txt"), str(wheel)], check=True)
+    subprocess.run([*pip, "-c", str(ROOT / "constraints.txt"), f"{wheel}[all]"], check=True)
     return place
 
 

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from enum import Enum
 from typing import Literal
 
 import pytest
@@ -36,6 +37,23 @@ class Listing:
 
     names: list[str] = option("what to fetch", default=[], metavar="NAME", positional=True)
     path: bool = option("print paths", default=False)
+
+
+class Strategy(Enum):
+    """When something happens."""
+
+    NO = "no"
+    STEPS = "steps"
+
+
+@dataclass(kw_only=True)
+class Unions:
+    """The unions that configs of trainers have."""
+
+    strategy: Strategy | str = "no"
+    more: dict | str | None = None
+    share: float | None = None
+    debug: str | list[int] = ""
 
 
 def read(*words: str) -> Arguments:
@@ -116,6 +134,37 @@ class TestCommandLine:
         message = refusal("--model", "a", "--dtype", "float8")
         assert message.startswith("--dtype: invalid choice: 'float8'")
         assert "bfloat16" in message
+
+    @pytest.mark.parametrize(
+        ("words", "given"),
+        [
+            (["--strategy", "steps"], ("steps", None, None)),
+            (["--more", '{"a": 1}'], ("no", '{"a": 1}', None)),
+            (["--share", "none"], ("no", None, None)),
+            (["--share", "NULL"], ("no", None, None)),
+            (["--share", "0.5"], ("no", None, 0.5)),
+        ],
+    )
+    def test_a_word_of_a_union(self, words, given):
+        parsed = parse(Unions, "train", "Train.", words)
+        assert (parsed.strategy, parsed.more, parsed.share) == given
+        assert parsed.debug == []
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["--share", "much"], "--share: invalid float value: 'much'"),
+            (["--strategy", "never"], "--strategy: invalid choice: 'never'"),
+            (["--debug", "1", "x"], "--debug: invalid int value: 'x'"),
+        ],
+    )
+    def test_a_word_that_no_type_of_a_union_takes(self, words, message):
+        with pytest.raises(InputError) as caught:
+            parse(Unions, "train", "Train.", words)
+        assert str(caught.value).startswith(message)
+
+    def test_a_flag_that_is_neither_yes_nor_no(self):
+        assert refusal("--model", "a", "--pmi=perhaps") == "--pmi: 'perhaps' is not yes or no"
 
     def test_no_option_is_abbreviated(self):
         assert refusal("--model", "a", "--prefix", "3").startswith("unknown option --prefix")

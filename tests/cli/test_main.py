@@ -82,6 +82,11 @@ def test_a_wrong_word_gets_one_line(words, line, capsys):
         (NotADirectoryError(errno.ENOTDIR, "", "a/b"), 2, "ugap: error: a/b: Not a directory\n"),
         (InputError("a \x1b[2J\u202eb \udcff"), 2, "ugap: error: a \\x1b[2J\\u202eb \\udcff\n"),
         (MemoryError(), 2, OUT_OF_MEMORY),
+        (
+            ModuleNotFoundError("No module named 'plotly'", name="plotly"),
+            2,
+            'ugap: error: plotly is not installed: pip install "ugap[report]"\n',
+        ),
         (torch.OutOfMemoryError("CUDA out of memory."), 2, OUT_OF_MEMORY),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, OUT_OF_MEMORY),
     ],

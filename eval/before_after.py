@@ -33,7 +33,7 @@ probe and the questions with McNemar's test), before_after.png (the gaps), and p
 NAME, PARTS = "before_after", "parts"
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Models:
     """What is compared."""
 
@@ -49,7 +49,7 @@ class Models:
     )
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Arguments(CompareOptions, Models):
     """Arguments of `ugap eval before_after`."""
 

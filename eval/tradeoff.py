@@ -42,7 +42,7 @@ NAME, PARTS = "tradeoff", "parts"
 VERSION = 1
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Sweep:
     """What is trained."""
 
@@ -69,7 +69,7 @@ class Sweep:
     )
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Arguments(CompareOptions, Sweep):
     """Arguments of `ugap eval tradeoff`."""
 

@@ -1,9 +1,10 @@
 """`ugap measure`: the human-model uncertainty gap of models on a text set, by domain, decoding and scorer."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from ugap.cli.arguments import option
+from ugap.cli.texts import Texts, read_texts
+from ugap.study.options import GapOptions, values
 
 DESCRIPTION = """\
 Measure how much more uncertain people write than models do: models continue prefixes of human texts, both
@@ -22,11 +23,14 @@ any settings of generate(), or human_weight, the sampler's own: "warm=temperatur
 The folder gets report.html, gap.json, gap.md, scores.parquet (every text with its per-token scores) and plots."""
 
 
-@dataclass(kw_only=True)
-class Arguments:
-    """Arguments of `ugap measure`."""
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """Who writes and how, and who reads."""
 
     output: str = option("folder of the study", group="study", metavar="DIR")
+    decoding: list[str] = option(
+        "decodings (default: ancestral to greedy of the list above)", default=[], group="study", metavar="NAME"
+    )
     model: list[str] = option(
         "models that continue the prefixes: assets, folders, .gguf files or Hub ids",
         default=[],
@@ -51,43 +55,16 @@ class Arguments:
         group="models",
         metavar="HOW",
     )
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = option(
-        "type of the weights", default="float32", group="models"
-    )
-    device: str | None = option("where models run (default: the GPU if there is one)", default=None, group="models")
-    trust_remote_code: bool = option("run the code that a repository brings along", default=False, group="models")
-    data: list[str] = option(
-        "human texts: .jsonl(.gz), .csv(.gz), .parquet, a Hub data set, or demo; several are joined",
-        default=["demo"],
-        group="texts",
-        metavar="FILE",
-    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(GapOptions, Texts, Models):
+    """Arguments of `ugap measure`."""
+
     candidate: list[str] = option(
         "given continuations, by the column that holds them", default=[], group="texts", metavar="NAME=COLUMN"
     )
-    text_column: str = option("column of the human text", default="text", group="texts", metavar="COLUMN")
-    id_column: str = option("column of the id", default="id", group="texts", metavar="COLUMN")
-    domain_column: str = option("column of the domain", default="domain", group="texts", metavar="COLUMN")
-    prompt_column: str = option("column of the prompt, if any", default="prompt", group="texts", metavar="COLUMN")
     domain: str | None = option("the domain of all texts, whatever the data say", default=None, group="texts")
-    split: str = option("split of a Hub data set", default="train", group="texts")
-    skip_bad: bool = option("log and skip bad rows instead of stopping", default=False, group="texts")
-    decoding: list[str] = option(
-        "decodings (default: ancestral to greedy of the list above)", default=[], group="study", metavar="NAME"
-    )
-    prefix_tokens: int = option("tokens of a prefix, where a text has no prompt", default=64, group="study")
-    prompt_separator: str | None = option(
-        "what stands between a prompt and its text (default: an empty line, unless one of them has white space there)",
-        default=None,
-        group="study",
-        metavar="TEXT",
-    )
-    max_new_tokens: int = option("tokens of a continuation", default=128, group="study")
-    limit: int | None = option("prefixes per domain", default=None, group="study")
-    per_text: int = option("prefixes of one source text, at most", default=4, group="study")
-    batch_size: int = option("prefixes in a unit of work", default=16, group="study")
-    seed: int = option("seed of sampling and bootstrap", default=0, group="study")
-    pmi: bool = option("measure PMI and CPMI too (a second pass)", default=True, group="study")
     resume: bool = option("go on with an interrupted study", default=False, group="study")
 
     def __post_init__(self) -> None:
@@ -114,7 +91,6 @@ def run(arguments: Arguments) -> None:
     """
     from pathlib import Path
 
-    from ugap.data import load_texts
     from ugap.errors import require
     from ugap.study import STUDIED, StudySettings, parse_decodings, run_study
 
@@ -125,35 +101,10 @@ def run(arguments: Arguments) -> None:
         decodings=parse_decodings(arguments.decoding or list(STUDIED)) if arguments.model else {},
         promptings=arguments.prompting,
         tags=_pairs("tag", arguments.tag, {"base", "instruct", "reasoning"}),
-        prefix_tokens=arguments.prefix_tokens,
-        prompt_separator=arguments.prompt_separator,
-        max_new_tokens=arguments.max_new_tokens,
-        limit=arguments.limit,
-        per_text=arguments.per_text,
-        batch_size=arguments.batch_size,
-        seed=arguments.seed,
-        pmi=arguments.pmi,
-        skip_bad=arguments.skip_bad,
-        dtype=arguments.dtype,
-        device=arguments.device,
-        trust_remote_code=arguments.trust_remote_code,
+        **values(arguments, GapOptions),
     )
     candidates = _pairs("candidate", arguments.candidate)
-    rows = [
-        row
-        for source in arguments.data
-        for row in load_texts(
-            source,
-            text_column=arguments.text_column,
-            id_column=arguments.id_column,
-            domain_column=arguments.domain_column,
-            prompt_column=arguments.prompt_column,
-            domain=arguments.domain,
-            candidates=candidates,
-            split=arguments.split,
-            skip_bad=arguments.skip_bad,
-        )
-    ]
+    rows = read_texts(arguments, skip_bad=arguments.skip_bad, domain=arguments.domain, candidates=candidates)
     result = run_study(rows, settings, arguments.output, data=arguments.data, resume=arguments.resume, progress=True)
     from ugap.report import write_report  # plots take a second to import, and the study shows its progress first
     from ugap.report.page import write_page

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ugap.cli.arguments import option
+from ugap.cli.texts import Texts, read_texts
+from ugap.study.options import MultiOptions, values
 
 DESCRIPTION = """\
 Measure the gap of many models, one after another, each in a folder of its own, and contrast them: people against
@@ -26,11 +28,14 @@ The folder gets report.html, a study per model (as of ugap measure), contrasts.j
 the commits of the Hub models. With --lock another study holds to them."""
 
 
-@dataclass(kw_only=True)
-class Arguments:
-    """Arguments of `ugap study`."""
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """Who writes and how, and who reads."""
 
     output: str = option("folder of the study", group="study", metavar="DIR")
+    decoding: list[str] = option(
+        "decodings: see ugap measure --help", default=["ancestral"], group="study", metavar="NAME"
+    )
     models: list[dict[str, Any]] | str | None = option(
         "the list of models; it stands in the YAML file", default=None, group="models", metavar="YAML"
     )
@@ -43,35 +48,12 @@ class Arguments:
     lock: str | None = option(
         "commits of the Hub models to hold to: the lock.yaml of a study", default=None, group="models", metavar="FILE"
     )
-    device: str | None = option("where models run (default: the GPU if there is one)", default=None, group="models")
-    data: list[str] = option(
-        "human texts: .jsonl(.gz), .csv(.gz), .parquet, a Hub data set, or demo; several are joined",
-        default=["demo"],
-        group="texts",
-        metavar="FILE",
-    )
-    text_column: str = option("column of the human text", default="text", group="texts", metavar="COLUMN")
-    id_column: str = option("column of the id", default="id", group="texts", metavar="COLUMN")
-    domain_column: str = option("column of the domain", default="domain", group="texts", metavar="COLUMN")
-    prompt_column: str = option("column of the prompt, if any", default="prompt", group="texts", metavar="COLUMN")
-    split: str = option("split of a Hub data set", default="train", group="texts")
-    skip_bad: bool = option("log and skip bad rows instead of stopping", default=False, group="texts")
-    decoding: list[str] = option(
-        "decodings: see ugap measure --help", default=["ancestral"], group="study", metavar="NAME"
-    )
-    prefix_tokens: int = option("tokens of a prefix, where a text has no prompt", default=64, group="study")
-    prompt_separator: str | None = option(
-        "what stands between a prompt and its text (default: an empty line, unless one of them has white space there)",
-        default=None,
-        group="study",
-        metavar="TEXT",
-    )
-    max_new_tokens: int = option("tokens of a continuation", default=128, group="study")
-    limit: int | None = option("prefixes per domain", default=None, group="study")
-    per_text: int = option("prefixes of one source text, at most", default=4, group="study")
-    batch_size: int = option("prefixes in a unit of work", default=16, group="study")
-    seed: int = option("seed of sampling and bootstrap", default=0, group="study")
-    pmi: bool = option("measure PMI and CPMI too (a second pass)", default=False, group="study")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(MultiOptions, Texts, Models):
+    """Arguments of `ugap study`."""
+
     shard: str | None = option(
         "run the i-th of n shards of the models: i/n, from 0/n on", default=None, group="study", metavar="I/N"
     )
@@ -90,7 +72,6 @@ def run(arguments: Arguments) -> None:
     from pathlib import Path
 
     from ugap.cli.programs import find_config
-    from ugap.data import load_texts
     from ugap.report.multi import PLOT, RECORD, TABLE, write_multi
     from ugap.report.page import write_page
     from ugap.study import parse_decodings
@@ -98,29 +79,15 @@ def run(arguments: Arguments) -> None:
     from ugap.study.multi.run import MultiSettings, model_folder, parse_models, read_lock, run_multi
     from ugap.terminal import Terminal
 
-    one = ("prefix_tokens", "prompt_separator", "max_new_tokens", "limit", "per_text", "batch_size", "seed", "pmi")
-    shared = (*one, "skip_bad", "device")
     settings = MultiSettings(
         models=parse_models(_listed(arguments.models)),
         scorers=arguments.scorer,
         decodings=parse_decodings(arguments.decoding),
-        **{name: getattr(arguments, name) for name in shared},
+        **values(arguments, MultiOptions),
     )
     shard = _shard(arguments.shard)
     lock = read_lock(find_config(arguments.lock)) if arguments.lock is not None else {}
-    rows = [
-        row
-        for source in arguments.data
-        for row in load_texts(
-            source,
-            text_column=arguments.text_column,
-            id_column=arguments.id_column,
-            domain_column=arguments.domain_column,
-            prompt_column=arguments.prompt_column,
-            split=arguments.split,
-            skip_bad=arguments.skip_bad,
-        )
-    ]
+    rows = read_texts(arguments, skip_bad=arguments.skip_bad)
     console = Terminal(soft_wrap=True)
     outcomes = run_multi(
         rows,

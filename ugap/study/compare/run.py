@@ -37,6 +37,7 @@ from ugap.study.decodings import Settings
 from ugap.study.excerpts import Excerpt, cut_excerpts
 from ugap.study.gap.run import environment
 from ugap.study.generation import seed_of
+from ugap.study.options import BeforeAfterOptions
 from ugap.study.pairs import HUMAN, MIN_TOKENS, SELF, ScoredText
 from ugap.study.probes.facts import FactResult, contrastive, generative
 from ugap.study.probes.questions import KIND as QUESTIONS
@@ -73,7 +74,7 @@ class Tuned:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BeforeAfterSettings:
+class BeforeAfterSettings(BeforeAfterOptions):
     """What is compared, and on what.
 
     Args:
@@ -102,22 +103,11 @@ class BeforeAfterSettings:
     model: str
     decodings: Mapping[str, Settings]
     tuned: Sequence[Tuned] = ()
-    base_scorer: str | None = None
     scorers: Sequence[str] = (SELF,)
     profiles: Sequence[HumanProfile] = ()
-    domain: str = "creative"
-    prefix_tokens: int = 64
-    max_new_tokens: int = 128
-    limit: int | None = None
-    per_text: int = 2
-    seeds: int = 1
-    batch_size: int = 16
     facts: Sequence[Fact] = ()
     questions: Sequence[Question] = ()
     question_tokens: int = 256
-    dtype: str = "float32"
-    device: str | None = None
-    trust_remote_code: bool = False
 
 
 def probe_facts(which: Literal["held-out", "all", "none"] = "held-out", *, limit: int | None = None) -> list[Fact]:

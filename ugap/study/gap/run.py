@@ -27,6 +27,7 @@ from ugap.study.decodings import DECODINGS, STUDIED, Settings
 from ugap.study.excerpts import Excerpt, cut_excerpts
 from ugap.study.gap.table import contrast_table, gap_table
 from ugap.study.generation import seed_of
+from ugap.study.options import GapOptions
 from ugap.study.pairs import GIVEN, HUMAN, SELF, Cell, pair
 from ugap.study.store import rows_hash
 
@@ -36,7 +37,7 @@ PARTS = "parts"
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudySettings:
+class StudySettings(GapOptions):
     """What a study measures.
 
     Args:
@@ -69,18 +70,6 @@ class StudySettings:
     decodings: Mapping[str, Settings] = field(default_factory=lambda: {name: DECODINGS[name] for name in STUDIED})
     promptings: list[str] = field(default_factory=lambda: ["raw"])
     tags: dict[str, str] = field(default_factory=dict)
-    prefix_tokens: int = 64
-    prompt_separator: str | None = None
-    max_new_tokens: int = 128
-    limit: int | None = None
-    per_text: int = 4
-    batch_size: int = 16
-    seed: int = 0
-    pmi: bool = True
-    skip_bad: bool = False
-    dtype: str = "float32"
-    device: str | None = None
-    trust_remote_code: bool = False
     revisions: dict[str, str] = field(default_factory=dict)
 
 

@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import yaml
@@ -30,12 +30,13 @@ from ugap.files import locked, refuse_results, replacing, write_json
 from ugap.models.revision import is_commit, is_local, resolve_commit
 from ugap.study.decodings import DECODINGS, Settings
 from ugap.study.gap.run import PARTS, StudySettings, run_locked
+from ugap.study.options import Dtype, MultiOptions, values
 from ugap.study.pairs import SELF
 from ugap.study.store import rows_hash
 
 KINDS = ("base", "instruct", "reasoning")
 CHATS = {"raw": ["raw"], "template": ["chat"], "both": ["raw", "chat"]}
-DTYPES = ("float32", "bfloat16", "float16", "auto")
+DTYPES = get_args(Dtype)
 
 STUDY, FINISHED, SKIPPED = "study.json", "gap.json", "skipped.json"
 REVISION, FILES, LOCK = "revision.json", "files.json", "lock.yaml"
@@ -61,7 +62,7 @@ class ModelEntry:
     family: str
     kind: str
     label: str = ""
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
     revision: str | None = None
     chat: str = "raw"
     trust_remote_code: bool = False
@@ -147,7 +148,7 @@ def read_lock(path: str | Path) -> dict[str, str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MultiSettings:
+class MultiSettings(MultiOptions):
     """What a study of many models measures; what is not of one model is as in [`~ugap.study.StudySettings`].
 
     Args:
@@ -169,29 +170,19 @@ class MultiSettings:
     models: list[ModelEntry]
     scorers: list[str] = field(default_factory=lambda: [SELF])
     decodings: Mapping[str, Settings] = field(default_factory=lambda: {"ancestral": DECODINGS["ancestral"]})
-    prefix_tokens: int = 64
-    prompt_separator: str | None = None
-    max_new_tokens: int = 128
-    limit: int | None = None
-    per_text: int = 4
-    batch_size: int = 16
-    seed: int = 0
-    pmi: bool = False
-    skip_bad: bool = False
-    device: str | None = None
 
     def of(self, model: ModelEntry, commit: str | None) -> StudySettings:
         """The settings of one model's study; `commit` pins a Hub id."""
-        common: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "models"}
-        if commit is not None:
-            common["revisions"] = {model.name: commit}
         return StudySettings(
-            **common,
-            models=[model.name],
-            promptings=CHATS[model.chat],
-            tags={model.name: model.kind},
+            **values(self, MultiOptions),
             dtype=model.dtype,
             trust_remote_code=model.trust_remote_code,
+            models=[model.name],
+            scorers=self.scorers,
+            decodings=self.decodings,
+            promptings=CHATS[model.chat],
+            tags={model.name: model.kind},
+            revisions={} if commit is None else {model.name: commit},
         )
 
 

@@ -307,6 +307,7 @@ class TestImport:
             ("sampling.HumanEntropyLogitsProcessor", ["scipy", "accelerate", "datasets", "pandas", "peft", "rich"]),
             ("sampling.generate", ["datasets", "pandas", "peft", "trl"]),
             ("scoring.Scorer", ["datasets", "pandas", "peft", "trl"]),
+            ("report.findings", ["matplotlib", "plotly"]),
             ("cli.arguments", ["torch", "numpy", "transformers", "trl"]),
             ("study.named", ["torch", "numpy", "accelerate"]),
         ],

@@ -127,7 +127,15 @@ def test_warnings_reach_the_terminal_spelt_out():
     assert len(done.stderr) < 2000
 
 
-@pytest.mark.parametrize("error", [RuntimeError("a bug"), ValueError("a bug"), OSError(errno.EBADF, "a bug")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("a bug"),
+        ValueError("a bug"),
+        OSError(errno.EBADF, "a bug"),
+        ModuleNotFoundError("a bug", name="numpy"),
+    ],
+)
 def test_a_bug_shows_itself(error, failing):
     failing(error)
     with pytest.raises(type(error), match="a bug"):

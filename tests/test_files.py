@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ugap.errors import InputError
-from ugap.files import locked, output_file, output_folder, regular_file, replacing, write_json
+from ugap.files import locked, output_file, regular_file, replacing, write_json
 
 
 @contextlib.contextmanager
@@ -168,19 +168,9 @@ def test_other_errors_of_the_block_pass(tmp_path: Path) -> None:
 
 
 def test_no_name_is_no_output() -> None:
-    for use in (output_file, output_folder, regular_file):
+    for use in (output_file, regular_file):
         with pytest.raises(InputError, match="names no"):
             use("")
-
-
-def test_an_output_folder_is_made_and_a_file_is_none(tmp_path: Path) -> None:
-    assert output_folder(tmp_path / "a" / "b").is_dir()
-    assert output_folder(tmp_path / "a" / "b").is_dir()
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="file: a file, not a folder"):
-        output_folder(tmp_path / "file")
-    with pytest.raises(InputError, match=r"below: cannot be made: Not a directory"):
-        output_folder(tmp_path / "file" / "below")
 
 
 def test_only_a_regular_file_is_read(tmp_path: Path, pipe: Path) -> None:

@@ -81,22 +81,6 @@ def output_file(path: str | Path) -> Path:
     return target
 
 
-def output_folder(path: str | Path) -> Path:
-    """Return `path` as a folder, made where it is absent.
-
-    Raises:
-        InputError: It is a file, or cannot be made.
-    """
-    if not str(path):
-        raise InputError("'' names no folder to write to")
-    with _refusals(path, "cannot be made"):
-        try:
-            Path(path).mkdir(parents=True, exist_ok=True)
-        except FileExistsError:
-            raise InputError(f"{path}: a file, not a folder; choose another output") from None
-    return Path(path)
-
-
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; move it onto `path` when the block ends well, remove it when it does not.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ugap.report.multi import many_findings, plot_models, write_multi
+from ugap.report.multi import multi_findings, plot_models, write_multi
 from ugap.study.multi.contrasts import ALL
 from ugap.study.multi.run import ModelEntry, Outcome
 
@@ -49,7 +49,7 @@ ROWS = [
 
 
 def test_the_findings():
-    assert many_findings(ROWS, OUTCOMES) == [
+    assert multi_findings(ROWS, OUTCOMES) == [
         "2 of 3 models could be measured.",
         "Skipped: gone (gone: the Hub has no such model).",
         "In creative text, with the bare prefix and with ancestral sampling (T=1), people are more surprising than 1 "
@@ -74,7 +74,7 @@ def test_the_findings():
 def test_with_many_models_the_pooled_rows_are_told():
     rows = [made("people", 0.5, [0.4, 0.6], b=f"m{i}", family=f"f{i}") for i in range(6)]
     rows += [made("people", 0.5, [0.4, 0.6], b="all 6 instruct", family=ALL)]
-    sentences = many_findings(rows, OUTCOMES)
+    sentences = multi_findings(rows, OUTCOMES)
     assert "people are more surprising than 6 of 6 models" in sentences[2]
     assert sentences[3].startswith(
         "In creative text, people are 0.50 nats per token [0.40, 0.60] more surprising than all"

@@ -74,14 +74,14 @@ def write_multi(
         "command": command,
     }
     write_json(folder / RECORD, record)
-    sentences = many_findings(rows, outcomes)
+    sentences = multi_findings(rows, outcomes)
     with replacing(folder / TABLE) as temporary:
         temporary.write_text(_markdown(rows, models, sentences, record["settings"], command), encoding="utf-8")
     plot_models(rows, folder / PLOT)
     return sentences
 
 
-def many_findings(rows: Sequence[Row], outcomes: Sequence[Outcome]) -> list[str]:
+def multi_findings(rows: Sequence[Row], outcomes: Sequence[Outcome]) -> list[str]:
     """State what was found about surprisal: which models ran, people against models, stages, domains.
 
     What a sentence claims follows from the 95% interval; one that Holm's correction does not support says so.

@@ -3,11 +3,13 @@
 Human and model text of one prefix are a pair, scored by one scorer and cut to the same number of tokens.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ugap.scoring import TokenScores
+from ugap.study.measures import text_value
 
 # A scorer that is the writer itself.
 SELF = "self"
@@ -47,6 +49,12 @@ class Cell:
     human: list[TokenScores]
     generated: list[TokenScores]
     n_dropped: int
+
+    def gaps(self, measure: str) -> list[tuple[float, str]]:
+        """Gap, human less model, and source text of every pair that has the measure."""
+        both = zip(self.human, self.generated, self.sources, strict=True)
+        gaps = [(text_value(human, measure) - text_value(model, measure), source) for human, model, source in both]
+        return [(gap, source) for gap, source in gaps if math.isfinite(gap)]
 
 
 def pair(texts: Iterable[ScoredText]) -> list[Cell]:

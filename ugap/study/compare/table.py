@@ -90,11 +90,11 @@ class Reading:
         """The share closed of the base's absolute gap in surprisal under each decoding: by the tuned models under the
         same one, and by the base at the matched temperature.
         """
-        gaps = {made: _gaps(self.cell(made)) for made in self.made}
+        gaps = {made: self.cell(made).gaps("nll") for made in self.made}
         for named, base, own in self._compared(decodings):
             before, after = gaps[base], gaps[own]
-            if set(before[1]) & set(after[1]):
-                yield {**named, **asdict(share_closed(*before, *after))}
+            if {source for _, source in before} & {source for _, source in after}:
+                yield {**named, **asdict(share_closed(*zip(*before, strict=True), *zip(*after, strict=True)))}
 
     def rewards(self, decodings: Sequence[str]) -> Iterator[dict[str, Any]]:
         """The reward of what was written, that of [`~ugap.training.UncertaintyReward`], less the base's for the same
@@ -215,10 +215,3 @@ def probe_record(results: Mapping[Made, FactResult], decodings: Sequence[str]) -
 def _mean(values: Sequence[float]) -> float:
     finite = [value for value in values if math.isfinite(value)]
     return float(np.mean(finite)) if finite else math.nan
-
-
-def _gaps(cell: Cell) -> tuple[list[float], list[str]]:
-    """The gap in surprisal of every pair, and its source."""
-    gaps = [text_value(h, "nll") - text_value(g, "nll") for h, g in zip(cell.human, cell.generated, strict=True)]
-    kept = [i for i, gap in enumerate(gaps) if math.isfinite(gap)]
-    return [gaps[i] for i in kept], [cell.sources[i] for i in kept]

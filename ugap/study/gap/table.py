@@ -77,7 +77,7 @@ def contrast_table(
     """
     rows: list[dict[str, Any]] = []
     for measure in CONTRAST_MEASURES:
-        gaps = [(cell, _gaps(cell, measure)) for cell in cells]
+        gaps = [(cell, cell.gaps(measure)) for cell in cells]
         for (a, gaps_a), (b, gaps_b) in itertools.product(gaps, repeat=2):
             kind = _contrast_kind(a, b, tags)
             if kind is None:
@@ -118,13 +118,6 @@ def _contrast_labels(kind: str, a: Cell, b: Cell, tags: Mapping[str, str]) -> di
         "domain": a.domain,
         "scorer": a.scorer if a.scorer == b.scorer else SELF,
     }
-
-
-def _gaps(cell: Cell, measure: str) -> list[tuple[float, str]]:
-    """Gap and source of every pair that has a gap."""
-    both = zip(cell.human, cell.generated, cell.sources, strict=True)
-    gaps = [(text_value(human, measure) - text_value(written, measure), source) for human, written, source in both]
-    return [(gap, source) for gap, source in gaps if math.isfinite(gap)]
 
 
 def _labels(cell: Cell) -> dict[str, Any]:

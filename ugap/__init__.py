@@ -8,8 +8,8 @@ Example:
     ['HumanEntropyLogitsProcessor', 'HumanProfile', 'Scorer', 'TokenScores', 'generate', 'load_model']
 """
 
-import lazy_loader
+from ugap.lazy import names_of_stub
 
 __version__ = "0.1.0"
 # The names of `__init__.pyi`.
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = names_of_stub(__name__, __file__)

@@ -1,6 +1,6 @@
 """Training toward human uncertainty with TRL: rewards, losses, the factuality constraint, trainers and tracking."""
 
-import lazy_loader
+from ugap.lazy import names_of_stub
 
 # The names of `__init__.pyi`; each loads its module at first use.
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = names_of_stub(__name__, __file__)

@@ -16,7 +16,8 @@ examples:
 A text with a prompt is scored after it. The output has a row per text: id, text, token_ids, offsets (start and end of
 every token in the text), surprisal, entropy, varentropy, rank, straddles, and marginal_surprisal with --pmi.
 
-The output head runs on Triton kernels on a GPU and as a compiled fold on a CPU; UGAP_HEAD=torch does without either."""
+The output head runs as plain torch on a GPU and as a compiled kernel on a CPU. UGAP_HEAD=triton asks for the Triton
+kernels, UGAP_HEAD=torch for plain torch everywhere."""
 
 
 @dataclass(kw_only=True)

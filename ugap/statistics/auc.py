@@ -14,8 +14,8 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # its `stats` loads at first use, in a third of a second
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from ugap.statistics.bootstrap import FEWEST_SOURCES, LEVEL, FloatArray, Sources, column
 from ugap.statistics.proportions import wilson
@@ -103,7 +103,7 @@ def _interval(
         t[spread] = np.abs(value[spread] - estimate) / np.sqrt(variance[spread])
         critical = float(np.quantile(t[known], LEVEL, method="inverted_cdf"))
     if not np.isfinite(critical):
-        critical = float(stats.t.ppf((1 + LEVEL) / 2, n - 1))
+        critical = float(scipy.stats.t.ppf((1 + LEVEL) / 2, n - 1))
     return max(estimate - critical * error, 0.0), min(estimate + critical * error, 1.0)
 
 

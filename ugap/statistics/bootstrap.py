@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy  # its `stats` loads at first use, in a third of a second
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 LEVEL = 0.95
 FEWEST_SOURCES = 5  # below it, neither a bootstrap-t nor a rank test says anything
@@ -188,5 +188,5 @@ def interval(groups: Sequence[Group], *, resamples: int, seed: int) -> tuple[flo
         t[spread] = np.abs(shift[spread]) / np.sqrt(variance[spread])
         critical = float(np.quantile(t, LEVEL, method="inverted_cdf"))
     if not np.isfinite(critical):
-        critical = float(stats.t.ppf((1 + LEVEL) / 2, fewest - 1))
+        critical = float(scipy.stats.t.ppf((1 + LEVEL) / 2, fewest - 1))
     return estimate - critical * error, estimate + critical * error

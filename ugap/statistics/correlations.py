@@ -20,8 +20,8 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
+import scipy  # its `stats` loads at first use, in a third of a second
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from ugap.statistics.bootstrap import LEVEL, FloatArray, Sources, column
 
@@ -106,9 +106,9 @@ def correlation(
         return Correlation(n, n_strata, r, (r, r), 0.0)
     drawn = _pooled(by_stratum, draw(groups, resamples, seed), method)
     error = float(np.std(np.arctanh(np.clip(drawn[np.isfinite(drawn)], -limit, limit)), ddof=1))
-    place, critical = math.atanh(r), float(stats.t.ppf((1 + LEVEL) / 2, freedom))
+    place, critical = math.atanh(r), float(scipy.stats.t.ppf((1 + LEVEL) / 2, freedom))
     ends = math.tanh(place - critical * error), math.tanh(place + critical * error)
-    return Correlation(n, n_strata, r, ends, float(2 * stats.t.sf(abs(place) / error, freedom)))
+    return Correlation(n, n_strata, r, ends, float(2 * scipy.stats.t.sf(abs(place) / error, freedom)))
 
 
 def strata_of(strata: Sources | None, n: int) -> list[NDArray[np.intp]]:

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # its `stats` loads at first use, in a third of a second
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def wilson(k: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
         raise ValueError(f"k: expected a number from 0 to {n}, got {k}")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence: expected a number between 0 and 1, got {confidence}")
-    z = float(stats.norm.ppf((1 + confidence) / 2))
+    z = float(scipy.stats.norm.ppf((1 + confidence) / 2))
     centre = (k + z * z / 2) / (n + z * z)
     half = z / (n + z * z) * math.sqrt(k * (n - k) / n + z * z / 4)
     # Rounding alone takes an end off 0 or 1, where no item is right or all are, or almost.
@@ -87,7 +87,7 @@ def mcnemar(a_right: ArrayLike, b_right: ArrayLike) -> McNemar:
     if len(a) != len(b):
         raise ValueError(f"b_right: {len(b)} values for {len(a)} of a_right")
     a_only, b_only = int((a & ~b).sum()), int((b & ~a).sum())
-    p_value = float(stats.binomtest(a_only, a_only + b_only).pvalue) if a_only + b_only else 1.0
+    p_value = float(scipy.stats.binomtest(a_only, a_only + b_only).pvalue) if a_only + b_only else 1.0
     return McNemar(len(a), a_only, b_only, (a_only - b_only) / len(a), p_value)
 
 

@@ -1,8 +1,8 @@
 """Rank tests on per-source values, a standardised effect size, and Holm's correction (SciPy has none)."""
 
 import numpy as np
+import scipy  # its `stats` loads at first use, in a third of a second
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from ugap.statistics.bootstrap import FEWEST_SOURCES, FloatArray
 
@@ -13,14 +13,14 @@ def signed_rank(differences: FloatArray) -> float:
         return 1.0
     if len(differences) < FEWEST_SOURCES:
         return float("nan")
-    return float(stats.wilcoxon(differences).pvalue)
+    return float(scipy.stats.wilcoxon(differences).pvalue)
 
 
 def rank_sum(a: FloatArray, b: FloatArray) -> float:
     """Two-sided p of the Mann-Whitney U test; NaN with fewer than 5 values on either side."""
     if min(len(a), len(b)) < FEWEST_SOURCES:
         return float("nan")
-    return float(stats.mannwhitneyu(a, b).pvalue)
+    return float(scipy.stats.mannwhitneyu(a, b).pvalue)
 
 
 def standardised_mean(differences: FloatArray) -> float:

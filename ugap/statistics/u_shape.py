@@ -18,8 +18,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # its `stats` loads at first use, in a third of a second
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from ugap.statistics.bootstrap import LEVEL, FloatArray, Sources, column
 from ugap.statistics.correlations import FEWEST_FREEDOM, draw, strata_of
@@ -150,8 +150,8 @@ def inverted_u(
 
 def _term(value: float, drawn: FloatArray, freedom: int) -> Term:
     error = float(np.std(drawn[np.isfinite(drawn)], ddof=1))
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * error
-    p = float(2 * stats.t.sf(abs(value) / error, freedom)) if error > 0 else float(value == 0)
+    reach = float(scipy.stats.t.ppf((1 + LEVEL) / 2, freedom)) * error
+    p = float(2 * scipy.stats.t.sf(abs(value) / error, freedom)) if error > 0 else float(value == 0)
     return Term(float(value), (float(value) - reach, float(value) + reach), p)
 
 

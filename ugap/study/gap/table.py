@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import wasserstein_distance
+import scipy
 
 from ugap.statistics import paired_gap
 from ugap.study.contrasts import CONTRAST_MEASURES, contrast_figures, with_holm
@@ -55,7 +55,7 @@ def gap_table(cells: Sequence[Cell], *, seed: int, resamples: int = 10_000) -> l
                     "ci95": list(estimate.ci95),
                     "effect_size": estimate.effect_size,
                     "p_value": estimate.p_value,
-                    "wasserstein": wasserstein_distance(
+                    "wasserstein": scipy.stats.wasserstein_distance(
                         np.concatenate([token_values(scores, measure) for scores in cell.human]),
                         np.concatenate([token_values(scores, measure) for scores in cell.generated]),
                     ),

@@ -54,8 +54,9 @@ Steps, the most valuable first:
 --output gets summary.md, results.jsonl (a line for each step), log.txt, and what the steps write. It keeps the steps of
 an earlier run unless they run again."""
 
-HERE = Path(__file__).parent
-TESTS = ("tests/scoring", "tests/sampling/test_human.py", "tests/models/test_load.py", "tests/eval")
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+TESTS = ("tests/scoring", "tests/sampling/portable/test_human.py", "tests/models/test_load.py", "tests/eval")
 # Options of each step's program, beside the folders. A test file that needs what a bare machine lacks stops no other.
 ON_A_GPU = {
     "tests": "-q -m gpu -p no:cacheprovider --continue-on-collection-errors --numprocesses 8",
@@ -171,8 +172,7 @@ def steps(work: Path, output: Path, device: str) -> Iterator[Step]:
     training = program(
         "training", "bench_training", *model, *profile, "--data", texts, "--output", output / "training.json"
     )
-    if (HERE.parent / "tests").is_dir():  # an installed package has none
-        yield Step("tests", 110, [sys.executable, "-m", "pytest", *options["tests"].split(), *TESTS])
+    yield Step("tests", 110, [sys.executable, "-m", "pytest", *options["tests"].split(), *TESTS])
     yield Step("agreement", 60, program("agreement", "bench_kernels"), interpreted=tiny)
     yield Step("head", 150, head)
     yield Step("model", 60, [sys.executable, "-c", MAKE_MODEL, str(work), "tiny" if tiny else "1b", device])
@@ -189,7 +189,7 @@ def perform(step: Step, deadline: float, log: Path) -> dict[str, Any]:
         bench_utils.progress(f"{step.name}: no time is left")
         return {"step": step.name, "status": "no time", "seconds": 0.0, "printed": ""}
     bench_utils.progress(f"{step.name}: {limit:.0f} s at most")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     environment |= {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
     environment |= {"TRITON_INTERPRET": "1"} if step.interpreted else {}
     begin = time.monotonic()
@@ -198,7 +198,7 @@ def perform(step: Step, deadline: float, log: Path) -> dict[str, Any]:
         errors.flush()
         # A session of its own, for the processes that it starts to end with it.
         process = subprocess.Popen(
-            step.command, stdout=printed, stderr=errors, env=environment, cwd=HERE.parent, start_new_session=True
+            step.command, stdout=printed, stderr=errors, env=environment, cwd=ROOT, start_new_session=True
         )
         try:
             status = "done" if process.wait(limit) == 0 else "failed"

@@ -41,6 +41,16 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return replace
 
 
+def test_the_gpu_tests_are_found() -> None:
+    """Every file with tests for a GPU is among those that the command runs."""
+    marked = [path for path in (bench.ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text()]
+    named = [bench.ROOT / name for name in bench.TESTS]
+    assert all(path.exists() for path in named)
+    assert marked
+    for path in marked:
+        assert any(path == name or name in path.parents for name in named), path
+
+
 @pytest.mark.slow
 def test_the_rehearsal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every step runs to its end on tiny shapes, the kernels in their interpreter."""

@@ -310,10 +310,10 @@ def test_what_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 INTERPRETED = """
 import sys, torch
 from eval.benchmarks import bench_scoring as bench
-from ugap.scoring import implementation, triton_head
+from ugap.scoring.head import dispatch, triton_kernels
 heads, fused = bench._heads(), []
-whole = triton_head._fused
-triton_head._fused = lambda *arguments: (fused.append(True), whole(*arguments))[1]
+whole = triton_kernels._fused
+triton_kernels._fused = lambda *arguments: (fused.append(True), whole(*arguments))[1]
 case = heads.Case.draw(heads.Shape("", 24, 300), 20, torch.float32, "cpu", trained_head=True)
 right = heads.reference(case, gradients=True)
 for name in ("ours-triton-fused", "ours-triton-tiles"):
@@ -324,11 +324,11 @@ for name in ("ours-triton-fused", "ours-triton-tiles"):
     assert bool(fused) == (name == "ours-triton-fused")
 def fails(*arguments):
     raise OSError("no assembler")
-triton_head._by_tiles = fails
+triton_kernels._by_tiles = fails
 try:
     heads.HEADS["ours-triton-tiles"].run(case, "forward")
 except OSError as error:
-    print(error, implementation._given_up)
+    print(error, dispatch._given_up)
 """
 
 
@@ -338,7 +338,7 @@ def test_our_kernels_under_the_interpreter() -> None:
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     command = [sys.executable, "-c", INTERPRETED]
-    root = Path(bench.__file__).parents[1]
+    root = Path(bench.__file__).parents[2]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "no assembler {}\n"

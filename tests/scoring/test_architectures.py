@@ -68,7 +68,7 @@ REFUSED = {
     ),
     "cpmant": ("attends to the whole row", NOT_CAUSAL),
     "prophetnet": ("predicts several tokens ahead, each from states of its own", UNKNOWN_HEAD),
-    "xlnet": ("attends to the whole row unless a permutation mask is given", NOT_CAUSAL),
+    "xlnet": ("predicts tokens that a mask hides", "cannot be scored: it predicts tokens that a mask hides"),
 }
 
 # A plain `generate()` of transformers fails on these; with what it says.

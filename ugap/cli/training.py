@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO, cast
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from ugap.cli.arguments import option
 from ugap.errors import InputError, is_out_of_memory
@@ -231,17 +231,16 @@ def in_one_line() -> Iterator[None]:
         InputError: In the place of their ValueError, and of what the Hub or the network raises.
     """
     from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-    from huggingface_hub.errors import HfHubHTTPError
 
-    # The base error of the HTTP client, which changes with the version, and OSError.
-    network_errors = cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__)
+    from ugap.models.hub import NETWORK_ERRORS
+
     hidden = are_progress_bars_disabled()
     disable_progress_bars()
     try:
         yield
     except InputError:
         raise
-    except network_errors as error:
+    except NETWORK_ERRORS as error:
         if getattr(error, "errno", None) is not None:  # of the machine
             raise
         raise InputError(f"the Hub: {' '.join(str(error).split())}") from error

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -237,13 +237,13 @@ def _hub_answers(source: str) -> bool:
     from huggingface_hub import dataset_info
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    # The base error of the HTTP client, which changes with its version, and OSError.
-    unreachable = cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__)
+    from ugap.models.hub import NETWORK_ERRORS
+
     try:
         dataset_info(source, timeout=10)
     except (HfHubHTTPError, HFValidationError):
         return True  # it was reached; what it or the name lacks, `datasets` says
-    except unreachable:
+    except NETWORK_ERRORS:
         return False
     return True
 

@@ -11,14 +11,13 @@ Design choices:
 
 import re
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from accelerate.utils import get_cpu_distributed_information
 from huggingface_hub import model_info, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -41,13 +40,12 @@ from ugap.files import regular_file
 from ugap.models.assets import ASSETS, asset_path
 from ugap.models.console import announced, quiet_transformers
 from ugap.models.gguf import read_gguf
+from ugap.models.hub import NETWORK_ERRORS
 from ugap.models.sizes import HIDDEN, LAYERS, WIDTHS, check_sizes
 from ugap.unicode import text_fault
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-# The base error of the HTTP client under huggingface_hub, which changes with its version, and OSError.
-_NETWORK_ERRORS = cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__)
 
 
 def load_model(
@@ -152,7 +150,7 @@ def _hub_source(name: str, revision: str | None) -> dict[str, Any]:
         ) from error
     except RevisionNotFoundError as error:
         raise InputError(f"{name}: the Hub has no revision {revision!r} of it") from error
-    except _NETWORK_ERRORS as error:
+    except NETWORK_ERRORS as error:
         config = try_to_load_from_cache(name, "config.json", revision=revision)
         if not isinstance(config, str):
             reason = f"the Hub cannot be reached and its cache has no copy ({_first_line(error)})"

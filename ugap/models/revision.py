@@ -2,12 +2,10 @@
 
 import re
 from pathlib import Path
-from typing import cast
 
 from huggingface_hub import model_info, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -15,10 +13,10 @@ from huggingface_hub.errors import (
 
 from ugap.errors import InputError
 from ugap.models.assets import ASSETS
+from ugap.models.hub import NETWORK_ERRORS
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-# Among them the base error of the HTTP client under huggingface_hub, which changes with its version, and OSError.
-_ERRORS = cast("tuple[type[Exception], ...]", (HFValidationError, *HfHubHTTPError.__bases__))
+_ERRORS: tuple[type[Exception], ...] = (HFValidationError, *NETWORK_ERRORS)
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (HFValidationError, "neither a folder, nor an asset, nor a Hub id"),
     (GatedRepoError, "the Hub gives it only to those who accepted its terms and are logged in"),

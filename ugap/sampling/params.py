@@ -1,4 +1,4 @@
-"""From a human profile to the few figures that a sampler needs, as plain lists.
+"""From a human profile to the few parameters that a sampler needs, as plain lists.
 
 SciPy and the models of transformers take seconds to import, so that only the functions that need them import them.
 """
@@ -21,7 +21,7 @@ TAIL = 0.999
 
 
 def human_params(profile: HumanProfile | str | Path, domain: str, tail: float | None = TAIL) -> dict[str, Any]:
-    """The figures of one domain: calibration curve, human level, and the last rank that people reach by entropy.
+    """The sampler's parameters for one domain: calibration curve, human level, and the last rank of people by entropy.
 
     Args:
         profile (`HumanProfile`, `str` or `Path`): The profile, its file, or the name of a shipped one.
@@ -37,34 +37,34 @@ def human_params(profile: HumanProfile | str | Path, domain: str, tail: float | 
         InputError: If the profile cannot be read, lacks the domain or the tail, or has no mean surprisal.
 
     Example:
-        >>> figures = human_params("gemma-3-270m", "creative")
-        >>> round(figures["level"], 2), len(figures["ranks"]) == len(figures["edges"]) + 1
+        >>> params = human_params("gemma-3-270m", "creative")
+        >>> round(params["level"], 2), len(params["ranks"]) == len(params["edges"]) + 1
         (3.03, True)
     """
+    from scipy.optimize import isotonic_regression
+
     loaded = profile if isinstance(profile, HumanProfile) else HumanProfile.load(profile)
-    params = loaded.domain(domain)
-    level = params.means.get("surprisal", float("nan"))
+    human = loaded.domain(domain)
+    level = human.means.get("surprisal", float("nan"))
     if not (np.isfinite(level) and level > 0):
         raise InputError(f"the human profile of {domain!r} has no mean surprisal above 0")
     ranks: list[int] = []
     if tail is not None:
-        levels = params.bins.rank_levels.tolist()
+        levels = human.bins.rank_levels.tolist()
         if tail not in levels:
             raise InputError(f"tail {tail!r}: the human profile has the rank levels {', '.join(map(str, levels))}")
         # Deep ranks are rare, so their quantiles are noisy; people reach no less far where the model knows less.
-        quantiles = np.log(np.maximum(params.bins.rank[:, levels.index(tail)], 1))
-        from scipy.optimize import isotonic_regression
-
-        smooth = isotonic_regression(quantiles, weights=params.bins.n_tokens).x
+        quantiles = np.log(np.maximum(human.bins.rank[:, levels.index(tail)], 1))
+        smooth = isotonic_regression(quantiles, weights=human.bins.n_tokens).x
         ranks = np.ceil(np.exp(smooth)).astype(int).tolist()
     entropy = loaded.quantiles(domain, "entropy")
     return {
-        "h": params.curve.h.tolist(),
-        "g": params.curve.g.tolist(),
+        "h": human.curve.h.tolist(),
+        "g": human.curve.g.tolist(),
         # The highest quantile stands for the highest of all.
         "entropies": [0.0, *entropy.values.tolist()],
         "places": [0.0, *(entropy.levels / entropy.levels[-1]).tolist()],
-        "edges": params.bins.edges.tolist(),
+        "edges": human.bins.edges.tolist(),
         "ranks": ranks,
         "level": level,
     }

@@ -135,7 +135,7 @@ class UncertaintyGapCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Read the human texts; take the first evaluation, unless the run that is resumed has taken it."""
+        """Read the human texts; evaluate for the first time, unless the resumed run has done so."""
         tokenizer = self._tokenizer()
         with self._undisturbed():
             self._held_out = HeldOut(
@@ -157,14 +157,14 @@ class UncertaintyGapCallback(TrainerCallback):
             self._look(args, state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Take an evaluation where one is due, and at the last step."""
+        """Evaluate where it is due, and at the last step."""
         if control.should_training_stop or (self.eval_every and state.global_step % self.eval_every == 0):
             self._look(args, state)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take the last evaluation of a run that an evaluation or a log has stopped."""
+        """Evaluate for the last time where an evaluation or a log of the trainer has stopped the run."""
         if control.should_training_stop:
             self._look(args, state)
 

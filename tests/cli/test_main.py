@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -210,3 +211,15 @@ class TestAssets:
     def test_the_folder_of_the_cache(self, cache, capsys):
         assert main(["assets", "--path"]) == 0
         assert capsys.readouterr().out == f"{cache}\n"
+
+
+@pytest.mark.parametrize("words", [["--model", "x", "--decoding", "gredy"], [], ["--model", "x", "--output", "."]])
+def test_wrong_arguments_of_measure_are_answered_without_torch(words, tmp_path):
+    """A decoding that is unknown, no model, and a study that is there."""
+    (tmp_path / "parts").mkdir()
+    code = "import sys\nfrom ugap.cli.main import main\nprint(main(sys.argv[1:]), 'torch' in sys.modules)"
+    command = [sys.executable, "-c", code, "measure", "--output", str(tmp_path / "out"), *words]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "2 False\n"
+    assert done.stderr.count("\n") == 1

@@ -447,3 +447,14 @@ def run_script(script: str, argument: str, environment: dict[str, str]) -> list[
         check=True,
     )
     return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("column", ["domain", "id"])
+def test_a_name_as_long_as_a_text_is_refused(column, tmp_path):
+    row = {"id": "a", "domain": "creative", "text": "Once upon a time."}
+    path = tmp_path / "texts.jsonl"
+    path.write_text(json.dumps({**row, column: "x" * 500}) + "\n")
+    assert len(load_texts(str(path))) == 1
+    path.write_text(json.dumps({**row, column: "x" * 501}) + "\n")
+    with pytest.raises(InputError, match=f"row 1: column '{column}' holds 501 characters, and at most 500 make a name"):
+        load_texts(str(path))

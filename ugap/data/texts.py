@@ -18,6 +18,9 @@ from ugap.unicode import text_fault
 
 log = logging.getLogger("ugap.data")
 
+# The longest domain or id, in characters: names stand in plots, tables and file names.
+MAX_NAME = 500
+
 
 @dataclass(frozen=True)
 class TextRow:
@@ -108,6 +111,8 @@ def load_texts(
         raise InputError(f"{source}: limit is {limit}, and at least 1 row is needed")
     if domain is not None and not domain.strip():
         raise InputError(f"{source}: the domain is empty")
+    if domain is not None and len(domain) > MAX_NAME:
+        raise InputError(f"{source}: the domain has {len(domain):,} characters, and at most {MAX_NAME} make a name")
     required = [text_column, *([domain_column] if domain is None else []), *candidates.values()]
     optional = [id_column, prompt_column]
     seen_columns: set[str] = set()
@@ -122,7 +127,7 @@ def load_texts(
             if isinstance(record, BadRow):
                 raise _RowError(record.cause)
             seen_columns.update(column for column in optional if column in record)
-            row_domain = _string(record, domain_column) if domain is None else domain
+            row_domain = _name(_string(record, domain_column), domain_column) if domain is None else domain
             if limit is not None and taken[row_domain] >= limit:
                 if domain is not None:
                     break
@@ -187,7 +192,13 @@ def _id(record: Mapping[str, Any], column: str, number: int) -> str:
         raise _RowError(f"column {column!r} holds {type(value).__name__}, not a string or a number")
     if isinstance(value, float) and not math.isfinite(value):
         raise _RowError(f"column {column!r} holds {value}, not a string or a number")
-    return _checked(str(value), column)
+    return _name(_checked(str(value), column), column)
+
+
+def _name(value: str, column: str) -> str:
+    if len(value) > MAX_NAME:
+        raise _RowError(f"column {column!r} holds {len(value):,} characters, and at most {MAX_NAME} make a name")
+    return value
 
 
 def _checked(value: str, column: str) -> str:

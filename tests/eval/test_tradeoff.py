@@ -25,7 +25,7 @@ def files(text_rows, tiny_folder, tmp_path_factory):
     for name in ("train", "test"):
         rows = [{**row, "id": f"{name}-{row['id']}", "text": f"{row['text']} {name}."} for row in text_rows]
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    config = {"model": str(tiny_folder), "mode": "balanced", "constraint_limit": 0.1, "max_steps": 2, "every": 0}
+    config = {"model": str(tiny_folder), "mode": "balanced", "constraint_limit": 0.1, "max_steps": 2, "eval_every": 0}
     small = {"piece_tokens": 32, "prefix_tokens": 8, "eval_tokens": 8, "eval_facts": 2, "eval_limit": 2, "lora_r": 2}
     (folder / "sft.yaml").write_text(yaml.safe_dump({**config, **small}), encoding="utf-8")
     return folder

@@ -25,7 +25,7 @@ def reading(what: str) -> Iterator[None]:
 
     A damaged file takes a library to any of its lines, and so to any exception. Keep to calls of libraries in the
     block: a fault of our own would read as one of the file. The library's exception stays as the cause. Memory that
-    cannot be had, an interruption and an [`InputError`] pass as they are.
+    cannot be had, an interruption and an [`InputError`][] pass as they are.
 
     Raises:
         InputError: The block raised; the message ends with the first line of the library's own.

@@ -5,7 +5,7 @@
   however it ends. So the next writer of the same file finds what a killed one left behind, and removes it.
 - Pipes, devices and sockets are refused before they are opened: opening one may wait for ever or destroy it.
 
-What the system refuses is one line: an [`InputError`][ugap.errors.InputError] that names the path.
+What the system refuses is one line: an [`InputError`][] that names the path.
 """
 
 import errno
@@ -128,7 +128,7 @@ def write_json(path: str | Path, content: Any, *, indent: int | None = 1) -> Non
         indent (`int`, *optional*, defaults to `1`): Spaces a level; `None` writes one line.
 
     Raises:
-        InputError: As [`replacing`].
+        InputError: As `replacing`.
 
     Example:
         >>> write_json("gap.json", {"gap": 0.5, "p_value": math.nan}, indent=None)

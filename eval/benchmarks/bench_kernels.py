@@ -100,7 +100,7 @@ def _heads() -> Any:
 
 
 def statistics_of(case: "heads.Case", way: str) -> "tuple[Tensor, ...]":
-    """The four statistics `(N,)` of each token, by one of [`WAYS`]."""
+    """The four statistics `(N,)` of each token, by one of `WAYS`."""
     from ugap.scoring.head.statistics import head_statistics
 
     impl: Any = way.partition("-")[0]

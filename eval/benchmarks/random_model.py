@@ -56,7 +56,7 @@ def make(folder: Path, size: str, device: str) -> None:
 
     Args:
         folder (`Path`): Where `MODEL`, `PROFILE` and `TEXTS` go.
-        size (`str`): One of [`SIZES`].
+        size (`str`): One of `SIZES`.
         device (`str`): Where the weights are drawn and the texts are scored.
     """
     texts = reference_texts(topics)

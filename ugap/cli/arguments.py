@@ -76,7 +76,7 @@ def parse(arguments: type[T], command: str, description: str, argv: Sequence[str
 
     Args:
         arguments (`type[T]`):
-            A dataclass whose fields are made by [`option`].
+            A dataclass whose fields are made by `option`.
         command (`str`):
             Name of the command.
         description (`str`):
@@ -127,7 +127,7 @@ class CommandParser(argparse.ArgumentParser):
 
     Args:
         classes (`Sequence[type]`):
-            Dataclasses; fields that are made by [`option`] say their section of the help themselves.
+            Dataclasses; fields that are made by `option` say their section of the help themselves.
         command (`str`):
             Name of the command.
         description (`str`):
@@ -188,7 +188,7 @@ class CommandParser(argparse.ArgumentParser):
         """Read the options: one object of each class.
 
         Raises:
-            InputError: As of [`parse`]; also if a class refuses its values.
+            InputError: As of `parse`; also if a class refuses its values.
             SystemExit: Help was asked for and has been printed.
         """
         given = vars(self._read(argv)[0])
@@ -205,7 +205,7 @@ class CommandParser(argparse.ArgumentParser):
         """Read the options without making anything of them; the words of the command line without `--config`.
 
         Raises:
-            InputError: As of [`parse`].
+            InputError: As of `parse`.
             SystemExit: Help was asked for and has been printed.
         """
         return self._read(argv)[1]

@@ -265,8 +265,8 @@ def train(
 
     Args:
         program (`str`): Name of the program.
-        trainer (`Trainer`): A trainer whose card is measured, see [`~ugap.training.evaluation.card.MeasuredCard`].
-        arguments (`Any`): The options; [`PolicyOptions`], [`DataOptions`] and [`EvaluationOptions`] are among them.
+        trainer (`Trainer`): A trainer whose card is measured, see `ugap.training.evaluation.card.MeasuredCard`.
+        arguments (`Any`): The options; `PolicyOptions`, `DataOptions` and `EvaluationOptions` are among them.
         data (`Data`): What is held out.
         checkpoint (`Path`, *optional*): Where to go on from.
         scorer (`Scorer`, *optional*): The frozen scorer; by default the policy's base.

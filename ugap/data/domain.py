@@ -5,7 +5,7 @@ from ugap.errors import InputError
 
 
 def load_domain(source: str, domain: str) -> list[TextRow]:
-    """Read the texts of one domain, see [`~ugap.data.load_texts`].
+    """Read the texts of one domain, see [`load_texts`][].
 
     Args:
         source (`str`): A file, a Hub data set or `"demo"`.

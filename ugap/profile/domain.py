@@ -125,7 +125,7 @@ class DomainProfile:
         )
 
     def text_features(self, scores: "TokenScores") -> FloatArray:
-        """The features of one text, in the order of [`~ugap.profile.texts.FEATURES`]; NaN where one cannot be told."""
+        """The features of one text, in the order of `ugap.profile.texts.FEATURES`; NaN where one cannot be told."""
         surprisal = self.quantiles["surprisal"]
         low, high = (float(surprisal[int(np.argmin(np.abs(self.levels - level)))]) for level in QUARTILES)
         return text_features(scores, (low, high), self.bins)

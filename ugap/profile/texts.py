@@ -46,7 +46,7 @@ _FIELDS = ("lengths", "n_texts", "mean", "covariance")
 
 
 def text_features(scores: "TokenScores", quartiles: tuple[float, float], bins: EntropyBins) -> FloatArray:
-    """The features of one text, in the order of [`FEATURES`]: shape `(8,)`; NaN where one cannot be told.
+    """The features of one text, in the order of `FEATURES`: shape `(8,)`; NaN where one cannot be told.
 
     Args:
         scores (`TokenScores`): The scored text.
@@ -94,7 +94,7 @@ class TextReference:
     Args:
         lengths (`np.ndarray` of shape `(L,)`): Tokens that the texts were cut to, ascending.
         n_texts (`np.ndarray` of shape `(L,)`): Texts of at least that length.
-        mean (`np.ndarray` of shape `(L, 8)`): Mean of each of [`FEATURES`]; NaN for `pmi` without marginals.
+        mean (`np.ndarray` of shape `(L, 8)`): Mean of each of `FEATURES`; NaN for `pmi` without marginals.
         covariance (`np.ndarray` of shape `(L, 8, 8)`): Their covariance between texts.
 
     Raises:
@@ -143,7 +143,7 @@ class TextReference:
         vary between human texts, is left out; NaN where none is left.
 
         Args:
-            features (`np.ndarray` of shape `(8,)`): As of [`text_features`].
+            features (`np.ndarray` of shape `(8,)`): As of `text_features`.
             n (`int`): Tokens of the text.
             which (`Sequence[str]`, *optional*): The features that count.
         """
@@ -158,13 +158,13 @@ class TextReference:
         return float(off @ np.linalg.solve(shrunk, off)) / len(index)
 
     def closeness(self, features: FloatArray, n: int, which: Sequence[str] = FEATURES) -> float:
-        """How near a text of `n` tokens is to human texts: `1 / (1 + d² / 4)`, with `d²` the [`distance`].
+        """How near a text of `n` tokens is to human texts: `1 / (1 + d² / 4)`, with `d²` the `distance`.
 
         In [0, 1], 1 at the human mean and about 0.8 for a human text. It falls slowly, so that far away there is still
         a slope. 0 for a text of fewer than 4 tokens; NaN as the distance.
 
         Args:
-            features (`np.ndarray` of shape `(8,)`): As of [`text_features`].
+            features (`np.ndarray` of shape `(8,)`): As of `text_features`.
             n (`int`): Tokens of the text.
             which (`Sequence[str]`, *optional*): The features that count.
         """

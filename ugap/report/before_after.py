@@ -1,6 +1,6 @@
 """A model before and after fine-tuning, for people: tables for a terminal, and the plot of the gaps.
 
-What is shown is the record of [`~ugap.study.compare.run.measure_before_after`]. In the plot a line is a decoding and a
+What is shown is the record of `ugap.study.compare.run.measure_before_after`. In the plot a line is a decoding and a
 mark is a model, as the plot of a study has decodings and domains: points with intervals around the human level.
 """
 
@@ -36,7 +36,7 @@ def before_after_tables(record: Record) -> Iterator[Table]:
     """The tables of a comparison: for each scorer gaps, shares closed, rewards, distances, variety; then the probes.
 
     Args:
-        record (`Mapping`): What [`~ugap.study.compare.run.measure_before_after`] gave.
+        record (`Mapping`): What `ugap.study.compare.run.measure_before_after` gave.
     """
     decoded = partial(_decoded, record)
     for scorer in record["scorers"]:
@@ -170,7 +170,7 @@ def plot_before_after(record: Record, path: str | Path) -> None:
     """Plot the gap in surprisal by decoding and model with 95% intervals, a panel per scorer.
 
     Args:
-        record (`Mapping`): What [`~ugap.study.compare.run.measure_before_after`] gave.
+        record (`Mapping`): What `ugap.study.compare.run.measure_before_after` gave.
         path (`str` or `Path`): The PNG file to write.
     """
     rows = [row for row in record["rows"] if math.isfinite(number(_gap(row, "nll")[0]))]

@@ -61,7 +61,7 @@ def heat_map(strings: Sequence[str], surprisal: Sequence[float]) -> Text:
     """The text of tokens, each on a background that says how surprising it was.
 
     Args:
-        strings (`Sequence[str]`): What each of `T` tokens adds to the text, as [`token_strings`] says it.
+        strings (`Sequence[str]`): What each of `T` tokens adds to the text, as `token_strings` says it.
         surprisal (`Sequence[float]`): Their surprisal in nats; NaN is not known, and has no tint.
 
     Raises:

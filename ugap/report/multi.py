@@ -44,7 +44,7 @@ def write_multi(
     """Write `contrasts.json`, `study.md` and `models.png` into the study's folder; the findings in words.
 
     Args:
-        rows (`Sequence[Mapping]`): What [`~ugap.study.multi.contrasts.contrast_multi`] gave.
+        rows (`Sequence[Mapping]`): What `ugap.study.multi.contrasts.contrast_multi` gave.
         outcomes (`Sequence[Outcome]`): Where every model stands.
         settings (`Mapping[str, Any]`): The settings of the study, of plain types.
         folder (`str` or `Path`): Where the files go.

@@ -21,7 +21,7 @@ def write_report(result: StudyResult, folder: str | Path, *, command: str, conso
     """Write `gap.md`, `gap.png`, `distributions.png` and `calibration.png`, and say what was found.
 
     Args:
-        result (`StudyResult`): What [`~ugap.study.run_study`] gave.
+        result (`StudyResult`): What [`run_study`][ugap.study.run_study] gave.
         folder (`str` or `Path`): Where the files go.
         command (`str`): The command behind the numbers, for the record.
         console (`Console`, *optional*): Where the table and the findings are printed; standard output by default.

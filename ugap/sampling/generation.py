@@ -136,7 +136,7 @@ def generate(
 
     Raises:
         InputError: Before anything is generated, if a prompt is empty or has no chat template to go through, a number
-            is less than 1, or as [`generation_kwargs`].
+            is less than 1, or as [`generation_kwargs`][].
 
     Example:
         ```python
@@ -177,7 +177,7 @@ def generate_batches(
     batch_size: int,
     seed: int | None,
 ) -> Iterator[list[Generation]]:
-    """As [`generate`], batch by batch; what is wrong with the arguments is raised here, before the first."""
+    """As [`generate`][], batch by batch; what is wrong with the arguments is raised here, before the first."""
     for name, number in (
         ("max_new_tokens", max_new_tokens),
         ("num_return_sequences", num_return_sequences),

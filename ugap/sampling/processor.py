@@ -19,10 +19,11 @@ class HumanEntropyLogitsProcessor(ParamsLogitsProcessor):
     Where the model's entropy is `h`, people are `g(h)` nats surprising on average: the calibration curve of a human
     profile. At each step the temperature is solved for at which the expected surprisal under the model is
     `weight * g(h)`, plus a correction that holds the mean over the continuation at the human level, and tokens beyond
-    the rank that people reach at this entropy are cut. See [`ugap.sampling.portable.human`] for the formula.
+    the rank that people reach at this entropy are cut. See `ugap.sampling.portable.human` for the formula.
 
     The processor keeps a state per row, from the first step of a `generate()` call to its last. It is for one
-    sequence per row: no beams, no assisted decoding. [`ugap.sampling.generation_kwargs`] sets everything else right.
+    sequence per row: no beams, no assisted decoding. [`generation_kwargs`][ugap.sampling.generation_kwargs] sets
+    everything else right.
 
     Args:
         profile (`HumanProfile`, `str` or `Path`):
@@ -41,7 +42,7 @@ class HumanEntropyLogitsProcessor(ParamsLogitsProcessor):
         generator (`torch.Generator`, *optional*):
             Where the draw's randomness comes from, on the device of the scores; by default torch's own.
         suppress_tokens (`Sequence[int]`, *optional*):
-            Tokens that no person writes, see [`~ugap.sampling.portable.special.suppressed_tokens`]. They are drawn only
+            Tokens that no person writes, see `ugap.sampling.portable.special.suppressed_tokens`. They are drawn only
             where nothing else is left.
 
     Raises:
@@ -94,5 +95,5 @@ class DrawRecorder(LogitsProcessor):
         return scores
 
     def rows(self, name: str) -> list[list[float]]:
-        """A field of [`Drawn`] by row and step; steps after the end of a row are of no text."""
+        """A field of `Drawn` by row and step; steps after the end of a row are of no text."""
         return torch.stack([getattr(step, name) for step in self.steps], 1).tolist() if self.steps else []

@@ -48,7 +48,7 @@ def score_dataset(
     skip_bad: bool = False,
     progress: bool = True,
 ) -> AnyDataset:
-    """Score a column of texts; see [`Scorer.score_dataset`]."""
+    """Score a column of texts; see [`Scorer.score_dataset`][]."""
     if not isinstance(dataset, (Dataset, IterableDataset)):
         raise TypeError(f"dataset is a {type(dataset).__name__}, not a Dataset or an IterableDataset: choose one split")
     if batch_size < 1:

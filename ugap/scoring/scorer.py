@@ -50,9 +50,11 @@ class Scorer:
         token_budget (`int`, *optional*): Padded tokens in one forward pass; by default 2,048 on CPU, 32,768 on a GPU.
             Running out of memory halves it.
         max_length (`int`, *optional*): Tokens of context; by default the model's limit. Longer sequences are scored
-            with overlapping windows, see [`~ugap.scoring.batching.windows`].
-        impl (`str`, *optional*, defaults to `"auto"`): How the head is folded, see [`head_statistics`].
-        precision (`str`, *optional*, defaults to `"exact"`): Arithmetic of the head, see [`head_statistics`].
+            with overlapping windows, see `ugap.scoring.batching.windows`.
+        impl (`str`, *optional*, defaults to `"auto"`): How the head is folded, see
+            [`head_statistics`][ugap.scoring.head_statistics].
+        precision (`str`, *optional*, defaults to `"exact"`): Arithmetic of the head, see
+            [`head_statistics`][ugap.scoring.head_statistics].
 
     Raises:
         InputError: If the model has no causal head or one that the scorer does not know, needs more than token ids, or
@@ -117,15 +119,15 @@ class Scorer:
         trust_remote_code: bool = False,
         **kwargs: Any,
     ) -> "Scorer":
-        """Load a model with [`~ugap.load_model`] and make a scorer of it.
+        """Load a model with [`load_model`][] and make a scorer of it.
 
         Args:
             name (`str`): Local path, Hub id or asset name.
-            dtype (`str` or `torch.dtype`, *optional*, defaults to `"float32"`): As in [`~ugap.load_model`].
-            device (`str`, *optional*): As in [`~ugap.load_model`].
-            revision (`str`, *optional*): As in [`~ugap.load_model`].
-            trust_remote_code (`bool`, *optional*, defaults to `False`): As in [`~ugap.load_model`].
-            **kwargs: As in [`Scorer`].
+            dtype (`str` or `torch.dtype`, *optional*, defaults to `"float32"`): As in [`load_model`][].
+            device (`str`, *optional*): As in [`load_model`][].
+            revision (`str`, *optional*): As in [`load_model`][].
+            trust_remote_code (`bool`, *optional*, defaults to `False`): As in [`load_model`][].
+            **kwargs: As in [`Scorer`][].
         """
         model, tokenizer = load_model(
             name, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code
@@ -275,7 +277,7 @@ class Scorer:
             text_column (`str`, *optional*, defaults to `"text"`): Column of the texts.
             prefix_column (`str`, *optional*): Column of what comes before each text: strings or lists of token ids.
             pmi (`bool`, *optional*, defaults to `False`): Also score each text without its prefix.
-            special_tokens (`bool`, *optional*, defaults to `False`): As in [`~Scorer.score`].
+            special_tokens (`bool`, *optional*, defaults to `False`): As in [`Scorer.score`][].
             batch_size (`int`, *optional*, defaults to `256`): Rows that are read, sorted by length and scored at once.
             skip_bad (`bool`, *optional*, defaults to `False`): Log a bad text and leave its new columns null.
             progress (`bool`, *optional*, defaults to `True`): Show a progress bar in the main process of each machine
@@ -284,10 +286,10 @@ class Scorer:
         Returns:
             `Dataset` or `IterableDataset`: The rows with the columns `token_ids` and `offsets` (int32; start and end of
             each token, flattened), `surprisal`, `entropy`, `varentropy`, `rank` and, with `pmi`, `marginal_surprisal`
-            (float32, as in [`TokenScores`]; null for a text without a prefix), and `straddles`.
+            (float32, as in [`TokenScores`][]; null for a text without a prefix), and `straddles`.
 
         Raises:
-            InputError: If a column is missing or would be overwritten, or a text is bad as in [`~Scorer.score`]; the
+            InputError: If a column is missing or would be overwritten, or a text is bad as in [`Scorer.score`][]; the
                 message names the row.
 
         Example:

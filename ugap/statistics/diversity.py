@@ -1,6 +1,6 @@
 """How varied texts are: n-grams that differ and that come back, texts that are like each other, clusters.
 
-All but [`repeated_n`] and [`repetition`] rise or fall with the number and the length of the texts: compare samples of
+All but `repeated_n` and [`repetition`][] rise or fall with the number and the length of the texts: compare samples of
 one size only. Words are what white space separates.
 """
 

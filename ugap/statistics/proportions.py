@@ -70,7 +70,7 @@ def mcnemar(a_right: ArrayLike, b_right: ArrayLike) -> McNemar:
 
     Items on which both are right, or both wrong, say nothing about which is better; of the others, half would go to
     each side if neither were. Several tries of an item are not independent: compare their means with
-    [`~ugap.statistics.paired_gap`] then, the items as sources.
+    [`paired_gap`][ugap.statistics.paired_gap] then, the items as sources.
 
     Args:
         a_right (`ArrayLike` of shape `(n,)`, bool): Whether `a` has each item right.

@@ -96,7 +96,7 @@ class Continuations:
             writer (`Scorer`): The model.
             batch (`Sequence[Excerpt]`): The prefixes.
             decoding (`str`): Name of the decoding.
-            how (`Mapping[str, Any]`): Its settings, see [`~ugap.study.decodings.DECODINGS`].
+            how (`Mapping[str, Any]`): Its settings, see `ugap.study.decodings.DECODINGS`.
             *labels (`str`): What else the part is to be told by, where its name is read.
             max_new_tokens (`int`): Longest continuation in tokens.
             seed (`int`): Seed of the batch.
@@ -105,10 +105,10 @@ class Continuations:
                 continuation through the chat template.
             processors (`Sequence[LogitsProcessor]`, *optional*): What else shapes the distribution; told by `decoding`.
             skip_bad (`bool`, *optional*, defaults to `False`): As in
-                [`~ugap.study.generation.generate_continuations`].
+                `ugap.study.generation.generate_continuations`.
 
         Raises:
-            InputError: As in [`~ugap.study.generation.generate_continuations`], or there is no chat template.
+            InputError: As in `ugap.study.generation.generate_continuations`, or there is no chat template.
         """
         contexts = contexts_of(writer, batch, prompting)
         made_of = (contexts, _shown(how), _profile(writer, how), max_new_tokens, seed, domain, skip_bad)
@@ -133,7 +133,7 @@ class Continuations:
     def read(
         self, reader: Scorer, texts: Sequence[Text], *labels: str, pmi: bool = True, skip_bad: bool = False
     ) -> str:
-        """Let a model read texts, those of one prefix at once; the key of the part, for [`scores`].
+        """Let a model read texts, those of one prefix at once; the key of the part, for `scores`.
 
         A model may write nothing: such a text has no scores. What a person wrote has to be scored.
 
@@ -155,7 +155,7 @@ class Continuations:
         return key
 
     def scores(self, key: str) -> list[ScoredText]:
-        """The scored texts of a part of [`read`]."""
+        """The scored texts of a part of `read`."""
         return [from_row(row) for row in self.scored.read(key)]
 
     def clear_if_unused(self) -> None:

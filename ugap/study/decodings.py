@@ -4,7 +4,7 @@ A setting is one of `generate()`, or of the sampler at human uncertainty: `human
 `human_domain` (by default that of the text) and `human_profile` (by default the shipped one of the model).
 
 Every decoding spells out all the warpers, because `generate()` fills in its own where they are left unset (`top_k=50`
-alone costs more than a nat of surprisal). Behind them tokens are drawn by [`~ugap.sampling.DrawLogitsProcessor`].
+alone costs more than a nat of surprisal). Behind them tokens are drawn by [`DrawLogitsProcessor`][].
 """
 
 from collections.abc import Callable, Sequence
@@ -156,7 +156,7 @@ def decoder(
     """What to pass to `generate()`: its config, and the processors that shape the distribution and draw from it.
 
     Args:
-        settings (`Mapping[str, Any]`): A decoding of [`DECODINGS`] or like it.
+        settings (`Mapping[str, Any]`): A decoding of `DECODINGS` or like it.
         model (`PreTrainedModel`): The model that generates: it says which human profile is its own.
         domain (`str`, *optional*): Domain of the texts.
         processors (`Sequence[LogitsProcessor]`, *optional*): What else shapes the distribution.

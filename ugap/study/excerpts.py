@@ -65,7 +65,7 @@ def cut_excerpts(
         limit (`int`, *optional*): Excerpts per domain.
         per_text (`int`, *optional*, defaults to `4`): Excerpts of one text; one where it has a prompt or candidates.
         prompt_separator (`str`, *optional*): What stands between a prompt and its text; by default what
-            [`after_prompt`] chooses.
+            `after_prompt` chooses.
 
     Raises:
         InputError: If no text of a domain is long enough.

@@ -54,7 +54,7 @@ def generate_continuations(
         model (`PreTrainedModel`): A causal language model.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         contexts (`Sequence[Sequence[int]]`): Token ids to continue, BOS included; of any lengths.
-        settings (`Mapping[str, Any]`): A decoding of [`~ugap.study.decodings.DECODINGS`] or like it.
+        settings (`Mapping[str, Any]`): A decoding of `ugap.study.decodings.DECODINGS` or like it.
         max_new_tokens (`int`): Longest continuation in tokens.
         seed (`int`): Seed of this batch; the state of torch's generators is left as it was.
         domain (`str`, *optional*): Domain of the contexts, for the decodings that aim at the human level of one.

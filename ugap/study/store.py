@@ -33,7 +33,7 @@ def rows_hash(rows: Sequence[TextRow]) -> str:
 
 
 def scores_to_row(scores: TokenScores) -> dict[str, Any]:
-    """The columns of [`SCORES`]; offsets are flattened, two per token."""
+    """The columns of `SCORES`; offsets are flattened, two per token."""
     return {
         "text": scores.text,
         "token_ids": scores.token_ids,
@@ -45,7 +45,7 @@ def scores_to_row(scores: TokenScores) -> dict[str, Any]:
 
 
 def scores_from_row(row: Mapping[str, Any], scorer: ScorerId) -> TokenScores:
-    """The scores of a row of [`SCORES`], made by `scorer`."""
+    """The scores of a row of `SCORES`, made by `scorer`."""
     marginal = row.get("marginal_surprisal")
     return TokenScores(
         row["text"],

@@ -5,7 +5,7 @@ rows. Its Lagrangian is
 
     `L = R - lambda * (C - limit)`
 
-which the policy ascends and `lambda` descends (dual ascent). A [`LagrangianConstraint`] is the second half: a trainer
+which the policy ascends and `lambda` descends (dual ascent). A [`LagrangianConstraint`][] is the second half: a trainer
 shows it the costs it sees, closes every optimiser step with `update`, and weighs the cost by `value`.
 
 Design choices:

@@ -50,7 +50,8 @@ def sft_dataset(
     functional_share: float = 0.3,
     seed: int = 0,
 ) -> Dataset:
-    """Tokenised rows for [`~ugap.training.UncertaintySFTTrainer`]: pieces of human texts, and facts as statements.
+    """Tokenised rows for [`UncertaintySFTTrainer`][ugap.training.UncertaintySFTTrainer]: pieces of human texts, and
+    facts as statements.
 
     A text is cut into pieces of at most `max_tokens` that start at a sentence, each after BOS; the end token follows
     where a piece ends its text. A fact is its prompt with its answer and a full stop, of the domain `"functional"`.
@@ -58,7 +59,7 @@ def sft_dataset(
     Args:
         texts (`Sequence[TextRow]`): Human texts, of the domains `"creative"` and `"functional"`.
         facts (`Sequence[Fact]`): Facts to hold; the half that is not asked afterwards.
-        tokenizer (`PreTrainedTokenizerBase`): The policy's, after [`start_with_bos`].
+        tokenizer (`PreTrainedTokenizerBase`): The policy's, after `start_with_bos`.
         max_tokens (`int`, *optional*, defaults to `256`): Longest piece, without BOS and end.
         functional_share (`float`, *optional*, defaults to `0.3`): Share of functional rows; they are repeated, or some
             left out, to have it. Creative rows stand once each.
@@ -108,7 +109,8 @@ def grpo_dataset(
     functional_share: float = 0.3,
     seed: int = 0,
 ) -> Dataset:
-    """Prompts for [`~ugap.training.UncertaintyGRPOTrainer`]: starts of creative texts, and facts without their answers.
+    """Prompts for [`UncertaintyGRPOTrainer`][ugap.training.UncertaintyGRPOTrainer]: starts of creative texts, and facts
+    without their answers.
 
     Args:
         texts (`Sequence[TextRow]`): Human texts; those of other domains than `"creative"` are left out.
@@ -117,7 +119,7 @@ def grpo_dataset(
         prefix_tokens (`int`, *optional*, defaults to `64`): Tokens of a prompt.
         max_tokens (`int`, *optional*, defaults to `64`): Tokens of the human continuation.
         per_text (`int`, *optional*, defaults to `4`): Prompts of one text.
-        functional_share (`float`, *optional*, defaults to `0.3`): As in [`sft_dataset`].
+        functional_share (`float`, *optional*, defaults to `0.3`): As in [`sft_dataset`][].
         seed (`int`, *optional*, defaults to `0`): Seed of the order.
 
     Returns:

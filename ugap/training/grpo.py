@@ -68,7 +68,7 @@ EPSILON = 1e-4  # beside the spread of a group, as in TRL
 
 @dataclass
 class UncertaintyGRPOConfig(ConstrainedConfig, GRPOConfig):
-    """Arguments of [`UncertaintyGRPOTrainer`], beside those of TRL's `GRPOConfig`."""
+    """Arguments of [`UncertaintyGRPOTrainer`][], beside those of TRL's `GRPOConfig`."""
 
     multi_objective_aggregation: str = field(
         default="normalize_then_sum",
@@ -131,8 +131,8 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
 
     Args:
         model (`str`, `PreTrainedModel` or `PeftModel`): As in TRL.
-        reward_funcs (`Callable` or `list`): Functions as in TRL, neither async nor models: [`UncertaintyReward`] for
-            creative rows, [`FactualityReward`] for functional ones, or others. An [`UncertaintyReward`] without a
+        reward_funcs (`Callable` or `list`): Functions as in TRL, neither async nor models: [`UncertaintyReward`][] for
+            creative rows, [`FactualityReward`][] for functional ones, or others. An [`UncertaintyReward`][] without a
             scorer takes the policy's frozen base.
         args (`UncertaintyGRPOConfig`): Settings.
         train_dataset (`Dataset` or `IterableDataset`): Rows with `prompt` and `domain`, and what the rewards need

@@ -10,7 +10,7 @@ the modes creative, balanced and precise. Only their abstract could be read: the
 All arguments are flat tensors of the tokens that count, see `ugap.scoring.head.autograd`: masks are applied before. An
 empty tensor, of a batch without such tokens, keeps the graph and gives 0. A mean over tokens divides by `n_tokens`
 where it is given, so that micro-batches and processes that divide by the tokens of the whole optimiser step add up to
-its loss. The bins of the calibration are those of a call, unless it is given what [`bin_differences`] found.
+its loss. The bins of the calibration are those of a call, unless it is given what `bin_differences` found.
 """
 
 import math
@@ -50,16 +50,16 @@ def bin_differences(surprisal: Tensor, entropy: Tensor, *, share: float = 1.0, b
     micro-batches of a step that are given their parts of these differences have its bins, its loss and its gradient.
 
     Args:
-        surprisal (`Tensor` of shape `(N,)`): As of [`creativity_loss`], of all micro-batches and processes.
+        surprisal (`Tensor` of shape `(N,)`): As of `creativity_loss`, of all micro-batches and processes.
         entropy (`Tensor` of shape `(N,)`): Likewise.
-        share (`float`, *optional*, defaults to `1.0`): As of [`creativity_loss`].
-        bins (`int`, *optional*, defaults to `8`): As of [`creativity_loss`].
+        share (`float`, *optional*, defaults to `1.0`): As of `creativity_loss`.
+        bins (`int`, *optional*, defaults to `8`): As of `creativity_loss`.
 
     Returns:
         `Tensor` of shape `(N,)`: Nats, without gradient.
 
     Raises:
-        ValueError: As of [`creativity_loss`].
+        ValueError: As of `creativity_loss`.
 
     Example:
         >>> surprisal, entropy = torch.arange(64.0) + 0.5, torch.arange(64.0, requires_grad=True)
@@ -100,7 +100,7 @@ def creativity_loss(
     It is two-sided, and a bin that is too certain does not make up for one that is too uncertain. The gradient flows
     through the entropy alone: through the surprisal, the model would learn to find human text surprising, which is as
     good for the loss and the opposite of modelling it. Still nothing here holds the surprisal, and the two may meet at
-    another level than the text's: to hold it, give the same text to [`reality_loss`] as well.
+    another level than the text's: to hold it, give the same text to `reality_loss` as well.
 
     What a calibrated model writes is still more surprising to a frozen scorer than people are: by the divergence of the
     two, and by what its own mistakes lead to. A `share` below 1 leaves room for that.
@@ -113,12 +113,12 @@ def creativity_loss(
         entropy (`Tensor` of shape `(N,)`): Entropy of the model there, nats, with gradient.
         share (`float`, *optional*, defaults to `1.0`): Entropy that is aimed at, per nat of surprisal; above 0.
         bins (`int`, *optional*, defaults to `8`): Bins; fewer where they would hold less than 16 tokens each.
-        differences (`Tensor` of shape `(N,)`, *optional*): Of [`bin_differences`], where the tokens are a part of an
+        differences (`Tensor` of shape `(N,)`, *optional*): Of `bin_differences`, where the tokens are a part of an
             optimiser step; by default they are all of it.
         n_tokens (`int` or `Tensor`, *optional*): Creative tokens of the whole optimiser step, in the place of `N`.
 
     Returns:
-        [`Loss`]: Of part `creativity`, nats².
+        `Loss`: Of part `creativity`, nats².
 
     Raises:
         ValueError: If the shapes differ, the share is not a positive number, or there is less than one bin.
@@ -160,7 +160,7 @@ def reality_loss(
         n_kl_tokens (`int` or `Tensor`, *optional*): Functional tokens of it, in the place of `M`.
 
     Returns:
-        [`Loss`]: Of the parts `cross_entropy` and `kl`, nats.
+        `Loss`: Of the parts `cross_entropy` and `kl`, nats.
 
     Raises:
         ValueError: If neither is given, one is not flat, or the weight is negative or not finite.
@@ -191,12 +191,12 @@ def creativity_reality_loss(weight: float | str, creativity: Loss | None = None,
 
     Args:
         weight (`float` or `str`): In [0, 1], or a mode: `creative` (1), `balanced` (0.5) or `precise` (0).
-        creativity (`Loss`, *optional*): Of [`creativity_loss`]; `None` where the batch has no creative text.
-        reality (`Loss`, *optional*): Of [`reality_loss`]; `None` where the batch has neither references nor functional
+        creativity (`Loss`, *optional*): Of `creativity_loss`; `None` where the batch has no creative text.
+        reality (`Loss`, *optional*): Of `reality_loss`; `None` where the batch has neither references nor functional
             text.
 
     Returns:
-        [`Loss`]: Of the parts of both.
+        `Loss`: Of the parts of both.
 
     Raises:
         InputError: If the mode is unknown, or the weight is not in [0, 1].
@@ -216,14 +216,14 @@ def creativity_reality_loss(weight: float | str, creativity: Loss | None = None,
 
 
 def gem_loss(gem: Tensor, *, n_tokens: int | Tensor | None = None) -> Loss:
-    """The mean of GEM's loss ([`ugap.scoring.head.autograd.gem`]): fine-tuning that keeps diversity, as a baseline.
+    """The mean of GEM's loss (`ugap.scoring.head.autograd.gem`): fine-tuning that keeps diversity, as a baseline.
 
     Args:
         gem (`Tensor` of shape `(N,)`): GEM's loss at the tokens, nats, with gradient.
         n_tokens (`int` or `Tensor`, *optional*): Tokens of the whole optimiser step, in the place of `N`.
 
     Returns:
-        [`Loss`]: Of part `gem`, nats.
+        `Loss`: Of part `gem`, nats.
 
     Raises:
         ValueError: If the values are not flat.

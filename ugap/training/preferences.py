@@ -6,7 +6,7 @@
   not cost what the policy knows.
 
 Rows hold token ids beside the texts, those that were drawn. TRL's `DPOTrainer` would tokenise the texts anew and end
-each with the end token, also where a continuation is cut in the middle of a sentence; [`PreferenceTrainer`] takes the
+each with the end token, also where a continuation is cut in the middle of a sentence; `PreferenceTrainer` takes the
 ids.
 """
 
@@ -53,7 +53,7 @@ def creative_pairs(
         policy (`PreTrainedModel` or `PeftModel`): The policy in eval mode, not sharded.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         reward (`Callable`): A reward as TRL's GRPO calls it, such as a bound
-            [`~ugap.training.UncertaintyReward`]. Samples for which it is None or NaN are left out.
+            [`UncertaintyReward`][ugap.training.UncertaintyReward]. Samples for which it is None or NaN are left out.
         prompts (`Sequence[str]`): Creative prompts.
         samples_per_prompt (`int`, *optional*, defaults to `4`): Continuations of each.
         temperature (`float`, *optional*, defaults to `1.0`): Temperature that they are drawn at.
@@ -141,7 +141,7 @@ def functional_pairs(
         seed (`int`, *optional*, defaults to `0`): Seed of the order.
 
     Returns:
-        `list[dict]`: Rows as of [`creative_pairs`], with rewards 1 and 0.
+        `list[dict]`: Rows as of `creative_pairs`, with rewards 1 and 0.
     """
     rng = random.Random(seed)
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
@@ -170,7 +170,7 @@ class PreferenceTrainer(MeasuredCard, DPOTrainer):
     """TRL's `DPOTrainer` that takes tokenised pairs as they are: `prompt_ids`, `chosen_ids`, `rejected_ids`.
 
     Other data are tokenised as TRL does it, with a BOS before the prompt if the tokenizer has one. The model card has
-    the measured gap, see [`~ugap.training.evaluation.card.MeasuredCard`].
+    the measured gap, see `ugap.training.evaluation.card.MeasuredCard`.
     """
 
     _tag_names = ["trl", "dpo", "ugap"]  # noqa: RUF012  (as TRL declares it)

@@ -5,10 +5,10 @@ data set, and give a number in [0, 1] for each completion, or `None` for a row o
 completions are strings, or lists of chat messages. Called by a trainer, the scorer reads the token ids of a prompt that
 the policy reads, if it knows them: those of the trainer's own function, with its chat template and what it hands to it.
 
-- [`UncertaintyReward`] scores the completion after its prompt with a frozen scorer and compares its features with those
-  that human texts of this length have (`ugap.profile.texts`): two-sided, and on all features together, because each
-  alone can be matched by text that no person writes.
-- [`FactualityReward`] looks for the answer.
+- [`UncertaintyReward`][] scores the completion after its prompt with a frozen scorer and compares its features with
+  those that human texts of this length have (`ugap.profile.texts`): two-sided, and on all features together, because
+  each alone can be matched by text that no person writes.
+- [`FactualityReward`][] looks for the answer.
 
 The ready instances (`uncertainty_reward`, `surprisal_reward`, `entropy_reward`, `pmi_reward`, `factuality_reward`) are
 for `trl grpo --reward_funcs ugap.training.rewards.NAME` and for Python. A reward without a scorer takes the policy's
@@ -56,7 +56,7 @@ class UncertaintyReward:
             shipped one.
         scorer (`Scorer` or `str`, *optional*): The frozen scorer, or a model's name to load when it is first needed; by
             default the policy's base.
-        features (`Sequence[str]`, *optional*): Which features count, of [`~ugap.profile.texts.FEATURES`]; by
+        features (`Sequence[str]`, *optional*): Which features count, of `ugap.profile.texts.FEATURES`; by
             default all.
         domain (`str`, *optional*, defaults to `"creative"`): Rows of other domains get `None`, and the completion is
             compared with human texts of this one. Without a column `domain` all rows are of it.
@@ -343,7 +343,7 @@ class RewardDetails:
     Args:
         reward (`float`): In [0, 1]; NaN where the logits were not finite.
         nll (`float`, *optional*): Mean surprisal in nats per token; `None` where nothing could be scored.
-        standardised (`np.ndarray` of shape `(F,)`, *optional*): Each of [`~ugap.profile.texts.FEATURES`] less its human
+        standardised (`np.ndarray` of shape `(F,)`, *optional*): Each of `ugap.profile.texts.FEATURES` less its human
             mean, in human standard deviations.
     """
 
@@ -365,7 +365,7 @@ class FactualityReward:
 
     Columns: `answer` (one answer, or a list of all that counts as right) and, for `"contrastive"`, `wrong` (a list).
     Answers are compared word by word without regard to case, accents and articles, see
-    [`~ugap.study.probes.facts.answer_words`]. A number is taken as its text: 12 and 12.0 as "12", True as "True".
+    `ugap.study.probes.facts.answer_words`. A number is taken as its text: 12 and 12.0 as "12", True as "True".
 
     Raises:
         InputError: If the kind is unknown; when called, if a column is missing; by `check`, or else when called, if an

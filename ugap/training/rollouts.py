@@ -5,7 +5,7 @@ policy now with the policy then, and both are computed from the untouched logits
 draws from another distribution `q`, and the ratio that is right is that to `q`. So:
 
 - a plain draw, in two levels and faster than `torch.multinomial`, is from the policy itself: good for any trainer;
-- the sampler at human uncertainty needs a [`SampledGRPOTrainer`], which puts `log q` of the drawn tokens in the place
+- the sampler at human uncertainty needs a [`SampledGRPOTrainer`][], which puts `log q` of the drawn tokens in the place
   of the old policy's log-probabilities. A trainer that would not is refused.
 """
 
@@ -36,7 +36,7 @@ class SampledRollouts:
 
     Raises:
         InputError: When called, if the trainer's log-probabilities would not be those of what is drawn from: the
-            sampler at human uncertainty under a trainer that is no [`SampledGRPOTrainer`], vLLM, or
+            sampler at human uncertainty under a trainer that is no [`SampledGRPOTrainer`][], vLLM, or
             `top_p`, `top_k`, `min_p` or `repetition_penalty` in the trainer's config.
 
     Example:

@@ -22,7 +22,7 @@ RUN_FILE = "ugap_run.json"
 def open_run(folder: str | Path, resume: str | None, settings: Mapping[str, Any]) -> Path | None:
     """See that a run may train in a folder, and find the checkpoint that it goes on from.
 
-    Every process has to call it, before any writes into the folder; [`note_run`] writes the settings down.
+    Every process has to call it, before any writes into the folder; `note_run` writes the settings down.
 
     Args:
         folder (`str` or `Path`): The output folder.

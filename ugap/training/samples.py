@@ -55,7 +55,7 @@ def sample_continuations(
         policy (`PreTrainedModel` or `PeftModel`): The policy in eval mode, not sharded.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         prompts (`Sequence[str]`): What is continued.
-        settings (`Mapping[str, Any]`): A decoding of [`~ugap.study.decodings.DECODINGS`] or like it.
+        settings (`Mapping[str, Any]`): A decoding of `ugap.study.decodings.DECODINGS` or like it.
         max_new_tokens (`int`): Longest continuation in tokens.
         per_prompt (`int`, *optional*, defaults to `1`): Continuations of each prompt.
         batch_size (`int`, *optional*, defaults to `16`): Continuations that are drawn at once.

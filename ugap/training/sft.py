@@ -37,7 +37,7 @@ Objective = Literal["creativity-reality", "cross-entropy", "gem"]
 
 @dataclass
 class UncertaintySFTConfig(ConstrainedConfig, SFTConfig):
-    """Arguments of [`UncertaintySFTTrainer`], beside those of TRL's `SFTConfig`."""
+    """Arguments of [`UncertaintySFTTrainer`][], beside those of TRL's `SFTConfig`."""
 
     objective: Objective = field(
         default="creativity-reality",

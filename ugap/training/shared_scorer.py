@@ -28,7 +28,7 @@ class SharedScorer(Scorer):
     Args:
         policy (`PeftModel`): The policy; its adapters stand beside layers (LoRA and its like), the head among them.
         tokenizer (`PreTrainedTokenizerBase`): Its fast tokenizer.
-        **kwargs: As in [`~ugap.Scorer`].
+        **kwargs: As in [`Scorer`][].
 
     Raises:
         InputError: If the adapter is a prompt or replaces the output head (`modules_to_save`), or the policy is sharded

@@ -24,7 +24,7 @@ class StepTokens:
         creative (`Tensor` of shape `(N,)`, bool): Which of them are of creative rows.
         kl (`Tensor` of shape `(M,)`): `KL(base || policy)` at functional tokens, nats; empty where there is no base.
         gem (`Tensor` of shape `(N,)` or `(0,)`): GEM's loss, nats; empty where it is not asked for.
-        differences (`Tensor` of shape `(K,)`): Of the creative tokens, see [`~ugap.training.losses.bin_differences`].
+        differences (`Tensor` of shape `(K,)`): Of the creative tokens, see `ugap.training.losses.bin_differences`.
     """
 
     surprisal: Tensor
@@ -58,14 +58,14 @@ class StepTokens:
 def differences_of_step(
     surprisal: Sequence[Tensor], entropy: Sequence[Tensor], *, share: float, bins: int
 ) -> list[Tensor]:
-    """[`~ugap.training.losses.bin_differences`] of each micro-batch, in bins of all of them and of all processes.
+    """`ugap.training.losses.bin_differences` of each micro-batch, in bins of all of them and of all processes.
 
     Every process has to call it, those without creative tokens too.
 
     Args:
         surprisal (`Sequence[Tensor]`): Surprisal of the creative tokens of each micro-batch `(K,)`, nats.
         entropy (`Sequence[Tensor]`): Their entropy.
-        share (`float`): As in [`~ugap.training.losses.bin_differences`].
+        share (`float`): As in `ugap.training.losses.bin_differences`.
         bins (`int`): Likewise.
     """
     own = torch.stack([torch.cat([part.detach() for part in parts]) for parts in (surprisal, entropy)])

@@ -32,7 +32,7 @@ class Terminated(Exception):
 
 @contextmanager
 def saving_at_sigterm(trainer: Trainer) -> Iterator[None]:
-    """Let a training in this block answer SIGTERM: by a checkpoint behind the step, then [`Terminated`].
+    """Let a training in this block answer SIGTERM: by a checkpoint behind the step, then `Terminated`.
 
     All processes end at the same step, whichever of them was told. Python answers signals in the main thread alone: in
     another one nothing is changed.

@@ -37,7 +37,7 @@ def add_token_forward(model: PreTrainedModel, name: str) -> LMHead:
 
     They are `surprisal`, `entropy` (nats, differentiable), with a reference also `kl`, with `gem_beta` also `gem`. The
     reference is `base_hidden` `(M, H)`, for the tokens of the rows that the mask `compared` `(B,)` names; where its
-    head is not the model's own, `within_base` is [`LMHead.within`] of its model, or calls with a copy of that head.
+    head is not the model's own, `within_base` is `LMHead.within` of its model, or calls with a copy of that head.
     Without `tokens` the forward pass is what it was. A deep copy of the model runs its own weights.
 
     Args:

@@ -47,7 +47,7 @@ def load_facts(kinds: Sequence[str] | None = None, *, limit: int | None = None) 
     """Read the facts that the package ships.
 
     Args:
-        kinds (`Sequence[str]`, *optional*): The kinds to read; by default all of [`fact_kinds`].
+        kinds (`Sequence[str]`, *optional*): The kinds to read; by default all of `fact_kinds`.
         limit (`int`, *optional*): So many facts, taken from each kind in turn, so that a few are of every kind.
 
     Returns:

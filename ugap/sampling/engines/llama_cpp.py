@@ -27,9 +27,10 @@ from ugap.sampling.portable.special import unwritable_tokens
 
 
 class HumanEntropyLlamaProcessor:
-    """Decode at human uncertainty in llama-cpp-python: [`HumanEntropyLogitsProcessor`] for `Llama.create_completion()`.
+    """Decode at human uncertainty in llama-cpp-python:
+    [`HumanEntropyLogitsProcessor`][ugap.HumanEntropyLogitsProcessor] for `Llama.create_completion()`.
 
-    Use [`completion_kwargs`], which sets everything else right. One processor serves one completion after another. A
+    Use `completion_kwargs`, which sets everything else right. One processor serves one completion after another. A
     `grammar`, `logit_bias` or `draft_model` cannot be had with it.
 
     Args:
@@ -101,7 +102,7 @@ class HumanEntropyLlamaProcessor:
         Raises:
             ValueError: If tokens were taken back since the last call, or another was added than the one drawn, the
                 scores are not finite, or the vocabulary is smaller than the ranks of the profile. llama.cpp prints it
-                and goes on: [`check`] raises it.
+                and goes on: `check` raises it.
         """
         self._seen = len(input_ids)
         try:
@@ -183,7 +184,7 @@ def completion_kwargs(
         seed (`int`, *optional*): Seed of the draws; by default torch's own generator is used.
 
     Raises:
-        InputError: If llama-cpp-python is not installed, or as [`HumanEntropyLlamaProcessor`].
+        InputError: If llama-cpp-python is not installed, or as `HumanEntropyLlamaProcessor`.
 
     Example:
         ```python

@@ -12,8 +12,8 @@ returned and applies temperature, top-p, top-k and min-p after, so a request who
 distribution is refused when it arrives. A key of `null` means the default. Special tokens are not drawn, but for those
 that end the text of a request.
 
-vLLM has two interfaces that exclude each other: [`HumanEntropyProcessor`] is for the first (`update_state()`; model
-runner V1, vLLM 0.12 and later), [`HumanEntropyProcessorV2`] for the second (`add_request()`; model runner V2, as of
+vLLM has two interfaces that exclude each other: `HumanEntropyProcessor` is for the first (`update_state()`; model
+runner V1, vLLM 0.12 and later), `HumanEntropyProcessorV2` for the second (`add_request()`; model runner V2, as of
 vLLM 0.32). Neither is an entry point: vLLM would load it for every model, and V2 refuses to start where V1's is there.
 
 Everything but the two base classes works without vLLM.
@@ -271,7 +271,7 @@ class HumanEntropyProcessor(_InterfaceV1):
 
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
-        """As [`validate_params`], when a request arrives."""
+        """As `validate_params`, when a request arrives."""
         validate_params(sampling_params)
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool):
@@ -364,7 +364,7 @@ class HumanEntropyProcessorV2(_InterfaceV2):
 
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
-        """As [`validate_params`], when a request arrives."""
+        """As `validate_params`, when a request arrives."""
         validate_params(sampling_params)
 
     def __init__(self, vllm_config: Any, req_states: Any):

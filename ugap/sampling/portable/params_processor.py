@@ -56,16 +56,16 @@ def mode_weight(mode: str | None, weight: float | None) -> float:
 class ParamsLogitsProcessor(LogitsProcessor):
     """Decode at human uncertainty, from the figures of a human profile.
 
-    This is the part of [`HumanEntropyLogitsProcessor`] that needs no profile.
+    This is the part of `HumanEntropyLogitsProcessor` that needs no profile.
 
     Args:
-        params (`Mapping[str, Any]`): As of [`human_params`].
+        params (`Mapping[str, Any]`): As of `human_params`.
         weight (`float`): Share of the human level in [0, 1].
         draw (`bool`, *optional*, defaults to `False`): Draw the token here and leave it alone in the scores.
         generator (`torch.Generator`, *optional*): Where the draw's randomness comes from, on the device of the scores;
             by default torch's own.
         suppress_tokens (`Sequence[int]`, *optional*): Tokens that no person writes, see
-            [`~ugap.sampling.portable.special.unwritable_tokens`]. They are drawn only where nothing else is left.
+            `ugap.sampling.portable.special.unwritable_tokens`. They are drawn only where nothing else is left.
 
     Raises:
         ValueError: If the weight is outside [0, 1].

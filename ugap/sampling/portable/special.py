@@ -1,4 +1,4 @@
-"""Tokens that are never drawn: those that no person writes. Every adapter asks [`unwritable_tokens`].
+"""Tokens that are never drawn: those that no person writes. Every adapter asks `unwritable_tokens`.
 
 This module needs transformers alone: it is copied into exported folders.
 """

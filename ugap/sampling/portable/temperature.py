@@ -89,7 +89,7 @@ def candidates(scores: Tensor, log_partition: Tensor, limit: Tensor | None = Non
 
     Args:
         scores (`Tensor` of shape `(B, V)`): Logits of any floating type; `-inf` is a token that is ruled out.
-        log_partition (`Tensor` of shape `(B,)`): Of [`distribution`].
+        log_partition (`Tensor` of shape `(B,)`): Of `distribution`.
         limit (`Tensor` of shape `(B,)`, integers, *optional*): Last rank that stays, at least 1; by default all that
             is not ruled out.
 

@@ -50,7 +50,7 @@ def surprisal_entropy(
             so are their gradients.
         head (`LMHead`): The head, holding the live parameters of the model that is trained.
         temperature (`float`, *optional*, defaults to `1.0`): Divides the logits.
-        impl (`str`, *optional*, defaults to `"auto"`): As in [`head_statistics`].
+        impl (`str`, *optional*, defaults to `"auto"`): As in [`head_statistics`][ugap.scoring.head_statistics].
 
     Returns:
         `tuple[Tensor, Tensor]`: Surprisal `(N,)` and entropy `(N,)` in nats; float32 (float64 for a float64 weight).

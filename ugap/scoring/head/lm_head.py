@@ -110,7 +110,7 @@ class LMHead:
         impl: Impl = "auto",
         precision: Precision = "exact",
     ) -> HeadStatistics:
-        """[`head_statistics`] of hidden states `(N, H)` and targets `(N,)` under this head, on the head's device."""
+        """[`head_statistics`][] of hidden states `(N, H)` and targets `(N,)` under this head, on the head's device."""
         hidden, targets = hidden.to(self.weight.device, self.weight.dtype), targets.to(self.weight.device)
         return head_statistics(
             hidden, self.weight, targets, self.bias, self.softcap, self.logit_scale, impl=impl, precision=precision

@@ -70,7 +70,7 @@ def head_statistics(
             values are bfloat16 numbers, and is `"exact"` on a CPU without such units.
 
     Returns:
-        [`HeadStatistics`]
+        [`HeadStatistics`][]
 
     Raises:
         ValueError: If shapes, dtypes or devices do not fit together, a target is out of range, kernels are

@@ -39,7 +39,7 @@ class Sums(NamedTuple):
 
 
 def empty(parts: int, n: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> Tensor:
-    """Sums `(parts, 7, n)` over no words, the fields of [`Sums`] in order."""
+    """Sums `(parts, 7, n)` over no words, the fields of `Sums` in order."""
     sums = torch.zeros(parts, len(Sums._fields), n, dtype=dtype, device=device)
     sums[:, 0] = -math.inf
     return sums
@@ -52,7 +52,7 @@ def merged(parts: Tensor) -> Sums:
     `d s0`, `d (s1 + shift s0)` and `d (s2 + 2 shift s1 + shift² s0)` with `d = exp(shift)`.
 
     Args:
-        parts (`Tensor` of shape `(parts, 7, n)`): The fields of [`Sums`] in order, for each part; `own` is 0 in parts
+        parts (`Tensor` of shape `(parts, 7, n)`): The fields of `Sums` in order, for each part; `own` is 0 in parts
             without the target.
 
     Example:

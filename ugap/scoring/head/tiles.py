@@ -46,7 +46,7 @@ class Projection:
         bias (`Tensor` of shape `(V,)`, *optional*): Bias.
         softcap (`float`, *optional*): Soft cap of the logits.
         scale (`float`, *optional*, defaults to `1.0`): Factor on the logits, before the cap.
-        precision (`str`, *optional*, defaults to `"exact"`): See [`~ugap.scoring.head_statistics`].
+        precision (`str`, *optional*, defaults to `"exact"`): See [`head_statistics`][ugap.scoring.head_statistics].
     """
 
     def __init__(

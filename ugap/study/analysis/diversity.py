@@ -59,7 +59,7 @@ def load_samples(
     """Read texts, cut them to one number of words, and gather them in sets, in the order of the file.
 
     Args:
-        source (`str`): As of [`~ugap.data.load_texts`].
+        source (`str`): As of [`load_texts`][ugap.data.load_texts].
         group_column (`str`): Column of the prompt, or of another name for what the texts answer.
         text_column (`str`, *optional*, defaults to `"text"`): Column of the text.
         system_column (`str`, *optional*): Column of who wrote; without it all are by one system, `"all"`.
@@ -125,7 +125,7 @@ def compare_samples(
 
     Args:
         sets (`Sequence[SampleSet]`): The sets.
-        measures (`Sequence[dict[str, float]]`): Their measures, as of [`~ugap.study.analysis.variety.sample_variety`].
+        measures (`Sequence[dict[str, float]]`): Their measures, as of `ugap.study.analysis.variety.sample_variety`.
         reference (`str`, *optional*): The system that the others are compared with: people.
         resamples (`int`, *optional*, defaults to `2000`): Bootstrap resamples, of prompts.
         seed (`int`, *optional*, defaults to `0`): Seed of the bootstrap.

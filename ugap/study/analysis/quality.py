@@ -2,7 +2,7 @@
 
 | measure | of a text |
 |---|---|
-| `nll`, `entropy`, `deviation`, `bits_per_byte` | as of [`~ugap.study.measures`] |
+| `nll`, `entropy`, `deviation`, `bits_per_byte` | as of `ugap.study.measures` |
 | `pmi`, `cpmi` | the same, of texts that were scored without their prompt too |
 | `varentropy` | mean varentropy, nats² |
 | `log_rank` | mean of `ln rank` |
@@ -82,7 +82,7 @@ def load_rated(
     """Read rated texts; those without any rating are left out.
 
     Args:
-        source (`str`): As of [`~ugap.data.load_texts`].
+        source (`str`): As of [`load_texts`][].
         ratings (`Sequence[str]`): Columns of the ratings: numbers; null or empty where a text was not rated.
         text_column (`str`, *optional*, defaults to `"text"`): Column of the text.
         author_column (`str`, *optional*): Column of the author group.
@@ -212,7 +212,7 @@ def relate(
 
     Args:
         texts (`Sequence[RatedText]`): The rated texts.
-        measures (`Sequence[Mapping[str, float]]`): Their measures, as of [`quality_measures`].
+        measures (`Sequence[Mapping[str, float]]`): Their measures, as of `quality_measures`.
         resamples (`int`, *optional*, defaults to `2000`): Bootstrap resamples.
         seed (`int`, *optional*, defaults to `0`): Seed of the bootstrap.
 
@@ -266,7 +266,7 @@ def _scopes(texts: Sequence[RatedText], rating: str) -> Iterator[tuple[str, str 
 def _relation(
     x: Sequence[float], y: Sequence[float], *, control: np.ndarray | None, bent: bool, **how: Any
 ) -> dict[str, Any]:
-    """The tests of [`_TESTS`] as they stand in a row; `None` for those that are not made."""
+    """The tests of `_TESTS` as they stand in a row; `None` for those that are not made."""
     held = None if control is None else {**how, "control": control}
     return {
         "spearman": asdict(correlation(x, y, **how)),

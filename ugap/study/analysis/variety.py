@@ -13,7 +13,7 @@ VARIETY = ("distinct_2", "distinct_4", "repetition")
 
 def variety(texts: Sequence[TokenScores]) -> dict[str, float]:
     """Distinct-2, distinct-4 and repetition of texts; all fall or rise with the amount of text: compare samples of one
-    size, such as the two sides of a [`~ugap.study.pairs.Cell`].
+    size, such as the two sides of a `ugap.study.pairs.Cell`.
 
     Args:
         texts (`Sequence[TokenScores]`): Scored texts; of each, the text of its scored tokens counts.
@@ -40,11 +40,11 @@ def sample_variety(
         texts (`Sequence[str]`): The texts.
         embeddings (`np.ndarray` of shape `(n, D)`, *optional*): Their embeddings, for `clusters` and `vendi`.
         bleu (`bool`, *optional*, defaults to `True`): With self-BLEU, which needs the extra `diversity`.
-        threshold (`float`, *optional*, defaults to `0.4`): As of [`~ugap.statistics.diversity.n_clusters`].
+        threshold (`float`, *optional*, defaults to `0.4`): As of `ugap.statistics.diversity.n_clusters`.
 
     Returns:
         `dict[str, float]`: `distinct_2`, `distinct_4`, `self_bleu`, `compression_ratio`, `repeated_4` and, with
-        embeddings, `clusters` and `vendi`; the functions of [`~ugap.statistics.diversity`] define them.
+        embeddings, `clusters` and `vendi`; the functions of `ugap.statistics.diversity` define them.
     """
     found = {"distinct_2": distinct_n(texts, 2), "distinct_4": distinct_n(texts, 4)}
     if bleu:

@@ -92,7 +92,7 @@ class BeforeAfterSettings(BeforeAfterOptions):
         per_text (`int`, *optional*, defaults to `2`): Prefixes of one text.
         seeds (`int`, *optional*, defaults to `1`): Continuations of every prefix under a decoding.
         batch_size (`int`, *optional*, defaults to `16`): Prefixes that are continued side by side.
-        facts (`Sequence[Fact]`, *optional*): Facts of the probe, see [`probe_facts`].
+        facts (`Sequence[Fact]`, *optional*): Facts of the probe, see `probe_facts`.
         questions (`Sequence[Question]`, *optional*): Questions whose answer is a number.
         question_tokens (`int`, *optional*, defaults to `256`): Longest answer to a question, in tokens.
         dtype (`str`, *optional*, defaults to `"float32"`): Type of the weights.

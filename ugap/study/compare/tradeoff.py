@@ -18,7 +18,7 @@ def tradeoff_points(record: Mapping[str, Any], probe: Probe = "contrastive") -> 
     not be estimated has no point.
 
     Args:
-        record (`Mapping`): What [`~ugap.study.compare.run.measure_before_after`] gave, facts included.
+        record (`Mapping`): What `ugap.study.compare.run.measure_before_after` gave, facts included.
         probe (`str`, *optional*, defaults to `"contrastive"`): `"contrastive"`, or `"generative"`: what the model says
             under the decoding.
 

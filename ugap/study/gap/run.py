@@ -45,13 +45,13 @@ class StudySettings(GapOptions):
         scorers (`list[str]`, *optional*, defaults to `["self"]`): Who scores: `"self"` is each model itself, a name is
             one fixed model for all.
         decodings (`dict[str, dict]`, *optional*): `generate()` settings by name; by default
-            those of [`~ugap.study.decodings.STUDIED`].
+            those of `ugap.study.decodings.STUDIED`.
         promptings (`list[str]`, *optional*, defaults to `["raw"]`): `"raw"` continues the bare prefix, `"chat"` asks
             for a continuation through the model's chat template.
         tags (`dict[str, str]`, *optional*): `"base"`, `"instruct"` or `"reasoning"` by model, for the contrasts.
         prefix_tokens (`int`, *optional*, defaults to `64`): Tokens of a prefix, where a text has no prompt.
         prompt_separator (`str`, *optional*): What stands between a prompt and its text; by default what
-            [`~ugap.study.excerpts.after_prompt`] chooses.
+            `ugap.study.excerpts.after_prompt` chooses.
         max_new_tokens (`int`, *optional*, defaults to `128`): Tokens of a continuation.
         limit (`int`, *optional*): Prefixes per domain.
         per_text (`int`, *optional*, defaults to `4`): Prefixes of one source text.
@@ -123,7 +123,7 @@ def run_locked(
     data: Sequence[str],
     progress: bool,
 ) -> StudyResult:
-    """[`run_study`] in a folder whose lock the caller holds; what is there is gone on with."""
+    """[`run_study`][] in a folder whose lock the caller holds; what is there is gone on with."""
     _check(settings, sorted({name for row in rows for name in row.candidates}))
     _check_ids(rows)
     recorded = {**asdict(settings), "data": list(data), "data_hash": rows_hash(rows)}

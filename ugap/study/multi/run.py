@@ -149,7 +149,7 @@ def read_lock(path: str | Path) -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class MultiSettings(MultiOptions):
-    """What a study of many models measures; what is not of one model is as in [`~ugap.study.StudySettings`].
+    """What a study of many models measures; what is not of one model is as in [`StudySettings`][].
 
     Args:
         models (`list[ModelEntry]`): The models.

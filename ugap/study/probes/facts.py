@@ -152,13 +152,13 @@ def generative(
     batch_size: int = BATCH_SIZE,
     advance: Advance | None = None,
 ) -> FactResult:
-    """Whether a model goes on with the right answer under a decoding; see [`is_answer`].
+    """Whether a model goes on with the right answer under a decoding; see `is_answer`.
 
     Args:
         model (`PreTrainedModel`): A causal language model.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         facts (`Sequence[Fact]`): What to ask.
-        settings (`Settings`): The decoding, as [`~ugap.study.generation.generate_continuations`] takes it.
+        settings (`Settings`): The decoding, as `ugap.study.generation.generate_continuations` takes it.
         bos (`Sequence[int]`): What a prompt starts with, such as `scorer.bos`.
         seed (`int`): Seed of this run; the same seed, facts and batch size give the same texts.
         domain (`str`, *optional*, defaults to `"functional"`): Domain of the prompts, for the decodings that aim at the
@@ -168,7 +168,7 @@ def generative(
         advance (`Callable[[int], object]`, *optional*): Called with the number of facts done since the last call.
 
     Raises:
-        InputError: As in [`~ugap.study.generation.generate_continuations`].
+        InputError: As in `ugap.study.generation.generate_continuations`.
     """
     said: list[str] = []
     for number, batch in enumerate(_batches(facts, batch_size)):
@@ -190,7 +190,7 @@ def generative(
 
 
 def is_answer(completion: str, fact: Fact) -> bool:
-    """Whether a completion starts with the answer of a fact, or with another way to give it; see [`starts_with`].
+    """Whether a completion starts with the answer of a fact, or with another way to give it; see `starts_with`.
 
     Example:
         >>> fact = Fact("sums/8", "sums", "Five plus three equals", "eight", ("six", "seven", "nine"), ("8",))
@@ -203,7 +203,7 @@ def is_answer(completion: str, fact: Fact) -> bool:
 def starts_with(completion: str, answers: Iterable[str]) -> bool:
     """Whether a completion starts with one of the answers.
 
-    Both are cut to words by [`answer_words`]; the first words of the completion, as many as the answer has, have to be
+    Both are cut to words by `answer_words`; the first words of the completion, as many as the answer has, have to be
     the answer's. An answer without words matches nothing.
     """
     said = answer_words(completion)
@@ -213,7 +213,7 @@ def starts_with(completion: str, answers: Iterable[str]) -> bool:
 def first_named(completion: str, candidates: Sequence[str]) -> int | None:
     """Which candidate a completion names first, as its place in `candidates`; `None` where it names none.
 
-    Of candidates that start at the same word the longest counts. Words are those of [`answer_words`].
+    Of candidates that start at the same word the longest counts. Words are those of `answer_words`.
 
     Example:
         >>> first_named("Not Lyon, but Paris.", ["Paris", "Lyon", "Nice"])
@@ -274,7 +274,7 @@ def accuracies(runs: Sequence[FactResult]) -> list[Accuracy]:
     """The accuracy on all facts, then that on each kind; over several runs of the same facts their mean.
 
     The interval is about facts, not runs: each counts once, with its share of right runs, see
-    [`~ugap.statistics.wilson`].
+    [`wilson`][].
 
     Args:
         runs (`Sequence[FactResult]`): One result, or several (of one decoding and several seeds, say).

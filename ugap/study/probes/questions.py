@@ -48,7 +48,8 @@ def load_questions(source: str, *, limit: int | None = None) -> list[Question]:
     """Read questions: the answer is the number behind `####`, else the last number of the column `answer`.
 
     Args:
-        source (`str`): A file with the columns `question` and `answer`, of a kind that [`~ugap.data.load_texts`] reads.
+        source (`str`): A file with the columns `question` and `answer`, of a kind that
+            [`load_texts`][ugap.data.load_texts] reads.
         limit (`int`, *optional*): The first so many.
 
     Raises:
@@ -109,10 +110,10 @@ def ask_questions(
         advance (`Callable[[int], object]`, *optional*): Called with the number of questions done since the last call.
 
     Returns:
-        [`~ugap.study.probes.facts.FactResult`]: All of one kind, so that it compares as facts do.
+        `ugap.study.probes.facts.FactResult`: All of one kind, so that it compares as facts do.
 
     Raises:
-        InputError: As in [`~ugap.study.generation.generate_continuations`].
+        InputError: As in `ugap.study.generation.generate_continuations`.
     """
     said: list[str] = []
     for begin in range(0, len(questions), batch_size):

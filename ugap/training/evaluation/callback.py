@@ -66,11 +66,11 @@ class UncertaintyGapCallback(TrainerCallback):
     Args:
         trainer (`Trainer`): The trainer; add the callback to it by `trainer.add_callback(callback)`.
         excerpts (`Sequence[Excerpt]`): Held-out prefixes with their human continuations, of any number of domains,
-            as [`~ugap.study.excerpts.cut_excerpts`] cuts them.
+            as `ugap.study.excerpts.cut_excerpts` cuts them.
         scorer (`Scorer`, *optional*): The frozen scorer; by default the policy's base with the adapter disabled. A
             full fine-tuning, which leaves no base, has to be given one.
         facts (`Sequence[Fact]`, *optional*): Facts for the factual probe.
-        decoding (`Mapping[str, Any]`, *optional*): How the policy writes, see [`~ugap.study.decodings.DECODINGS`]; by
+        decoding (`Mapping[str, Any]`, *optional*): How the policy writes, see `ugap.study.decodings.DECODINGS`; by
             default ancestral sampling.
         max_new_tokens (`int`, *optional*, defaults to `64`): Longest continuation in tokens.
         eval_every (`int`, *optional*, defaults to `50`): Optimiser steps between evaluations; 0 evaluates only at the

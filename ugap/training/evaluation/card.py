@@ -15,7 +15,7 @@ Evaluation = Mapping[str, float]
 class MeasuredCard:
     """A mixin for TRL's trainers: the model card ends with the first and the last evaluation of the gap callback.
 
-    It stands before the trainer among the bases. Without an [`~ugap.training.UncertaintyGapCallback`], or before it has
+    It stands before the trainer among the bases. Without an [`UncertaintyGapCallback`][], or before it has
     looked, the card is TRL's.
     """
 
@@ -37,7 +37,7 @@ class MeasuredCard:
 
 
 def measured_section(gap: UncertaintyGapCallback) -> str:
-    """The section of the card: how it was measured, and the table of [`before_and_after`]."""
+    """The section of the card: how it was measured, and the table of `before_and_after`."""
     # A profile is a path of the machine that trained.
     settings = ", ".join(f"{name} {value}" for name, value in gap.decoding.items() if name != "human_profile")
     n = len({excerpt.source for excerpt in gap.excerpts})

@@ -98,7 +98,7 @@ class HeldOut:
         scorer (`Scorer`): The frozen scorer.
         tokenizer (`PreTrainedTokenizerBase`): Tokenizer of the policy.
         facts (`Sequence[Fact]`): Facts that the policy is asked; may be empty.
-        decoding (`Mapping[str, Any]`): How the policy writes, see [`~ugap.study.decodings.DECODINGS`].
+        decoding (`Mapping[str, Any]`): How the policy writes, see `ugap.study.decodings.DECODINGS`.
         max_new_tokens (`int`): Longest continuation in tokens.
         batch_size (`int`): Prefixes that are continued at once.
         seed (`int`): Seed of the draws, the same at every evaluation.

@@ -17,7 +17,7 @@ def read_texts(sources: Sequence[str], functional: Sequence[str] = (), *, limit:
     """Texts to train on or to hold out: those of some sources, and the functional ones of others.
 
     Args:
-        sources (`Sequence[str]`): As [`~ugap.data.load_texts`] takes them, with a column `domain`.
+        sources (`Sequence[str]`): As [`load_texts`][] takes them, with a column `domain`.
         functional (`Sequence[str]`, *optional*): Sources of which only the functional texts are taken.
         limit (`int`, *optional*): Texts of each domain and source.
 

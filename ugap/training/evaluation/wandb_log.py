@@ -57,7 +57,7 @@ def wandb_media(
 
 
 def completions(texts: Sequence[ScoredText], human: Mapping[str, ScoredText], n_rows: int) -> list[list[Any]]:
-    """Rows of the table, as [`COLUMNS`] names them: the first `n_rows` texts of each domain."""
+    """Rows of the table, as `COLUMNS` names them: the first `n_rows` texts of each domain."""
     rows = []
     for domain in dict.fromkeys(text.domain for text in texts):
         for text in [text for text in texts if text.domain == domain][:n_rows]:

@@ -140,10 +140,10 @@ def measure(
     others: "Sequence[TextRow]",
 ) -> dict[str, Any]:
     """Let every model write and read; the content of `decoding.json`."""
+    from ugap.environment import environment
     from ugap.progress import progress_bar
     from ugap.scoring import Scorer
     from ugap.study.continuations import Continuations, check_writer
-    from ugap.study.gap.run import environment
 
     work = Continuations(Path(arguments.output) / PARTS, dict(settings))
     records = []
@@ -244,7 +244,7 @@ class Writer:
         baselines = load_program(Path(__file__).with_name("baselines.py"))
         if decoding == TOP_N_SIGMA:
             return [], [baselines.TopNSigmaLogitsProcessor(1.0)]
-        level = human_params(profile_of(self.scorer.model, self.arguments.profile), self.arguments.domain)["level"]
+        level = human_params(profile_of(self.scorer.model, self.arguments.profile), self.arguments.domain)["mean_surprisal"]
         return [f"level {level}"], [baselines.MirostatLogitsProcessor(level)]
 
 

@@ -75,11 +75,11 @@ def run(arguments: Arguments) -> None:
     """
     from importlib.util import find_spec
 
+    from ugap.environment import environment
     from ugap.errors import InputError
     from ugap.progress import progress_bar
     from ugap.study.analysis.diversity import compare_samples, load_samples
     from ugap.study.analysis.variety import sample_variety
-    from ugap.study.gap.run import environment
     from ugap.terminal import Terminal
 
     if not 0 < arguments.threshold < 2:

@@ -92,11 +92,11 @@ def run(arguments: Arguments) -> None:
     """
     from ugap.data import content_hash
     from ugap.data.facts import load_facts
+    from ugap.environment import environment
     from ugap.errors import InputError
     from ugap.models import adapter_hash, load_model, with_adapter
     from ugap.scoring.fingerprint import weight_hash
     from ugap.study.decodings import parse_decodings
-    from ugap.study.gap.run import environment
 
     facts, all_facts = load_facts(limit=arguments.limit), load_facts()
     decodings = parse_decodings(arguments.decoding)

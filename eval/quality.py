@@ -89,11 +89,11 @@ def run(arguments: Arguments) -> None:
     Raises:
         InputError: The input is bad; what is finished stays for `--resume`.
     """
+    from ugap.environment import environment
     from ugap.errors import InputError
     from ugap.report.quality import plot_curves, plot_quality
     from ugap.scoring import Scorer
     from ugap.study.analysis.quality import human_levels, load_rated, quality_measures, relate
-    from ugap.study.gap.run import environment
     from ugap.terminal import Terminal
 
     if arguments.resamples < 100:

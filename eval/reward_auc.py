@@ -125,11 +125,11 @@ def measure(
     import pyarrow as pa
 
     from ugap.data import PartStore, content_hash
+    from ugap.environment import environment
     from ugap.progress import progress_bar
     from ugap.scoring import Scorer
     from ugap.study.continuations import check_writer
     from ugap.study.excerpts import cut_excerpts
-    from ugap.study.gap.run import environment
     from ugap.training import UncertaintyReward
 
     def load(name: str) -> Scorer:

@@ -30,7 +30,7 @@ PACKAGE = ROOT / "ugap"
 # From the bottom up; packages of one tuple may import each other. A package holds the modules of its folders but those
 # that are named themselves.
 PACKAGES = [
-    ("errors", "files", "lazy", "progress", "terminal", "unicode"),
+    ("environment", "errors", "files", "lazy", "progress", "terminal", "unicode"),
     ("data", "models"),
     ("statistics",),
     ("scoring.head",),

@@ -79,9 +79,9 @@ def run(arguments: Arguments) -> None:
     """
     import torch
 
+    from ugap.environment import environment
     from ugap.models import load_model
     from ugap.sampling import DrawLogitsProcessor, HumanEntropyLogitsProcessor, profile_of
-    from ugap.study.gap.run import environment
 
     arguments.check()
     if arguments.threads is not None:

@@ -142,7 +142,7 @@ def run(arguments: Arguments) -> None:
 
 def settings_of(arguments: Arguments) -> dict[str, Any]:
     """The arguments, with versions and machine."""
-    from ugap.study.gap.run import environment
+    from ugap.environment import environment
 
     found = {**environment(), **{name: version(name) for name in ("trl", "peft")}}
     if arguments.device == "cpu":

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from ugap.environment import environment
 from ugap.files import replacing, without_nan, write_json
 from ugap.report.figure import LABEL, SOFT, framed, wrapped
 from ugap.report.forest import Mark, draw_forest, key, limits
@@ -27,7 +28,6 @@ from ugap.report.words import (
     interval,
     people_clause,
 )
-from ugap.study.gap.run import environment
 from ugap.study.multi.contrasts import ALL
 from ugap.study.multi.run import KINDS, Outcome
 from ugap.terminal import one_line

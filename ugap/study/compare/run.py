@@ -24,6 +24,7 @@ from rich.progress import Progress
 
 from ugap.data import PartStore, TextRow, content_hash, part_key
 from ugap.data.facts import Fact, load_facts, split_facts
+from ugap.environment import environment
 from ugap.errors import InputError
 from ugap.files import locked, without_nan
 from ugap.models import adapter_hash, load_model, with_adapter
@@ -35,7 +36,6 @@ from ugap.study.compare.table import BASE, CONTRASTIVE, MATCHED, Made, Reading, 
 from ugap.study.continuations import Continuations, Text, batches, check_writer
 from ugap.study.decodings import Settings
 from ugap.study.excerpts import Excerpt, cut_excerpts
-from ugap.study.gap.run import environment
 from ugap.study.generation import seed_of
 from ugap.study.options import BeforeAfterOptions
 from ugap.study.pairs import HUMAN, MIN_TOKENS, SELF, ScoredText

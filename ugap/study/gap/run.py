@@ -6,18 +6,15 @@ ends with the table of an uninterrupted one. Models are loaded one after another
 and once more for each other scorer.
 """
 
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.progress import Progress
 
-import ugap
 from ugap.data import TextRow
+from ugap.environment import environment
 from ugap.errors import InputError
 from ugap.files import locked, refuse_results, without_nan, write_json
 from ugap.progress import progress_bar
@@ -148,19 +145,6 @@ def run_locked(
     )
     write_json(output / "gap.json", record)
     return StudyResult(record, [cell for cell in cells if cell.human])
-
-
-def environment() -> dict[str, str | int]:
-    """Versions and machine, as they stand beside the numbers."""
-    names = ("torch", "transformers", "tokenizers", "numpy", "scipy")
-    machine = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    return {
-        "ugap": ugap.__version__,
-        **{name: version(name) for name in names},
-        "python": platform.python_version(),
-        "machine": machine,
-        "threads": torch.get_num_threads(),
-    }
 
 
 @dataclass

@@ -42,7 +42,7 @@ UNUSABLE = {
 }
 
 # The scorer says that it cannot score these: why, and what it says.
-UNKNOWN_HEAD, NOT_CAUSAL = "is of a kind that the scorer does not know", "is not causal"
+UNKNOWN_HEAD, NOT_CAUSAL = "the scorer does not know the kind of head", "is not causal"
 DENSE_FIRST = ("a dense layer and a norm stand between the last state and the projection", UNKNOWN_HEAD)
 REFUSED = {
     **dict.fromkeys(

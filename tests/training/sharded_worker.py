@@ -17,7 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ugap.scoring.head.lm_head import LMHead
-from ugap.training.token_forward import TokenRequest, add_token_forward
+from ugap.training.token_forward import TokenRequest, add_token_forward, with_live_head
 
 WORLD = 2
 SHAPE = {
@@ -50,7 +50,7 @@ def expected_gradients(tied: bool) -> dict[str, torch.Tensor]:
     """Mean over the processes of the gradients of the whole model."""
     model, base = make_model(tied, 0), make_model(tied, 1)
     add_token_forward(model, "policy")
-    within = functools.partial(add_token_forward(base, "base").within, base)
+    within = functools.partial(with_live_head, add_token_forward(base, "base"), base)
     for rank in range(WORLD):
         (loss_of(model, base, within, rank) / WORLD).backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -84,7 +84,8 @@ def by_zero(model: Any, base: Any, within: Any, rank: int) -> dict[str, torch.Te
     hidden, targets = torch.randn(5, 32, generator=torch.Generator().manual_seed(0)), torch.arange(5)
     with torch.no_grad():
         head = LMHead.of(model, "policy")
-        got = head.within(model, lambda head, states: head.statistics(states, targets), hidden)
+        with head.live(model) as live:
+            got = live.statistics(hidden, targets)
     torch.testing.assert_close(got, LMHead.of(whole, "whole").statistics(hidden, targets))
     return gradients
 
@@ -98,7 +99,7 @@ def main(kind: str, rank: int, store: str, port: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
     model, base = make_model(bool(tied), 0), make_model(bool(tied), 1)
     add_token_forward(model, "policy")
-    within = functools.partial(add_token_forward(base, "base").within, base)
+    within = functools.partial(with_live_head, add_token_forward(base, "base"), base)
     found = by_zero(model, base, within, rank) if how == "zero" else by_fsdp(model, base, within, rank, how == "apart")
     differences = {
         name: float((found[name].float() - theirs).abs().max() / theirs.abs().max())

@@ -375,11 +375,8 @@ class Scorer:
         scored = hidden.flatten(0, 1)[torch.cat(select)]  # (N, H)
         del hidden
         wanted = torch.tensor(targets, dtype=torch.int64, device=device)
-        statistics = self.head.within(
-            self.model,
-            lambda head, states: head.statistics(states, wanted, impl=self.impl, precision=self.precision),
-            scored,
-        )
+        with self.head.live(self.model) as head:
+            statistics = head.statistics(scored, wanted, impl=self.impl, precision=self.precision)
         table = torch.stack(statistics).float().cpu().numpy()  # (4, N)
         parts = np.split(table, np.cumsum(lengths)[:-1], axis=1)
         return [

@@ -1,11 +1,11 @@
 """Supervised fine-tuning toward human uncertainty: creativity against reality, and factuality held by a constraint.
 
-A row is human text of a domain. On creative rows the model's entropy is brought to the surprisal that the text really
-has; on all rows the text is learned; on functional rows the model is held near its frozen base. The losses are those of
-`ugap.training.losses`, on per-token quantities from `ugap.training.token_forward`.
+A row is human text of a domain. On creative rows, the model's entropy moves to the surprisal that the text really has.
+On all rows, the model learns the text. On functional rows, the model stays near its frozen base. The losses are those
+of `ugap.training.losses`, on per-token quantities from `ugap.training.token_forward`.
 
-The constraint holds the mean `KL(base || policy)` over the tokens of functional rows at or below a limit: the
-multiplier of `ugap.training.constraint` is the weight of that KL beside the losses, and moves once an optimiser step.
+The constraint holds the mean `KL(base || policy)` over the tokens of functional rows at or below a limit. The
+multiplier of `ugap.training.constraint` weighs that KL in the loss, and moves once an optimiser step.
 """
 
 import copy
@@ -13,37 +13,38 @@ import functools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import torch
-from accelerate.utils import is_peft_model
+from accelerate import PartialState
+from accelerate.utils import gather_object, is_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from trl import SFTConfig, SFTTrainer
 
+from ugap.data.domain import CREATIVE, FUNCTIONAL
 from ugap.errors import InputError
 from ugap.sampling import weight_of
+from ugap.scoring.shared import as_base, evaluating
 from ugap.training.constrained import ConstrainedConfig, ConstrainedTrainer
-from ugap.training.data import start_with_bos
-from ugap.training.domains import check_domains, check_evaluation_domains, is_creative
-from ugap.training.losses import creativity_loss, creativity_reality_loss, gem_loss, reality_loss
-from ugap.training.shared_scorer import as_base, evaluating, switch_off_dropout
-from ugap.training.step_tokens import StepTokens, differences_of_step
-from ugap.training.token_forward import TokenRequest, add_token_forward
+from ugap.training.data import check_domains, check_evaluation_domains, is_creative, start_with_bos
+from ugap.training.losses import bin_differences, creativity_loss, creativity_reality_loss, gem_loss, reality_loss
+from ugap.training.policy import switch_off_dropout
+from ugap.training.token_forward import TokenRequest, add_token_forward, with_live_head
 
 Objective = Literal["creativity-reality", "cross-entropy", "gem"]
 
 
 @dataclass
 class UncertaintySFTConfig(ConstrainedConfig, SFTConfig):
-    """Arguments of [`UncertaintySFTTrainer`][], beside those of TRL's `SFTConfig`."""
+    """Arguments of [`UncertaintySFTTrainer`][], in addition to those of TRL's `SFTConfig`."""
 
     objective: Objective = field(
         default="creativity-reality",
         metadata={
             "help": "What is minimised: `creativity-reality`, or one of the baselines `cross-entropy` (plain SFT) and "
-            "`gem` (arXiv 2408.16673). The constraint can stand beside each."
+            "`gem` (arXiv 2408.16673). The constraint can be added to each."
         },
     )
     mode: str | None = field(
@@ -60,16 +61,16 @@ class UncertaintySFTConfig(ConstrainedConfig, SFTConfig):
     entropy_share: float = field(
         default=1.0,
         metadata={
-            "help": "Entropy that is aimed at on creative rows, per nat of the text's surprisal. Below 1 leaves room "
-            "for what makes a model's own text more surprising to the scorer than the model's entropy is: their "
-            "divergence, and where its own mistakes lead it."
+            "help": "Target entropy on creative rows, per nat of the text's surprisal. A model's own text is more "
+            "surprising to the scorer than its entropy, by their divergence and by its own mistakes: a share below 1 "
+            "leaves room for both."
         },
     )
     kl_weight: float = field(
         default=0.0,
         metadata={
-            "help": "Weight of KL(base || policy) on functional rows in the reality loss; fixed, and apart from "
-            "the constraint's multiplier."
+            "help": "Weight of KL(base || policy) on functional rows in the reality loss. It is fixed, and does not "
+            "depend on the constraint's multiplier."
         },
     )
     gem_beta: float = field(default=0.7, metadata={"help": "Temperature of GEM's target distribution."})
@@ -101,6 +102,47 @@ class UncertaintySFTConfig(ConstrainedConfig, SFTConfig):
             raise InputError(f"loss_type={self.loss_type!r} has no effect here: choose an objective")
 
 
+@dataclass(frozen=True, eq=False)
+class StepTokens:
+    """Per-token quantities of a micro-batch, a step or an evaluation, flat.
+
+    Args:
+        surprisal (`Tensor` of shape `(N,)`): Of all tokens that are learned, nats.
+        entropy (`Tensor` of shape `(N,)`): Of the policy there, nats.
+        creative (`Tensor` of shape `(N,)`, bool): Which of them belong to creative rows.
+        kl (`Tensor` of shape `(M,)`): `KL(base || policy)` at functional tokens, nats; empty without a base.
+        gem (`Tensor` of shape `(N,)` or `(0,)`): GEM's loss, nats; empty for other objectives.
+        differences (`Tensor` of shape `(K,)`): Of the creative tokens, see `bin_differences`.
+    """
+
+    surprisal: torch.Tensor
+    entropy: torch.Tensor
+    creative: torch.Tensor
+    kl: torch.Tensor
+    gem: torch.Tensor
+    differences: torch.Tensor
+
+    @classmethod
+    def joined(cls, parts: Sequence["StepTokens"]) -> "StepTokens":
+        """All tokens of several micro-batches, one after another, without gradient."""
+        named = {field.name: [getattr(part, field.name).detach() for part in parts] for field in fields(cls)}
+        return cls(**{name: torch.cat(values) for name, values in named.items()})
+
+    def figures(self) -> dict[str, tuple[torch.Tensor, int]]:
+        """The numbers to log, by name: sums and counts in this process."""
+        figures = {
+            "entropy": (self.entropy.sum(), len(self.entropy)),
+            "functional/kl": (self.kl.sum(), len(self.kl)),
+        }
+        for domain, rows in ((CREATIVE, self.creative), (FUNCTIONAL, ~self.creative)):
+            surprisal, entropy = self.surprisal[rows], self.entropy[rows]
+            figures[f"{domain}/nll"] = (surprisal.sum(), len(surprisal))
+            figures[f"{domain}/entropy"] = (entropy.sum(), len(entropy))
+        # The sum over a bin of n_b tokens with difference D is n_b D^2, as in the loss.
+        figures["creative/calibration"] = (self.differences.square().sum(), len(self.differences))
+        return figures
+
+
 class UncertaintySFTTrainer(ConstrainedTrainer, SFTTrainer):
     """TRL's `SFTTrainer` with the losses and the constraint of this package.
 
@@ -111,19 +153,20 @@ class UncertaintySFTTrainer(ConstrainedTrainer, SFTTrainer):
             strings or messages), each with its `domain`: `"creative"` or `"functional"`.
         **kwargs: As in TRL's `SFTTrainer`.
 
-    A tokenizer that has a BOS is told to put it before a text, as the scorer does. Where the policy is compared with
-    its base, its dropout is switched off: it would count as divergence.
+    A tokenizer that has a BOS puts it before a text, as the scorer does. Where the policy is compared with its base,
+    its dropout is switched off: dropout would count as divergence.
 
     The loss of a step is a mean over its tokens, however they are spread over micro-batches and processes. The entropy
-    bins of the creativity loss are of the whole step too: where it has several micro-batches, creative rows run once
-    more, without gradient. That is a tenth to a third of the step's time, which a larger micro-batch saves.
+    bins of the creativity loss hold the tokens of the whole step too. Where a step has several micro-batches, creative
+    rows run once more, without gradient. That takes a tenth to a third of the step's time; a larger micro-batch saves
+    it.
 
-    In the log, beside what TRL logs, are `creative/{nll,entropy,calibration}`, `functional/{nll,entropy,kl}` and
+    The log gets, in addition to TRL's metrics, `creative/{nll,entropy,calibration}`, `functional/{nll,entropy,kl}` and
     `constraint/{metric}/{cost,limit,lambda}`.
 
     Raises:
-        InputError: Before training, if the rows have no domain, none is functional while a constraint is asked
-            for, or the model's output head is of a kind that is not known.
+        InputError: Before training, if the rows have no domain, a constraint has no functional rows, or the kind of the
+            model's output head is unknown.
 
     Example:
         ```python
@@ -146,7 +189,7 @@ class UncertaintySFTTrainer(ConstrainedTrainer, SFTTrainer):
         super().__init__(model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         self.data_collator = DomainCollator(self.data_collator)
         self._watch_constraint(args.constraint())
-        # The micro-batches of the step, or of the evaluation, so far.
+        # By mode: the micro-batches of the step, or of the evaluation, so far.
         self._seen: defaultdict[str, list[StepTokens]] = defaultdict(list)
         policy = self.accelerator.unwrap_model(self.model)
         adapted = is_peft_model(policy)
@@ -159,9 +202,9 @@ class UncertaintySFTTrainer(ConstrainedTrainer, SFTTrainer):
         self._head_is_adapted = isinstance(base.get_output_embeddings(), BaseTunerLayer | AuxiliaryTrainingWrapper)
         with evaluating(base):
             if self._needs_base and not adapted:
-                # The model as it is before training: there is no adapter to switch off.
+                # A full fine-tuning has no adapter to switch off, so the base is a copy.
                 frozen = copy.deepcopy(base).requires_grad_(False)
-                self._within_reference = functools.partial(add_token_forward(frozen, name).within, frozen)
+                self._within_reference = functools.partial(with_live_head, add_token_forward(frozen, name), frozen)
                 self.reference = self.accelerator.prepare_model(frozen, evaluation_mode=True)
             add_token_forward(base, name)
 
@@ -186,10 +229,10 @@ class UncertaintySFTTrainer(ConstrainedTrainer, SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> torch.Tensor:
-        """The part of a step's loss that a micro-batch has, or its own loss where the step's counts are not given.
+        """A micro-batch's part of the step's loss, or its own loss where the step's counts are not given.
 
         Raises:
-            ValueError: If the model's outputs are asked for: there are no logits.
+            ValueError: If `return_outputs` is set: there are no logits.
         """
         if return_outputs:
             raise ValueError("return_outputs: the logits are never built")
@@ -207,18 +250,18 @@ class UncertaintySFTTrainer(ConstrainedTrainer, SFTTrainer):
         if train:
             self._total_train_tokens += int(self._reduced(rows["attention_mask"].sum()))
             self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
-            if self.accelerator.sync_gradients:  # the last micro-batch of a step
+            if self.accelerator.sync_gradients:  # at the last micro-batch of a step
                 self._add_to_log("train", self._closed("train").figures())
         # Gradients are averaged over processes, and the counts are of all of them.
         return loss * self.accelerator.num_processes if whole else loss
 
     def _labels_once(self, labels: torch.Tensor) -> torch.Tensor:
-        """Labels of an evaluation's batch, without the rows that fill up the last one: they are there twice."""
+        """Labels of an evaluation's batch. Rows that accelerate repeats to fill up the last batch get none."""
         state = self.accelerator.gradient_state
         if not (state.end_of_dataloader and state.remainder > 0):
             return labels
-        place = torch.arange(len(labels), device=labels.device) + self.accelerator.process_index * len(labels)
-        return labels.masked_fill((place >= state.remainder).unsqueeze(1), -100)
+        position = torch.arange(len(labels), device=labels.device) + self.accelerator.process_index * len(labels)
+        return labels.masked_fill((position >= state.remainder).unsqueeze(1), -100)
 
     def _tokens(
         self,
@@ -227,26 +270,26 @@ class UncertaintySFTTrainer(ConstrainedTrainer, SFTTrainer):
         creative: torch.Tensor,
         differences: torch.Tensor | None = None,
     ) -> StepTokens:
-        """What a forward pass tells of the tokens of a micro-batch."""
+        """Run a forward pass: the per-token quantities of a micro-batch."""
         gem_beta = self.args.gem_beta if self.args.objective == "gem" else None
         extra: dict[str, Any] = {}
         if self._needs_base:
-            # Every process runs the base, whatever its rows are: sharded models wait for each other.
+            # Sharded models wait for each other: a process without functional rows runs the base on its first row.
             compared = ~creative if not creative.all() else _first(creative)
             extra = {**self._base_states(model, rows, compared), "compared": compared}
         out = model(**rows, **extra, tokens=TokenRequest(gem_beta=gem_beta))
         surprisal, entropy = out["surprisal"], out["entropy"]
-        labels = rows["labels"][:, 1:]
-        own = creative.unsqueeze(1).expand_as(labels)[labels != -100]
+        labels = rows["labels"][:, 1:]  # (B, L - 1): position t predicts token t + 1
+        of_creative = creative.unsqueeze(1).expand_as(labels)[labels != -100]  # (N,)
         if differences is None:
             differences = surprisal[:0].detach()
             if self._calibrates and self.model.training:
-                (differences,) = self._differences([surprisal[own]], [entropy[own]])
+                (differences,) = self._differences([surprisal[of_creative]], [entropy[of_creative]])
         kl = out["kl"] if "kl" in out and not creative.all() else surprisal[:0]
-        return StepTokens(surprisal, entropy, own, kl, out.get("gem", surprisal[:0]), differences)
+        return StepTokens(surprisal, entropy, of_creative, kl, out.get("gem", surprisal[:0]), differences)
 
     def _objective(self, tokens: StepTokens, n_creative: int, n_functional: int) -> torch.Tensor:
-        """The part of the loss that tokens have in a step (or an evaluation) of so many tokens."""
+        """The tokens' part of the loss of a step (or an evaluation) with these counts of tokens."""
         args, n = self.args, n_creative + n_functional
         if args.objective == "gem":
             loss = gem_loss(tokens.gem, n_tokens=n).total
@@ -273,10 +316,24 @@ class UncertaintySFTTrainer(ConstrainedTrainer, SFTTrainer):
         return self.args.objective == "creativity-reality" and self.args.weight > 0
 
     def _differences(self, surprisal: list[torch.Tensor], entropy: list[torch.Tensor]) -> list[torch.Tensor]:
-        return differences_of_step(surprisal, entropy, share=self.args.entropy_share, bins=self.args.calibration_bins)
+        """`bin_differences` of each micro-batch, in bins of the whole step.
+
+        Every process has to call it, also those without creative tokens.
+
+        Args:
+            surprisal (`list[Tensor]`): Surprisal of the creative tokens of each micro-batch `(K,)`, nats.
+            entropy (`list[Tensor]`): Their entropy.
+        """
+        local = torch.stack([torch.cat([part.detach() for part in parts]) for parts in (surprisal, entropy)])  # (2, K)
+        everywhere: list[torch.Tensor] = gather_object([local.cpu()])
+        s, h = torch.cat(everywhere, 1)
+        begin = sum(part.shape[1] for part in everywhere[: PartialState().process_index])
+        differences = bin_differences(s, h, share=self.args.entropy_share, bins=self.args.calibration_bins)
+        local_differences = differences[begin : begin + local.shape[1]].to(local.device)
+        return list(local_differences.split([len(part) for part in surprisal]))
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """The micro-batches of a step, each with how far from calibrated its tokens' entropy bins are in the step."""
+        """The micro-batches of a step, each with the `differences` of its creative tokens."""
         batches, counts = super().get_batch_samples(*args, **kwargs)
         if self._calibrates and len(batches) > 1:
             tokens = [self._creative_tokens(self._prepare_inputs(batch)) for batch in batches]
@@ -290,7 +347,7 @@ class UncertaintySFTTrainer(ConstrainedTrainer, SFTTrainer):
         self.model.train()
         rows = dict(batch)
         creative = rows.pop("creative")
-        # Every process runs the policy, whatever its rows are: sharded models wait for each other.
+        # Sharded models wait for each other: a process without creative rows runs its first row.
         some = _rows(rows, creative if creative.any() else _first(creative))
         with self.compute_loss_context_manager():
             out = self.model_wrapped(**some, tokens=TokenRequest())
@@ -309,7 +366,7 @@ class UncertaintySFTTrainer(ConstrainedTrainer, SFTTrainer):
         return counts
 
     def _closed(self, mode: str) -> StepTokens:
-        """All tokens seen since the last call, in this process, with their differences in bins of all of them."""
+        """All tokens of this process since the last call. Their differences are in bins of all of these tokens."""
         tokens = StepTokens.joined(self._seen.pop(mode))
         if mode == "eval" or not self._calibrates:
             (differences,) = self._differences([tokens.surprisal[tokens.creative]], [tokens.entropy[tokens.creative]])
@@ -324,7 +381,7 @@ class UncertaintySFTTrainer(ConstrainedTrainer, SFTTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> Any:
-        """Evaluate, as transformers does; the loss is that of the whole set rather than a mean over its batches."""
+        """Evaluate, as transformers does. The loss is that of the whole set, not a mean over its batches."""
         self._seen.pop("eval", None)
         out = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         if self._seen["eval"]:
@@ -337,7 +394,7 @@ class UncertaintySFTTrainer(ConstrainedTrainer, SFTTrainer):
 
     @torch.no_grad()
     def _base_states(self, model: torch.nn.Module, rows: dict[str, Any], compared: torch.Tensor) -> dict[str, Any]:
-        """Hidden states of the frozen base at the label positions of some rows, and its head where it has its own."""
+        """Hidden states of the frozen base at the label positions of some rows, and its head where it has another."""
         some = _rows(rows, compared)
         if self.reference is not None:
             hidden = self.reference(**some, tokens=TokenRequest(hidden=True))["hidden"]
@@ -358,7 +415,7 @@ def _first(mask: torch.Tensor) -> torch.Tensor:
 
 
 class DomainCollator:
-    """TRL's collator, and which rows are creative: `creative` `(B,)`, bool.
+    """TRL's collator, which also says which rows are creative: `creative` `(B,)`, bool.
 
     Args:
         collate (`Callable`): TRL's collator for the data.

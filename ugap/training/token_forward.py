@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ugap.scoring.head.autograd import gem, kl_divergence, surprisal_entropy
+from ugap.scoring.head.dispatch import no_compile
 from ugap.scoring.head.lm_head import LMHead, backbone
 
 
@@ -37,7 +38,7 @@ def add_token_forward(model: PreTrainedModel, name: str) -> LMHead:
 
     They are `surprisal`, `entropy` (nats, differentiable), with a reference also `kl`, with `gem_beta` also `gem`. The
     reference is `base_hidden` `(M, H)`, for the tokens of the rows that the mask `compared` `(B,)` names; where its
-    head is not the model's own, `within_base` is `LMHead.within` of its model, or calls with a copy of that head.
+    head is not the model's own, `within_base(compute, hidden)` calls `compute(head, hidden)` with the reference's head.
     Without `tokens` the forward pass is what it was. A deep copy of the model runs its own weights.
 
     Args:
@@ -71,7 +72,11 @@ def add_token_forward(model: PreTrainedModel, name: str) -> LMHead:
         keep = labels != -100
         hidden, targets = hidden[keep], labels[keep]
         if tokens.hidden:
-            return {"hidden": hidden} | ({"head": recipe.within(self, _copied, hidden)} if tokens.head else {})
+            if not tokens.head:
+                return {"hidden": hidden}
+            with recipe.live(self) as head:  # a weight that is gathered or fetched is gone after the block
+                bias = None if head.bias is None else head.bias.detach().clone()
+                return {"hidden": hidden, "head": replace(head, weight=head.weight.detach().clone(), bias=bias)}
 
         def compute(head: LMHead, hidden: torch.Tensor) -> dict[str, torch.Tensor]:
             surprisal, entropy = surprisal_entropy(hidden, targets, head)
@@ -87,13 +92,33 @@ def add_token_forward(model: PreTrainedModel, name: str) -> LMHead:
                 out["gem"] = gem(hidden, targets, head, beta=tokens.gem_beta)
             return out
 
-        return recipe.within(self, compute, hidden)
+        return with_live_head(recipe, self, compute, hidden)
 
     model.forward = types.MethodType(forward, model)
     return recipe
 
 
-def _copied(head: LMHead, hidden: torch.Tensor) -> LMHead:
-    # A weight that is gathered or fetched is gone afterwards.
-    bias = None if head.bias is None else head.bias.detach().clone()
-    return replace(head, weight=head.weight.detach().clone(), bias=bias)
+@no_compile
+def with_live_head(recipe: LMHead, model: PreTrainedModel, compute: Callable[..., Any], hidden: torch.Tensor) -> Any:
+    """`compute(head, hidden)` with the head as `model` has it, in a way that gives gradients under ZeRO-3 too.
+
+    Args:
+        recipe (`LMHead`): The head that was read off the model.
+        model (`PreTrainedModel`): The model.
+        compute (`Callable`): Returns a tensor of a head and hidden states, or a container of tensors.
+        hidden (`Tensor` of shape `(N, H)`): Hidden states of the model.
+    """
+
+    def forward(states: torch.Tensor) -> Any:
+        with recipe.live(model) as head:
+            return compute(head, states)
+
+    projection = model.get_output_embeddings()
+    if not hasattr(projection.weight, "ds_status"):
+        return forward(hidden)
+    # ZeRO-3 gathers a weight, and in the backward pass its gradient, around calls of the module that owns it.
+    projection.forward = forward
+    try:
+        return projection(hidden)
+    finally:
+        del projection.forward

@@ -73,7 +73,7 @@ def test_half_precision_models_pass_the_probe(dtype, any_model, make_model, tmp_
 def test_an_unknown_head_is_refused(tokenizer, tiny_model):
     model = DoubledLogits(tiny_model.config)
     model.load_state_dict(tiny_model.state_dict())
-    assert "DoubledLogits is of a kind that the scorer does not know" in refused(model, tokenizer)
+    assert "the scorer does not know the kind of head of DoubledLogits" in refused(model, tokenizer)
 
 
 def test_a_model_without_a_head_is_refused(tokenizer, tiny_model):
@@ -108,7 +108,8 @@ def log_p(model, ids):
 def mixture(model, head, ids):
     """A loss of surprisal and entropy, through the fused head and through the model's logits."""
     states = backbone(model)(input_ids=ids, use_cache=False).last_hidden_state[0, :-1]
-    surprisal, entropy = head.within(model, lambda live, hidden: surprisal_entropy(hidden, ids[0, 1:], live), states)
+    with head.live(model) as live:
+        surprisal, entropy = surprisal_entropy(states, ids[0, 1:], live)
     whole = log_p(model, ids)
     expected = -whole.gather(1, ids[0, 1:, None]).squeeze(1)
     return (surprisal - 0.3 * entropy).sum(), (expected + 0.3 * (whole.exp() * whole).sum(-1)).sum()
@@ -154,8 +155,8 @@ def test_lora_on_the_head(tied, with_adapter, recwarn):
     assert_same_gradients(model, head, IDS)
     with torch.no_grad(), peft.disable_adapter():
         torch.testing.assert_close(*mixture(model, head, IDS), rtol=1e-4, atol=1e-4)
-        weight = head.within(model, lambda live, hidden: live.weight, None)
-        assert weight is model.get_output_embeddings().base_layer.weight
+        with head.live(model) as live:
+            assert live.weight is model.get_output_embeddings().base_layer.weight
     peft.merge_adapter()
     with torch.no_grad():
         torch.testing.assert_close(*mixture(model, head, IDS), rtol=1e-4, atol=1e-4)
@@ -178,8 +179,8 @@ def test_small_updates_of_a_bfloat16_head_are_not_rounded_away(with_adapter):
     projection = model.get_output_embeddings()
     for name in ("lora_A", "lora_B"):
         torch.nn.init.constant_(getattr(projection, name)["default"].weight, 0.001)
-    with torch.no_grad():
-        moved = head.within(model, lambda live, hidden: live.weight, None) - projection.base_layer.weight
+    with torch.no_grad(), head.live(model) as live:
+        moved = live.weight - projection.base_layer.weight
     torch.testing.assert_close(moved, torch.full_like(moved, projection.scaling["default"] * 4e-6), rtol=0.1, atol=0)
 
 

@@ -4,12 +4,12 @@ The recipe (projection, bias, scale, soft cap) is read off the model and its con
 model's own logits, so an architecture with another ending is refused and never scored wrongly. The probe also changes
 its last token: a model whose earlier states move is not causal.
 
-The weight may be trained, sharded (FSDP2, ZeRO-3), offloaded, or carry a LoRA: `LMHead.within` gives it as it is at
-the moment, whole, and gathered once however often it is read.
+The weight may be trained, sharded (FSDP2, ZeRO-3), offloaded, or carry a LoRA: inside `with head.live(model)` it is
+whole and current, and gathered once however often it is read.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, Partial
 from transformers import PreTrainedModel
 
 from ugap.errors import InputError
-from ugap.scoring.head.dispatch import Impl, no_compile
+from ugap.scoring.head.dispatch import Impl
 from ugap.scoring.head.statistics import HeadStatistics, head_statistics
 from ugap.scoring.head.tiles import Precision
 
@@ -59,46 +59,39 @@ class LMHead:
         scale = _named(config, _FACTORS, 1.0) / _named(config, _DIVISORS, 1.0)
         head = cls(projection.weight, getattr(projection, "bias", None), _named(config, _SOFTCAPS, None), scale)
         hidden, logits = _probe(model, name)
-        if not head.within(model, lambda live, states: live._makes(logits, states), hidden):
-            raise InputError(f"{name}: the head of {type(model).__name__} is of a kind that the scorer does not know")
-        return head.within(model, lambda live, states: live, hidden) if _has_adapter(projection) else head
+        with head.live(model) as live:
+            if not live._makes(logits, hidden):
+                raise InputError(f"{name}: the scorer does not know the kind of head of {type(model).__name__}")
+            return live if hasattr(projection, "base_layer") else head
 
-    @no_compile
-    def within(self, model: PreTrainedModel, compute: Callable[["LMHead", torch.Tensor], Any], hidden: Any) -> Any:
-        """`compute(head, hidden)` with the head as `model` has it now, its weight whole and read from memory once.
+    @contextmanager
+    def live(self, model: PreTrainedModel) -> Iterator["LMHead"]:
+        """The head as `model` has it inside the block: its weight whole, with its LoRA, and read from memory once.
 
-        A sharded weight is gathered (a collective operation: every process has to come here), an offloaded one is
-        fetched, and the product of a LoRA is added. Gradients flow to the parameters.
+        A sharded weight is gathered, a collective operation: every process has to enter the block. An offloaded weight
+        is fetched. Gradients flow to the parameters, except those that ZeRO-3 shards: ZeRO-3 prepares gradients around
+        calls of the module that owns a weight alone (see `ugap.training.token_forward`).
 
         Args:
             model (`PreTrainedModel`): The model that the head was read off.
-            compute (`Callable`): What to do with a head and hidden states; returns a tensor, or a container of some.
-            hidden (`torch.Tensor` of shape `(N, H)`): Hidden states of the model.
 
         Raises:
             InputError: If the head has an adapter of another kind than LoRA, or a LoRA with dropout in training.
         """
         projection: Any = model.get_output_embeddings()
-        if not hasattr(projection.weight, "ds_status"):
-            with self._live(projection) as head:
-                return compute(head, hidden)
+        with ExitStack() as stack:
+            stack.enter_context(align_module_device(projection))
+            if hasattr(projection.weight, "ds_status") and not projection.weight.numel():  # ZeRO-3's empty shard
+                from deepspeed.zero import GatheredParameters
 
-        def forward(inputs: torch.Tensor) -> Any:
-            with self._live(projection) as head:
-                return compute(head, inputs)
-
-        # ZeRO-3 gathers a weight, and in the backward pass its gradient, around calls of the module that owns it.
-        projection.forward = forward
-        try:
-            return projection(hidden)
-        finally:
-            del projection.forward
-
-    @contextmanager
-    def _live(self, projection: Any) -> Iterator["LMHead"]:
-        with align_module_device(projection):
-            weight, bias = _whole(projection.weight), _whole(getattr(projection, "bias", None))
-            if _has_adapter(projection):
+                stack.enter_context(GatheredParameters(list(projection.parameters())))
+            weight, bias = projection.weight, getattr(projection, "bias", None)
+            if isinstance(weight, DTensor):
+                # Each process contributes the gradient of its own tokens; by default, a shard would get just that one.
+                placements = [Partial("avg")] * weight.device_mesh.ndim
+                weight = weight.full_tensor(grad_placements=placements)
+                bias = None if bias is None else bias.full_tensor(grad_placements=placements)
+            if hasattr(projection, "base_layer"):
                 weight = _with_lora(projection, weight)
             yield replace(self, weight=weight, bias=bias)
 
@@ -166,17 +159,6 @@ def backbone(model: PreTrainedModel) -> torch.nn.Module:
     inner = model.base_model
     # Where a multimodal model's text part stands alone, the name of its inner model is not where transformers looks.
     return getattr(model, "model", model) if inner is model else inner
-
-
-def _whole(parameter: Any) -> Any:
-    if not isinstance(parameter, DTensor):
-        return parameter
-    # Every process brings the gradient of its own tokens. Left to itself, it would keep its shard of just that one.
-    return parameter.full_tensor(grad_placements=[Partial("avg")] * parameter.device_mesh.ndim)
-
-
-def _has_adapter(projection: torch.nn.Module) -> bool:
-    return hasattr(projection, "base_layer")
 
 
 def _with_lora(projection: Any, weight: torch.Tensor) -> torch.Tensor:

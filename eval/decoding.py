@@ -244,7 +244,8 @@ class Writer:
         baselines = load_program(Path(__file__).with_name("baselines.py"))
         if decoding == TOP_N_SIGMA:
             return [], [baselines.TopNSigmaLogitsProcessor(1.0)]
-        level = human_params(profile_of(self.scorer.model, self.arguments.profile), self.arguments.domain)["mean_surprisal"]
+        profile = profile_of(self.scorer.model, self.arguments.profile)
+        level = human_params(profile, self.arguments.domain)["mean_surprisal"]
         return [f"level {level}"], [baselines.MirostatLogitsProcessor(level)]
 
 

@@ -66,7 +66,7 @@ def test_texts_and_their_figures_are_printed(written, words, capsys, profile_fil
     first = capsys.readouterr()
     assert first.err == ""
     assert [row["prompt"] for row in rows] == ["Once upon a time"] * 2 + ["The old man"] * 2
-    level = human_params(profile_file, "creative")["level"]
+    level = human_params(profile_file, "creative")["mean_surprisal"]
     figures = re.findall(r"^([\d.]+) nats per token; people: ([\d.]+) \(creative\)$", first.out, re.MULTILINE)
     assert figures == [(f"{row['nll']:.2f}", f"{level:.2f}") for row in rows]
     for row in rows:
@@ -93,7 +93,7 @@ def test_rows_are_what_the_library_gives(written, tiny_folder, profile_file, mor
     rows = written("--prompt", "Once", "A function", *more.split())
     options = {"seed": 0, "profile": profile_file, "max_new_tokens": 12, **options}
     texts = generate(model, tokenizer, ["Once", "A function"], **options)
-    level = human_params(profile_file, options.get("domain", "creative"))["level"]
+    level = human_params(profile_file, options.get("domain", "creative"))["mean_surprisal"]
     assert rows == [
         {
             "prompt": one.prompt,

@@ -17,7 +17,6 @@ from transformers import (
     LlamaForCausalLM,
     LogitsProcessorList,
     SuppressTokensLogitsProcessor,
-    dynamic_module_utils,
 )
 
 from ugap.errors import InputError
@@ -31,17 +30,6 @@ NEW = {"max_new_tokens": 12, "pad_token_id": 0}
 @pytest.fixture(scope="module")
 def folder(profile, tmp_path_factory):
     return export_custom_generate(tmp_path_factory.mktemp("export") / "ugap-tiny", profile, base_model="owner/tiny")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def modules_cache(tmp_path_factory):
-    """Where transformers copies code to, away from the user's own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-        patch.setattr(sys, "path", list(sys.path))
-        yield
-    for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
-        del sys.modules[name]
 
 
 @pytest.fixture
@@ -61,7 +49,7 @@ def run(tiny_model, tokenizer, folder, inputs):
 
 
 class TestFolder:
-    def test_it_holds_copies_and_the_figures_of_every_domain(self, folder, profile):
+    def test_it_holds_copies_and_the_params_of_every_domain(self, folder, profile):
         code = folder / "custom_generate"
         assert {path.name for path in code.iterdir()} == {*MODULES, "hub_params.py"}
         for name, own in MODULES.items():
@@ -259,7 +247,7 @@ class TestGenerate:
         with pytest.raises(ValueError, match="the vocabulary has 50 tokens"):
             model.generate(**inputs, custom_generate=str(folder), trust_remote_code=True, **NEW)
 
-    def test_the_package_itself_has_no_figures(self, tiny_model, inputs):
+    def test_the_package_itself_has_no_params(self, tiny_model, inputs):
         with pytest.raises(ValueError, match="there are none"):
             hub_generate(**inputs, model=tiny_model)
 

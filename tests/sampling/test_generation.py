@@ -1,4 +1,4 @@
-"""`ugap.generate` and `generation_kwargs`: texts, their figures, and what is refused before anything is written."""
+"""`ugap.generate` and `generation_kwargs`: texts, their numbers, and what is refused before anything is written."""
 
 import copy
 import math
@@ -112,7 +112,7 @@ class TestFigures:
 
     def test_the_level_is_that_of_the_domain(self, write, profile):
         for domain in ("creative", "functional"):
-            assert write(domain=domain)[0].human_level == human_params(profile, domain)["level"]
+            assert write(domain=domain)[0].human_level == human_params(profile, domain)["mean_surprisal"]
 
     def test_more_weight_is_more_surprising(self, write):
         """The means are far apart: 8 texts of 32 tokens each."""

@@ -1,4 +1,4 @@
-"""From a profile to a sampler's figures, and the profile that is a model's own."""
+"""From a profile to a sampler's parameters, and the profile that is a model's own."""
 
 import copy
 import json
@@ -31,11 +31,11 @@ class TestFigures:
             assert params["h"] == domain.curve.h.tolist()
             assert params["g"] == domain.curve.g.tolist()
             assert params["edges"] == domain.bins.edges.tolist()
-            assert params["entropies"] == [0.0, *domain.quantiles["entropy"].tolist()]
-            assert len(params["places"]) == len(params["entropies"])
-            assert (params["places"][0], params["places"][-1]) == (0.0, 1.0)
-            assert np.all(np.diff(params["places"]) > 0)
-            assert params["level"] == domain.means["surprisal"]
+            assert params["entropy_quantiles"] == [0.0, *domain.quantiles["entropy"].tolist()]
+            assert len(params["cdf"]) == len(params["entropy_quantiles"])
+            assert (params["cdf"][0], params["cdf"][-1]) == (0.0, 1.0)
+            assert np.all(np.diff(params["cdf"]) > 0)
+            assert params["mean_surprisal"] == domain.means["surprisal"]
             assert len(params["ranks"]) == len(params["edges"]) + 1
             assert human_params(str(profile_file), name) == params
             # Plain lists: what other engines are given travels as JSON.
@@ -72,11 +72,11 @@ class TestFigures:
         with pytest.raises(InputError, match=r"^the human profile of 'creative' has no mean surprisal above 0$"):
             human_params(changed(profile, lambda document: document["means"].update(surprisal=level)), "creative")
 
-    def test_shipped_profiles_make_figures(self):
+    def test_shipped_profiles_make_params(self):
         for entry in (resources.files("ugap.profile") / "shipped").iterdir():
             if entry.name.endswith(".json"):
                 for domain in ("creative", "functional"):
-                    assert 1 < human_params(entry.name.removesuffix(".json"), domain)["level"] < 6
+                    assert 1 < human_params(entry.name.removesuffix(".json"), domain)["mean_surprisal"] < 6
 
 
 class TestWeight:

@@ -158,7 +158,7 @@ class TestState:
         listener, processor = Listener(), make(draw=draw, generator=generator(1))
         torch.manual_seed(0)
         output = write(listener, processor, **({"do_sample": True, **PLAIN} if sampled else {}))
-        assert processor._state.tokens.tolist() == [11, 11, 11]
+        assert processor._state.n_tokens.tolist() == [11, 11, 11]
         for got, expected in zip(processor._state, replay(profile, listener.calls, output), strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
@@ -199,8 +199,8 @@ class TestState:
         taken = first.argmax(-1)
         taken[1] = 55  # ruled out in the scores
         processor(torch.cat([IDS, taken.unsqueeze(1)], 1), scores)
-        assert processor._state.tokens.tolist() == [1, 0, 1]
-        assert processor._state.drawn[1] == 0
+        assert processor._state.n_tokens.tolist() == [1, 0, 1]
+        assert processor._state.surprisal_sum[1] == 0
 
     def test_every_call_of_generate_begins_anew(self, make, write):
         used = make(draw=True, generator=generator(1))
@@ -226,7 +226,7 @@ class TestState:
         used.generator.manual_seed(2)
         again = write(used, ids=ids, max_new_tokens=4)
         assert torch.equal(again, write(make(draw=True, generator=generator(2)), ids=ids, max_new_tokens=4))
-        assert used._state.tokens.tolist() == [3, 3, 3]
+        assert used._state.n_tokens.tolist() == [3, 3, 3]
 
     def test_reset_lets_a_text_go_on(self, make, write):
         processor = make()
@@ -234,7 +234,7 @@ class TestState:
         processor.reset()
         expected = write(make(), ids=ids, max_new_tokens=3)
         assert torch.equal(write(processor, ids=ids, max_new_tokens=3), expected)
-        assert processor._state.tokens.tolist() == [2, 2, 2]
+        assert processor._state.n_tokens.tolist() == [2, 2, 2]
 
     def test_prompts_of_many_lengths_padded_on_the_left(self, make, tiny_model):
         ids = torch.tensor([[0, 0, 5, 300, 17], [4, 8, 9, 10, 11]])
@@ -247,7 +247,7 @@ class TestState:
             pad_token_id=0,
             do_sample=False,
         )
-        assert processor._state.tokens.tolist() == [5, 5]
+        assert processor._state.n_tokens.tolist() == [5, 5]
 
 
 class TestRefused:
@@ -378,13 +378,13 @@ class TestNever:
         likeliest = scores.argsort(1, descending=True)
         scores[0, likeliest[0, 0]] += 60
         processor = make(tail=0.5, suppress_tokens=likeliest[0, :1].tolist())
-        processor._figures = {**processor._figures, "ranks": [1] * len(processor._figures["ranks"])}
+        processor._params = {**processor._params, "ranks": [1] * len(processor._params["ranks"])}
         out = processor(IDS, scores)
         assert out[0].isfinite().nonzero().flatten().tolist() == [likeliest[0, 1]]
         assert out.isfinite().sum(1).tolist() == [1, 1, 1]
         processor(torch.cat([IDS, out.argmax(1, keepdim=True)], 1), scores)
         expected = -torch.log_softmax(scores[0].double(), -1)[likeliest[0, 1]]
-        assert processor._state.drawn[0].item() == pytest.approx(expected.item(), rel=1e-5)
+        assert processor._state.surprisal_sum[0].item() == pytest.approx(expected.item(), rel=1e-5)
 
     def test_ids_beyond_the_logits_are_no_matter(self, make, tokenizer):
         scores = made_up_scores(tokenizer)

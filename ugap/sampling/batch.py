@@ -1,4 +1,4 @@
-"""A batch of contexts through `model.generate()` and back to text: what every way of generating shares."""
+"""A batch of contexts through `model.generate()` and back to text, for every way of generating."""
 
 import codecs
 import re
@@ -40,8 +40,8 @@ def continue_contexts(
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer, for the special tokens.
         contexts (`Sequence[Sequence[int]]`): Token ids to continue, BOS included; of any lengths.
         config (`GenerationConfig`): How to generate; the special tokens are set here.
-        processors (`Sequence[LogitsProcessor]`): What acts on the scores, in this order.
-        keep_end (`bool`, *optional*, defaults to `False`): Whether the end token is one of them.
+        processors (`Sequence[LogitsProcessor]`): Processors of the scores, in this order.
+        keep_end (`bool`, *optional*, defaults to `False`): Whether to keep the end token.
 
     Raises:
         InputError: If a context is empty.
@@ -66,33 +66,33 @@ def continue_contexts(
 
 
 def drawn_config(max_new_tokens: int) -> GenerationConfig:
-    """The config under which processors alone say what is drawn, whatever the model's own config says."""
+    """The config under which processors alone decide the draw, whatever the model's own config holds."""
     # The assistant is an argument of generate(), not a setting.
     alone = {name: value for name, value in ALONE.items() if name != "assistant_model"}
     return GenerationConfig(max_new_tokens=max_new_tokens, **alone)
 
 
 def decode_after(tokenizer: PreTrainedTokenizerBase, context: Sequence[int], new: Sequence[int]) -> str:
-    """The text of `new` tokens, decoded behind their context; a character that is cut at the end is left out.
+    """The text of `new` tokens, decoded behind their context, without a character that is cut at the end.
 
     A character that the context begins and `new` completes belongs to the text.
     """
-    # Decoded together, as a tokenizer may drop the space that a text starts with.
+    # Decoded with the context, as a tokenizer may drop a space at the start of a text.
     before, whole = (_decoded_whole(tokenizer, ids) for ids in (list(context), [*context, *new]))
-    # Bytes that are no characters may turn the bytes before them into U+FFFD too.
+    # The common start, not len(before): invalid bytes in `new` may turn the bytes before them into U+FFFD too.
     same = next((i for i, (one, other) in enumerate(zip(before, whole, strict=False)) if one != other), len(before))
     return whole[same:]
 
 
 def _decoded_whole(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    """The text of whole characters: without the bytes at the end that begin one and do not complete it."""
-    left = _unfinished(tokenizer, ids)
-    # A byte alone would turn all bytes beside it into U+FFFD.
-    while left and len(_token_bytes(tokenizer, ids[-1])) <= left:
-        left -= len(_token_bytes(tokenizer, ids[-1]))
+    """The text of the complete characters, without the bytes of an unfinished one at the end."""
+    n_bytes = _unfinished(tokenizer, ids)
+    # A byte of an unfinished character would turn the bytes next to it into U+FFFD.
+    while n_bytes and len(_token_bytes(tokenizer, ids[-1])) <= n_bytes:
+        n_bytes -= len(_token_bytes(tokenizer, ids[-1]))
         ids = ids[:-1]
     text = _decoded(tokenizer, ids)
-    return text[:-1] if left else text  # the end of its last token is one U+FFFD
+    return text[:-1] if n_bytes else text  # the rest of the bytes, in its last token, is one U+FFFD
 
 
 def _decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
@@ -100,17 +100,18 @@ def _decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 
 
 def _unfinished(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> int:
-    """How many bytes at the end begin a character and do not complete it."""
+    """The number of bytes at the end that begin a character without completing it."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    # UTF-8 takes at most 4 bytes for a character, and a token has at least one.
     decoder.decode(b"".join(_token_bytes(tokenizer, token) for token in ids[-4:]))
     return len(decoder.getstate()[0])
 
 
 def _token_bytes(tokenizer: PreTrainedTokenizerBase, token: int) -> bytes:
-    """The bytes of a token, of which the decoded text may be U+FFFD because they are part of a character."""
+    """The bytes of a token, which may be a part of a character that decodes to U+FFFD alone."""
     text, piece = _decoded(tokenizer, [token]), str(tokenizer.convert_ids_to_tokens(token))
     if "\ufffd" not in text or "\ufffd" in piece:
         return text.encode()
-    if re.fullmatch("<0x[0-9A-F]{2}>", piece):  # a fallback for characters that are no token
+    if re.fullmatch("<0x[0-9A-F]{2}>", piece):  # byte fallback of SentencePiece vocabularies
         return bytes([int(piece[3:5], 16)])
     return bytes(_BYTES[c] for c in piece) if _BYTES.keys() >= set(piece) else text.encode()

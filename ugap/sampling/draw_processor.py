@@ -10,11 +10,11 @@ from ugap.sampling.portable.drawing import draw, only, weights
 class DrawLogitsProcessor(LogitsProcessor):
     """Draw the next token here, instead of by `torch.multinomial`: the same distribution, several times faster.
 
-    The scores that are returned leave the drawn token alone, so `generate()` takes it, sampling or not. Put it last,
+    The returned scores leave the drawn token alone, so `generate()` takes it, with or without sampling. Put it last,
     after the processors and warpers that shape the distribution.
 
     Args:
-        generator (`torch.Generator`, *optional*): Where randomness comes from, on the device of the scores; by default
+        generator (`torch.Generator`, *optional*): Source of randomness, on the device of the scores; by default
             torch's own.
 
     Example:

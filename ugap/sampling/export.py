@@ -1,7 +1,7 @@
 """The sampler as a folder that `model.generate(custom_generate=...)` loads, from disk or from the Hub, without `ugap`.
 
 transformers runs `custom_generate/generate.py` of such a folder. It follows relative imports between Python files and
-nothing else, so the sampler's modules are copied as they are and the figures of the profile become a Python module.
+nothing else, so the sampler's modules are copied unchanged and the parameters of the profile become a Python module.
 """
 
 import pprint
@@ -21,12 +21,11 @@ from ugap.profile import HumanProfile
 from ugap.sampling.params import TAIL, human_params
 from ugap.terminal import one_line
 
-# Module of this package by its name in the folder; they import each other relatively, and nothing of `ugap` besides.
+# Module of `portable` by its name in the folder. They import each other relatively, and nothing else of `ugap`.
 MODULES = {
     "drawing.py": "drawing.py",
     "temperature.py": "temperature.py",
     "human.py": "human.py",
-    "steps.py": "steps.py",
     "special.py": "special.py",
     "params_processor.py": "params_processor.py",
     "generate.py": "hub_generate.py",
@@ -44,12 +43,12 @@ def export_custom_generate(
     """Write a self-contained folder for `model.generate(custom_generate=folder, trust_remote_code=True, ...)`.
 
     The folder is what the Hub takes as a repository: a `README.md` with a model card, and `custom_generate/` with the
-    sampler and the figures of every domain of the profile. Each file is written whole or not at all, and
+    sampler and the parameters of every domain of the profile. Each file is written whole or not at all, and
     `generate.py` last.
 
     Args:
-        folder (`str` or `Path`): Where to write: a new or empty folder, or one that an earlier export made; files whose
-            names start with a dot do not count.
+        folder (`str` or `Path`): Where to write: a new or empty folder, or one of an earlier export. Files whose names
+            start with a dot do not count.
         profile (`HumanProfile`, `str` or `Path`): The profile, its file, or the name of a shipped one.
         base_model (`str`, *optional*): Hub id of the model that the profile was fitted with, for the model card.
         tail (`float`, *optional*, defaults to `0.999`): Where the human tail is cut; `None` cuts nothing.
@@ -80,7 +79,7 @@ def export_custom_generate(
     files = {
         folder / "README.md": _readme(loaded, params, base_model, tail).encode(),
         code / _PARAMS: _params_module(loaded, params).encode(),
-        **{code / name: (sources / own).read_bytes() for name, own in MODULES.items()},
+        **{code / name: (sources / source).read_bytes() for name, source in MODULES.items()},
     }
     try:
         if folder.exists() and not _may_be_written(folder):
@@ -102,10 +101,10 @@ def _may_be_written(folder: Path) -> bool:
 def _params_module(profile: HumanProfile, params: dict[str, dict[str, Any]]) -> str:
     literal = pprint.pformat(params, width=118, compact=True, sort_dicts=False)
     return (
-        '"""Figures of human texts by domain; all but the ranks and places in nats.\n\n'
-        "`h` and `g`: knots of the curve of people's mean surprisal over the model's entropy. `entropies` and\n"
-        "`places`: quantiles of the entropy of people's steps. `edges` and `ranks`: inner edges of bins of entropy,\n"
-        "and the last rank that people reach in each. `level`: people's mean surprisal.\n"
+        '"""Parameters of human texts by domain; in nats, except for the ranks and the CDF.\n\n'
+        "`h` and `g`: knots of the curve of human mean surprisal over the model's entropy. `entropy_quantiles` and\n"
+        "`cdf`: quantiles of the entropy in human text. `edges` and `ranks`: inner edges of bins of entropy, and\n"
+        "the last human rank in each. `mean_surprisal`: that of the human texts, per token.\n"
         '"""\n\n'
         "from typing import Any\n\n"
         f"SCORER = {(profile.scorer_name, profile.weight_hash)}  # the model, and the fingerprint of its weights\n"
@@ -120,9 +119,9 @@ def _readme(
     if base_model is not None:
         front["base_model"] = base_model
     rows = []
-    for domain, own in params.items():
+    for domain, values in params.items():
         human = profile.by_domain[domain]
-        rows.append(f"| {_code(domain)} | {human.n_texts:,} | {human.n_tokens:,} | {own['level']:.3f} |")
+        rows.append(f"| {_code(domain)} | {human.n_texts:,} | {human.n_tokens:,} | {values['mean_surprisal']:.3f} |")
     model = base_model or profile.scorer_name
     template = (resources.files("ugap.sampling.portable") / "hub_readme.md").read_text(encoding="utf-8")
     text = string.Template(template).substitute(
@@ -147,13 +146,14 @@ def _literal(name: str) -> str:
 
 
 def _code(name: str) -> str:
-    """A name as Markdown shows code, also in a cell of a table: on one line, and no character of it is markup."""
+    """A name as a Markdown code span, also in a table cell: on one line, with no character of it read as markup."""
     shown = one_line(name).replace("|", "\\|")
+    # A code span may hold backticks if its fence is longer than any run of them.
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", shown)), default=0))
-    room = " " if shown.startswith("`") or shown.endswith("`") else ""
-    return f"{fence}{room}{shown}{room}{fence}"
+    padding = " " if shown.startswith("`") or shown.endswith("`") else ""
+    return f"{fence}{padding}{shown}{padding}{fence}"
 
 
 def _prose(words: str) -> str:
-    """Words of a person in Markdown, on one line, and no character of them is markup."""
+    """Text of a person in Markdown, on one line, with no character of it read as markup."""
     return re.sub(r"[\\`*_\[\]<>|~&$]", r"\\\g<0>", one_line(words))

@@ -21,11 +21,11 @@ Prompt = str | Sequence[Mapping[str, str]]
 
 @dataclass(frozen=True, eq=False)
 class Generation:
-    """One text that was written, with what the model knew at each of its `T` tokens.
+    """One generated text, with the model's surprisal and entropy at each of its tokens.
 
     Args:
-        prompt (`str` or `list[dict]`): The prompt as it was given.
-        text (`str`): What was written after it.
+        prompt (`str` or `list[dict]`): The prompt.
+        text (`str`): The text after the prompt.
         token_ids (`list[int]`): Its tokens, without the end token.
         surprisal (`list[float]`): `-log p` of each token under the model, nats.
         entropy (`list[float]`): Entropy of the model's distribution at each token, nats.
@@ -41,7 +41,7 @@ class Generation:
 
     @property
     def nll(self) -> float:
-        """Mean surprisal in nats per token; NaN where nothing was written."""
+        """Mean surprisal in nats per token; NaN for an empty text."""
         return sum(self.surprisal) / len(self.surprisal) if self.surprisal else float("nan")
 
 
@@ -56,11 +56,11 @@ def generation_kwargs(
     tail: float | None = TAIL,
     seed: int | None = None,
 ) -> dict[str, Any]:
-    """What to pass to `model.generate()` or to `pipeline("text-generation")` to write at human uncertainty.
+    """Arguments for `model.generate()` or `pipeline("text-generation")` to write at human uncertainty.
 
-    The processor draws the tokens itself and `do_sample` is off, so that no warper, of the call or of the model's
-    generation config, can distort the distribution. For several texts of one prompt repeat the prompt:
-    `num_return_sequences` is for sampling by `generate()`. The arguments serve one call after another.
+    The processor draws the tokens itself and `do_sample` is off, so no warper of the call or of the model's generation
+    config can distort the distribution. For several texts of one prompt repeat the prompt: `num_return_sequences` needs
+    sampling by `generate()`. The arguments serve one call after another.
 
     Args:
         model (`PreTrainedModel`): The model that will generate.
@@ -68,15 +68,15 @@ def generation_kwargs(
         mode (`str`, *optional*): `"creative"` (the default), `"balanced"` or `"precise"`.
         weight (`float`, *optional*): Share of the human level in [0, 1], instead of a mode.
         profile (`HumanProfile`, `str` or `Path`, *optional*): Human profile of the model; by default the shipped one.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): The model's. Its special tokens are not drawn, but for those
-            that end a text. By default it is read from the model's folder or the local cache, which takes seconds.
-            Where it is not there, only the special tokens that the model's configs name are not drawn.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): The model's. Its special tokens are not drawn, except for
+            those that end a text. By default it is read from the model's folder or the local cache, which takes
+            seconds. Without a tokenizer, only the special tokens that the model's configs name are not drawn.
         tail (`float`, *optional*, defaults to `0.999`): Where the human tail is cut; `None` cuts nothing.
         seed (`int`, *optional*): Seed of the draws; by default torch's own generator is used.
 
     Raises:
         InputError: If mode, weight, domain or tail is unknown or out of range, the profile is of another model, or
-            none is shipped for this one.
+            no profile is shipped for this one.
 
     Example:
         ```python
@@ -127,7 +127,7 @@ def generate(
             are cut; `None` cuts nothing.
         max_new_tokens (`int`, *optional*, defaults to `128`): Longest text in tokens.
         num_return_sequences (`int`, *optional*, defaults to `1`): Texts for each prompt.
-        batch_size (`int`, *optional*, defaults to `16`): Texts that are written side by side.
+        batch_size (`int`, *optional*, defaults to `16`): Texts that are written together.
         seed (`int`, *optional*): Seed of the draws; by default torch's own generator is used. The rows of a batch share
             it, so another batch size gives other texts.
 
@@ -135,8 +135,8 @@ def generate(
         `list[Generation]`: `num_return_sequences` for each prompt, in the order of the prompts.
 
     Raises:
-        InputError: Before anything is generated, if a prompt is empty or has no chat template to go through, a number
-            is less than 1, or as [`generation_kwargs`][].
+        InputError: Before anything is generated, if a prompt is empty or a chat without a chat template, a number is
+            less than 1; else see [`generation_kwargs`][].
 
     Example:
         ```python
@@ -177,7 +177,7 @@ def generate_batches(
     batch_size: int,
     seed: int | None,
 ) -> Iterator[list[Generation]]:
-    """As [`generate`][], batch by batch; what is wrong with the arguments is raised here, before the first."""
+    """As [`generate`][], batch by batch. Wrong arguments raise here, before the first batch."""
     for name, number in (
         ("max_new_tokens", max_new_tokens),
         ("num_return_sequences", num_return_sequences),
@@ -185,13 +185,13 @@ def generate_batches(
     ):
         if number < 1:
             raise InputError(f"{name}: expected a positive number, got {number}")
-    own, weight = profile_of(model, profile), weight_of(mode, weight)
+    profile, weight = profile_of(model, profile), weight_of(mode, weight)
     if len(tokenizer) > model.get_output_embeddings().weight.shape[0]:
         raise InputError(
             f"the tokenizer has {len(tokenizer)} tokens and the model {model.get_output_embeddings().weight.shape[0]}: "
             "they do not belong together"
         )
-    level = human_params(own, domain, tail)["level"]
+    human_level = human_params(profile, domain, tail)["mean_surprisal"]
     requests = [(prompt, _context(tokenizer, prompt, i)) for i, prompt in enumerate(_listed(prompts))]
     requests = [request for request in requests for _ in range(num_return_sequences)]
     generator = _generator(model, seed)
@@ -201,7 +201,7 @@ def generate_batches(
         for start in range(0, len(requests), batch_size):
             batch = requests[start : start + batch_size]
             processor = HumanEntropyLogitsProcessor(
-                own, domain, weight, tail=tail, draw=True, generator=generator, suppress_tokens=suppress_tokens
+                profile, domain, weight, tail=tail, draw=True, generator=generator, suppress_tokens=suppress_tokens
             )
             recorder = DrawRecorder(processor)
             contexts, config = [context for _, context in batch], drawn_config(max_new_tokens)
@@ -217,7 +217,7 @@ def generate_batches(
                     row,
                     surprisal[i][: len(row)],
                     entropy[i][: len(row)],
-                    level,
+                    human_level,
                 )
                 for i, ((prompt, context), row) in enumerate(zip(batch, rows, strict=True))
             ]
@@ -226,7 +226,7 @@ def generate_batches(
 
 
 def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """Prompts as a list: one text or one chat (a list of messages) is a prompt of its own."""
+    """Prompts as a list: one text, or one chat (a list of messages), is a list of one prompt."""
     if isinstance(prompts, str) or (prompts and isinstance(prompts[0], Mapping)):
         return [cast(Prompt, prompts)]
     return list(cast(Sequence[Prompt], prompts))
@@ -235,7 +235,7 @@ def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
 def _context(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, number: int) -> list[int]:
     if isinstance(prompt, str):
         bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        # Strings such as <bos> in a text are characters, as in scoring.
+        # A string such as <bos> in a text is plain characters, as in scoring.
         ids = [*bos, *tokenizer(prompt, add_special_tokens=False, split_special_tokens=True)["input_ids"]]
     elif tokenizer.chat_template is None:
         raise InputError(f"prompt {number} is a chat, and the tokenizer has no chat template")

@@ -1,6 +1,6 @@
-"""From a human profile to the few parameters that a sampler needs, as plain lists.
+"""The few parameters that a sampler takes from a human profile, as plain lists.
 
-SciPy and the models of transformers take seconds to import, so that only the functions that need them import them.
+SciPy and the models of transformers take seconds to import: only the functions that need them import them.
 """
 
 from pathlib import Path
@@ -21,39 +21,39 @@ TAIL = 0.999
 
 
 def human_params(profile: HumanProfile | str | Path, domain: str, tail: float | None = TAIL) -> dict[str, Any]:
-    """The sampler's parameters for one domain: calibration curve, human level, and the last rank of people by entropy.
+    """The sampler's parameters for one domain: calibration curve, mean surprisal, and the last human rank by entropy.
 
     Args:
         profile (`HumanProfile`, `str` or `Path`): The profile, its file, or the name of a shipped one.
         domain (`str`): Domain of the profile.
-        tail (`float`, *optional*, defaults to `0.999`): Share of human tokens that lies within the last rank of their
-            entropy bin, one of those in the profile; `None` for no limit.
+        tail (`float`, *optional*, defaults to `0.999`): Share of human tokens within the last rank of their entropy
+            bin, one of the rank levels of the profile; `None` for no limit.
 
     Returns:
-        `dict`: `h` and `g` (nats) of the curve, `entropies` (nats) and `places` of people's steps, `edges` (nats) of
-            the entropy bins, `ranks` in them, and `level` (nats per token).
+        `dict`: `h` and `g` (nats) of the curve; `entropy_quantiles` (nats) of human text, and the `cdf` there; `edges`
+            (nats) of the entropy bins, and the last `ranks` in them; `mean_surprisal` (nats per token).
 
     Raises:
         InputError: If the profile cannot be read, lacks the domain or the tail, or has no mean surprisal.
 
     Example:
         >>> params = human_params("gemma-3-270m", "creative")
-        >>> round(params["level"], 2), len(params["ranks"]) == len(params["edges"]) + 1
+        >>> round(params["mean_surprisal"], 2), len(params["ranks"]) == len(params["edges"]) + 1
         (3.03, True)
     """
     from scipy.optimize import isotonic_regression
 
     loaded = profile if isinstance(profile, HumanProfile) else HumanProfile.load(profile)
     human = loaded.domain(domain)
-    level = human.means.get("surprisal", float("nan"))
-    if not (np.isfinite(level) and level > 0):
+    mean_surprisal = human.means.get("surprisal", float("nan"))
+    if not (np.isfinite(mean_surprisal) and mean_surprisal > 0):
         raise InputError(f"the human profile of {domain!r} has no mean surprisal above 0")
     ranks: list[int] = []
     if tail is not None:
         levels = human.bins.rank_levels.tolist()
         if tail not in levels:
             raise InputError(f"tail {tail!r}: the human profile has the rank levels {', '.join(map(str, levels))}")
-        # Deep ranks are rare, so their quantiles are noisy; people reach no less far where the model knows less.
+        # Deep ranks are rare, so their quantiles are noisy: smoothed, as the last rank cannot fall where entropy rises.
         quantiles = np.log(np.maximum(human.bins.rank[:, levels.index(tail)], 1))
         smooth = isotonic_regression(quantiles, weights=human.bins.n_tokens).x
         ranks = np.ceil(np.exp(smooth)).astype(int).tolist()
@@ -61,17 +61,17 @@ def human_params(profile: HumanProfile | str | Path, domain: str, tail: float | 
     return {
         "h": human.curve.h.tolist(),
         "g": human.curve.g.tolist(),
-        # The highest quantile stands for the highest of all.
-        "entropies": [0.0, *entropy.values.tolist()],
-        "places": [0.0, *(entropy.levels / entropy.levels[-1]).tolist()],
+        "entropy_quantiles": [0.0, *entropy.values.tolist()],
+        # Scaled, as the profile knows no maximum: its highest quantile is taken for it.
+        "cdf": [0.0, *(entropy.levels / entropy.levels[-1]).tolist()],
         "edges": human.bins.edges.tolist(),
         "ranks": ranks,
-        "level": level,
+        "mean_surprisal": mean_surprisal,
     }
 
 
 def weight_of(mode: str | None, weight: float | None) -> float:
-    """The weight that a mode or a number stands for; 1 (`creative`) where neither is given.
+    """The weight of a mode, or the weight itself, checked; 1 (`creative`) where neither is given.
 
     Raises:
         InputError: If the mode is unknown, the weight is outside [0, 1], or both are given.
@@ -87,10 +87,10 @@ def weight_of(mode: str | None, weight: float | None) -> float:
 
 
 def profile_of(model: "PreTrainedModel", profile: HumanProfile | str | Path | None = None) -> HumanProfile:
-    """The human profile of a model: the one that is given, checked, or else the shipped one of its weights.
+    """The human profile of a model: the given one, checked against its weights, or else the shipped one.
 
     Raises:
-        InputError: If the profile was fitted with another model, or none is shipped for this one.
+        InputError: If the profile was fitted with another model, or no profile is shipped for this one.
     """
     scorer = ScorerId(model.config.name_or_path or type(model).__name__, weight_hash(model))
     if profile is None:

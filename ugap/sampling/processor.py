@@ -14,14 +14,14 @@ from ugap.sampling.portable.params_processor import ParamsLogitsProcessor
 
 
 class HumanEntropyLogitsProcessor(ParamsLogitsProcessor):
-    r"""Decode at human uncertainty: every step is as surprising as people are where the model is this uncertain.
+    r"""Decode at human uncertainty: every step is as surprising as people are at the model's entropy.
 
     Where the model's entropy is `h`, people are `g(h)` nats surprising on average: the calibration curve of a human
     profile. At each step the temperature is solved for at which the expected surprisal under the model is
     `weight * g(h)`, plus a correction that holds the mean over the continuation at the human level, and tokens beyond
     the rank that people reach at this entropy are cut. See `ugap.sampling.portable.human` for the formula.
 
-    The processor keeps a state per row, from the first step of a `generate()` call to its last. It is for one
+    The processor keeps a state per row, from the first step of a `generate()` call to its last. It takes one
     sequence per row: no beams, no assisted decoding. [`generation_kwargs`][ugap.sampling.generation_kwargs] sets
     everything else right.
 
@@ -40,7 +40,7 @@ class HumanEntropyLogitsProcessor(ParamsLogitsProcessor):
             Draw the token here and leave it alone in the scores: faster, and no setting of `generate()` can change the
             distribution any more. If false, scores of the solved distribution are returned, for `do_sample=True`.
         generator (`torch.Generator`, *optional*):
-            Where the draw's randomness comes from, on the device of the scores; by default torch's own.
+            Source of randomness for the draw, on the device of the scores; by default torch's own.
         suppress_tokens (`Sequence[int]`, *optional*):
             Tokens that no person writes, see `ugap.sampling.portable.special.suppressed_tokens`. They are drawn only
             where nothing else is left.
@@ -76,7 +76,7 @@ class HumanEntropyLogitsProcessor(ParamsLogitsProcessor):
 
 
 class DrawRecorder(LogitsProcessor):
-    """Keeps what a drawing processor draws; goes right behind it, for one `generate()` call.
+    """Records the draws of a processor with `draw=True`; put it directly behind, for one `generate()` call.
 
     Args:
         processor (`ParamsLogitsProcessor`): The processor, with `draw=True`.
@@ -89,11 +89,11 @@ class DrawRecorder(LogitsProcessor):
         self.steps: list[Drawn] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """`scores` as they are."""
+        """Record the draw, and return `scores` unchanged."""
         assert self.processor.drawn is not None
         self.steps.append(self.processor.drawn)
         return scores
 
     def rows(self, name: str) -> list[list[float]]:
-        """A field of `Drawn` by row and step; steps after the end of a row are of no text."""
+        """A field of `Drawn` by row and step; ignore the steps after the end of a row's text."""
         return torch.stack([getattr(step, name) for step in self.steps], 1).tolist() if self.steps else []

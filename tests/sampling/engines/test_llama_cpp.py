@@ -78,7 +78,7 @@ class TestProcessor:
             llama.complete(prompt, seed=1)
             assert len(processor.surprisal) == STEPS
         assert llama.complete(PROMPT) == first
-        assert processor._sequence._state.tokens.item() == STEPS - 1
+        assert processor._sequence._state.n_tokens.item() == STEPS - 1
 
     def test_going_back_is_raised_and_raised_again_by_the_criterion(self, profile):
         processor = HumanEntropyLlamaProcessor(profile, seed=0)
@@ -174,7 +174,7 @@ class TestRealModel:
                 llama.create_completion(prompt, max_tokens=64, **options)
                 surprisal += options["logits_processor"][0].surprisal
         assert len(surprisal) > 400
-        level = human_params("gemma-3-270m", "creative")["level"]
+        level = human_params("gemma-3-270m", "creative")["mean_surprisal"]
         assert np.mean(surprisal) == pytest.approx(level, rel=0.2)
         # Greedy decoding, which the processor must not fall back to, is far below.
         assert np.mean(surprisal) > 2 * greedy_surprisal(llama)
@@ -216,7 +216,7 @@ class TestRealModel:
         (processor,) = completion_kwargs(llama, "gemma-3-270m")["logits_processor"]
         vocab = llama_cpp.llama_model_get_vocab(llama.model)
         suppress_tokens = suppressed_tokens(*load_model("gemma-3-270m"))
-        assert processor._sequence._never == tuple(
+        assert processor._sequence._suppress_tokens == tuple(
             t for t in suppress_tokens if not llama_cpp.llama_vocab_is_eog(vocab, t)
         )
 

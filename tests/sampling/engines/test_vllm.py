@@ -22,7 +22,6 @@ from ugap.sampling.engines.vllm import (
     validate_params,
 )
 from ugap.sampling.portable.human import State
-from ugap.sampling.portable.steps import step_scores, taken_surprisal
 
 VOCABULARY = 400
 CONFIG = SimpleNamespace(
@@ -86,10 +85,10 @@ class Sequence:
             torch.testing.assert_close(processed, logits, rtol=0, atol=0)
             return int(processed.softmax(-1).multinomial(1))
         step = self.sampler.step(logits.unsqueeze(0), self.state)
-        torch.testing.assert_close(processed, step_scores(step, logits.unsqueeze(0))[0], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(processed, step.scores(logits.unsqueeze(0))[0], rtol=1e-3, atol=1e-3)
         assert processed.isfinite().any()
         token = processed.softmax(-1).multinomial(1)
-        self.state = self.sampler.observe(self.state, step, taken_surprisal(step, token))
+        self.state = self.sampler.observe(self.state, step, step.surprisal_of(token))
         return int(token)
 
 
@@ -196,7 +195,7 @@ class TestV1:
         assert not torch.equal(processor.apply(thrown.clone()), thrown)
         for step in range(3):
             batch.step(logits_of(1, random.Random(step)))
-        assert processor._requests._memory[0].tolist() == [2]
+        assert processor._requests._states[0].tolist() == [2]
 
     def test_a_request_that_comes_back_starts_again(self, make):
         """With tokens that nothing is known of, as after preemption."""
@@ -281,7 +280,7 @@ class TestV2:
             logits = logits_of(1, random.Random(step))
             processed = processor.apply(logits.clone(), batch.context([2]))
             batch.fed[2].append(batch.slots[2].check(logits[0], processed[0]))
-        assert processor._requests._memory[0, 2] == 2
+        assert processor._requests._states[0, 2] == 2
 
     def test_a_step_that_is_done_again(self, make):
         """The token that was fed is counted once."""
@@ -294,7 +293,7 @@ class TestV2:
             again = processor.apply(logits.clone(), batch.context([2]))
             torch.testing.assert_close(again, processed)
             batch.fed[2].append(batch.slots[2].check(logits[0], processed[0]))
-        assert processor._requests._memory[0, 2] == 2
+        assert processor._requests._states[0, 2] == 2
 
     def test_several_rows_of_a_request(self, make):
         batch = BatchV2()

@@ -11,13 +11,13 @@ from ugap.sampling.portable.human import MODES, MOST_CORRECTION, HumanSampler, S
 from ugap.sampling.portable.temperature import FAR, MAX_TEMPERATURE, MIN_TEMPERATURE
 
 TOKENS = 300
-PEOPLE = {"entropies": [0.0, 2.0, 3.0, 5.5], "places": [0.0, 0.3, 0.6, 1.0]}
+PEOPLE = {"entropy_quantiles": [0.0, 2.0, 3.0, 5.5], "cdf": [0.0, 0.3, 0.6, 1.0]}
 CURVE = {"h": [0.5, 1.5, 3.0, 5.0], "g": [0.4, 1.5, 2.9, 4.6]}
 
 
-def params(level: float = 2.5, ranks: tuple[int, ...] = (), **changes):
+def params(mean_surprisal: float = 2.5, ranks: tuple[int, ...] = (), **changes):
     edges = [1.0, 3.0][: max(len(ranks) - 1, 0)]
-    return {**CURVE, **PEOPLE, "edges": edges, "ranks": list(ranks), "level": level, **changes}
+    return {**CURVE, **PEOPLE, "edges": edges, "ranks": list(ranks), "mean_surprisal": mean_surprisal, **changes}
 
 
 def sampler(weight: float = 1.0, **changes) -> HumanSampler:
@@ -37,8 +37,8 @@ def expected_surprisal(step) -> torch.Tensor:
     return (weights * surprisal).sum(-1)
 
 
-def state(rows: int = 1, *, tokens=40.0, places=20.0, drawn=0.0) -> State:
-    return State(*(torch.full((rows,), float(value)) for value in (tokens, places, drawn)))
+def state(rows: int = 1, *, tokens=40.0, cdf=20.0, drawn=0.0) -> State:
+    return State(*(torch.full((rows,), float(value)) for value in (tokens, cdf, drawn)))
 
 
 class TestCurve:
@@ -73,11 +73,11 @@ class TestStep:
             one = sampler(weight)
             for mean in (0.5, 0.7, 0.35):
                 for row in scores.unsqueeze(1):
-                    step = one.step(row, state(tokens=1e6, places=mean * 1e6, drawn=1e6 * weight * one.level))
+                    step = one.step(row, state(tokens=1e6, cdf=mean * 1e6, drawn=1e6 * weight * one.mean_surprisal))
                     if MIN_TEMPERATURE * 1.01 < step.temperature < MAX_TEMPERATURE * 0.99:
-                        place = np.interp(step.entropy.item(), PEOPLE["entropies"], PEOPLE["places"])
-                        assert step.place.item() == pytest.approx(place, rel=1e-5)
-                        there = np.interp(place ** (mean / (1 - mean)), PEOPLE["places"], PEOPLE["entropies"])
+                        cdf = np.interp(step.entropy.item(), PEOPLE["entropy_quantiles"], PEOPLE["cdf"])
+                        assert step.cdf.item() == pytest.approx(cdf, rel=1e-5)
+                        there = np.interp(cdf ** (mean / (1 - mean)), PEOPLE["cdf"], PEOPLE["entropy_quantiles"])
                         goal = weight * float(one.curve(torch.tensor([there])))
                         assert expected_surprisal(step).item() == pytest.approx(goal, rel=1e-3)
                         found += 1
@@ -138,13 +138,13 @@ class TestStep:
         """And one that is less uncertain, higher."""
         scores = made_up_scores(1, seed=3)
         plain = sampler().step(scores, State.start(1))
-        even = 40 * sampler().level
-        high, low = (sampler().step(scores, state(places=40 * mean, drawn=even)) for mean in (0.7, 0.3))
+        even = 40 * sampler().mean_surprisal
+        high, low = (sampler().step(scores, state(cdf=40 * mean, drawn=even)) for mean in (0.7, 0.3))
         assert expected_surprisal(high) < expected_surprisal(plain) < expected_surprisal(low)
 
     def test_what_was_drawn_too_little_is_paid_back(self):
         scores = made_up_scores(1, seed=3)
-        due = 40 * sampler().level
+        due = 40 * sampler().mean_surprisal
         even, owing, owed = (sampler().step(scores, state(drawn=drawn)) for drawn in (due, due - 5, due + 5))
         assert expected_surprisal(owing) > expected_surprisal(even) > expected_surprisal(owed)
 
@@ -155,7 +155,7 @@ class TestStep:
         for weight in (1.0, 0.7, 0.5):
             one = sampler(weight)
             fresh = one.step(scores, State.start(1))
-            after = one.step(scores, state(tokens=5, places=0.1, drawn=0.1))
+            after = one.step(scores, state(tokens=5, cdf=0.1, drawn=0.1))
             lifts.append((expected_surprisal(after) / expected_surprisal(fresh)).item() - 1)
         assert 0 < lifts[2] < lifts[1] < lifts[0]
         assert lifts[2] < 0.4 * lifts[0]
@@ -165,7 +165,7 @@ class TestStep:
     def test_the_correction_is_bounded(self, weight):
         """However much is owed, a step stays within a share of what it would be."""
         for row in made_up_scores(8, seed=1).unsqueeze(1):
-            one = sampler(weight, level=2.0)
+            one = sampler(weight, mean_surprisal=2.0)
             even = expected_surprisal(one.step(row, state(drawn=40 * weight * 2.0)))
             for drawn in (1e9, -1e9):
                 step = one.step(row, state(drawn=drawn))
@@ -216,16 +216,16 @@ class TestObserve:
     def test_sums_grow_by_what_was_drawn(self):
         one = sampler()
         step = one.step(made_up_scores(3), State.start(3))
-        before = state(3, tokens=2, places=5, drawn=3)
+        before = state(3, tokens=2, cdf=5, drawn=3)
         after = one.observe(before, step, torch.tensor([0.5, 1.5, 0.0]))
-        assert after.tokens.tolist() == [3, 3, 3]
-        torch.testing.assert_close(after.places, 5 + step.place)
-        assert after.drawn.tolist() == [3.5, 4.5, 3.0]
+        assert after.n_tokens.tolist() == [3, 3, 3]
+        torch.testing.assert_close(after.cdf_sum, 5 + step.cdf)
+        assert after.surprisal_sum.tolist() == [3.5, 4.5, 3.0]
 
     def test_a_row_whose_surprisal_is_unknown_stays(self):
         one = sampler()
         step = one.step(made_up_scores(4), State.start(4))
-        before = state(4, tokens=2, places=5, drawn=3)
+        before = state(4, tokens=2, cdf=5, drawn=3)
         after = one.observe(before, step, torch.tensor([torch.nan, torch.inf, 1.0, -torch.inf]))
         for old, new in zip(before, after, strict=True):
             assert torch.equal(old[[0, 1, 3]], new[[0, 1, 3]])
@@ -238,8 +238,8 @@ def simulate(weight: float, *, memory: bool, rows: int = 8, tokens: int = 300, f
     The distributions know nothing of people: their entropies lean far above people's.
     """
     generator = torch.Generator().manual_seed(11)
-    level = 2.5
-    one = sampler(weight, level=level)
+    mean_surprisal = 2.5
+    one = sampler(weight, mean_surprisal=mean_surprisal)
     sequences, means = State.start(rows), []
     for _ in range(tokens):
         spread = 0.7 + 3.5 * torch.rand(rows, 1, generator=generator)
@@ -248,7 +248,7 @@ def simulate(weight: float, *, memory: bool, rows: int = 8, tokens: int = 300, f
         means.append(surprisal.mean().item())
         if memory:
             sequences = one.observe(sequences, step, surprisal)
-    return float(np.mean(means[first:])), weight * level
+    return float(np.mean(means[first:])), weight * mean_surprisal
 
 
 class TestFeedback:

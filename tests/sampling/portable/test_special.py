@@ -214,7 +214,7 @@ class TestNotDrawn:
         monkeypatch.setitem(sys.modules, "llama_cpp", fake)
         llama = SimpleNamespace(n_vocab=lambda: 410, model="it")
         (processor,) = completion_kwargs(llama, profile, seed=0)["logits_processor"]
-        assert sorted(processor._sequence._never) == suppress_tokens
+        assert sorted(processor._sequence._suppress_tokens) == suppress_tokens
         rng, ids, drawn = random.Random(0), [2, 5, 9], set()
         for _ in range(30):
             scores = np.random.default_rng(rng.randrange(10**6)).normal(size=410).astype(np.float32)

@@ -3,10 +3,10 @@
 Design choices, from how llama-cpp-python 0.3.36 samples:
 
 - Logits processors come first in llama.cpp's chain of samplers. The token is drawn here and left alone in the scores,
-  so that the samplers behind (penalties, and the most probable token at `temperature=0`) have nothing to choose.
-- llama.cpp prints what a processor raises and samples on without it, and `logit_bias` drops all processors. So the
-  processor keeps its error, and a stopping criterion, whose errors do reach the caller, raises it.
-- Sequences are followed by the code that follows those of transformers, with a batch of one.
+  so the samplers behind (penalties, and the most probable token at `temperature=0`) have no choice.
+- llama.cpp prints an error of a processor and samples on without it, and `logit_bias` drops all processors. So the
+  processor keeps its error, and a stopping criterion raises it: errors of a criterion do reach the caller.
+- The processor for transformers follows the sequence, with a batch of one.
 """
 
 from collections.abc import Sequence
@@ -30,8 +30,8 @@ class HumanEntropyLlamaProcessor:
     """Decode at human uncertainty in llama-cpp-python:
     [`HumanEntropyLogitsProcessor`][ugap.HumanEntropyLogitsProcessor] for `Llama.create_completion()`.
 
-    Use `completion_kwargs`, which sets everything else right. One processor serves one completion after another. A
-    `grammar`, `logit_bias` or `draft_model` cannot be had with it.
+    Use `completion_kwargs`, which sets everything else right. One processor serves one completion after another. It
+    excludes a `grammar`, `logit_bias` and `draft_model`.
 
     Args:
         profile (`HumanProfile`, `str` or `Path`): Human profile of the model that generates, its file, or the name of a
@@ -84,7 +84,7 @@ class HumanEntropyLlamaProcessor:
     def reset(self) -> None:
         """Forget the sequence: the next call is the first of a new completion.
 
-        Needed only to start a new completion from the very text that the last one wrote, or a part of it.
+        Needed only to start a new completion from the text that the last one wrote, or from a part of it.
         """
         self._sequence.reset()
         self._seen, self._error = 0, None
@@ -94,19 +94,19 @@ class HumanEntropyLlamaProcessor:
 
         Args:
             input_ids (`np.ndarray` of shape `(T,)`): The sequence so far.
-            scores (`np.ndarray` of shape `(V,)`): Logits; `-inf` is a token that is ruled out.
+            scores (`np.ndarray` of shape `(V,)`): Logits; `-inf` rules a token out.
 
         Returns:
             `np.ndarray` of shape `(V,)`: 0 for the drawn token, `-inf` for the others.
 
         Raises:
-            ValueError: If tokens were taken back since the last call, or another was added than the one drawn, the
+            ValueError: If tokens were removed since the last call, another token was added than the one drawn, the
                 scores are not finite, or the vocabulary is smaller than the ranks of the profile. llama.cpp prints it
-                and goes on: `check` raises it.
+                and continues: `check` raises it.
         """
         self._seen = len(input_ids)
         try:
-            # Both are views into memory that llama.cpp writes to.
+            # Copies: both are views into memory that llama.cpp overwrites.
             ids = torch.from_numpy(np.array(input_ids, dtype=np.int64)).unsqueeze(0)
             logits = torch.from_numpy(np.array(scores, dtype=np.float32)).unsqueeze(0)
             return self._sequence(ids, logits).squeeze(0).numpy()
@@ -115,7 +115,7 @@ class HumanEntropyLlamaProcessor:
             raise
 
     def check(self, input_ids: npt.NDArray[np.intc], logits: npt.NDArray[np.single]) -> bool:
-        """A stopping criterion that never stops, but raises what went wrong in the step before.
+        """A stopping criterion that never stops, but raises the error of the step before.
 
         Raises:
             ValueError: If the processor failed, or llama.cpp did not call it.
@@ -128,7 +128,7 @@ class HumanEntropyLlamaProcessor:
 
 
 class _Sequence(ParamsLogitsProcessor):
-    """A batch of one, of which nothing but what was drawn may become part."""
+    """A batch of one, which takes only the tokens that were drawn."""
 
     def reset(self) -> None:
         super().reset()
@@ -164,17 +164,17 @@ def completion_kwargs(
     tail: float | None = TAIL,
     seed: int | None = None,
 ) -> dict[str, Any]:
-    """What to pass to `Llama.create_completion()` to write at human uncertainty, afresh for every completion.
+    """Arguments for `Llama.create_completion()` to write at human uncertainty; made anew for every completion.
 
-    Where the human texts were scored behind a BOS, as with the shipped profiles, the prompt must start with one:
-    llama.cpp puts it before a prompt that is a string.
+    The human texts of the shipped profiles were scored behind a BOS, so the prompt must start with one. llama.cpp adds
+    it to a prompt that is a string.
 
-    For `create_chat_completion()`, which takes no stopping criteria, leave out `stopping_criteria`; llama.cpp then only
-    prints what goes wrong in the sampler.
+    For `create_chat_completion()`, which takes no stopping criteria, leave out `stopping_criteria`. llama.cpp then only
+    prints the errors of the sampler.
 
     Args:
-        llama (`llama_cpp.Llama`): The model that will generate. It tells which tokens are special: they are not drawn,
-            but for those that end a text.
+        llama (`llama_cpp.Llama`): The model that will generate. Its special tokens are not drawn, except for those
+            that end a text.
         profile (`HumanProfile`, `str` or `Path`): Human profile of the model that generates, its file, or the name of a
             shipped one.
         domain (`str`, *optional*, defaults to `"creative"`): Domain of the profile to write in.
@@ -197,14 +197,14 @@ def completion_kwargs(
         from llama_cpp import LogitsProcessorList, StoppingCriteriaList
     except ImportError as error:
         raise InputError('llama-cpp-python is not installed: pip install "ugap[llama-cpp]"') from error
-    suppress_tokens = _never(llama)
+    suppress_tokens = _suppressed(llama)
     processor = HumanEntropyLlamaProcessor(
         profile, domain, weight, mode=mode, tail=tail, seed=seed, suppress_tokens=suppress_tokens
     )
     return {
         "logits_processor": LogitsProcessorList([processor]),
         "stopping_criteria": StoppingCriteriaList([processor.check]),
-        # The most probable token is the one drawn; the penalties would only cost time.
+        # Only the drawn token is left, so the most probable one is it; the penalties would only cost time.
         "temperature": 0.0,
         "repeat_penalty": 1.0,
         "frequency_penalty": 0.0,
@@ -212,8 +212,8 @@ def completion_kwargs(
     }
 
 
-def _never(llama: Any) -> list[int]:
-    """Ids that are never drawn, by the attributes that the GGUF file gives its tokens."""
+def _suppressed(llama: Any) -> list[int]:
+    """Ids that are never drawn, by the attributes of the tokens in the GGUF file."""
     import llama_cpp
 
     size, vocab = llama.n_vocab(), llama_cpp.llama_model_get_vocab(llama.model)
@@ -229,6 +229,9 @@ def _never(llama: Any) -> list[int]:
         for token, bits in enumerate(attributes)
         if bits & (special | llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED)
     }
-    known = {str(token): token for token, bits in enumerate(attributes) if bits != llama_cpp.LLAMA_TOKEN_ATTR_UNDEFINED}
-    tokenizer = SimpleNamespace(all_special_ids=[], added_tokens_decoder=added, get_vocab=lambda: known)
+    vocab_ids = {
+        str(token): token for token, bits in enumerate(attributes) if bits != llama_cpp.LLAMA_TOKEN_ATTR_UNDEFINED
+    }
+    # The few attributes of a transformers tokenizer that `unwritable_tokens` reads.
+    tokenizer = SimpleNamespace(all_special_ids=[], added_tokens_decoder=added, get_vocab=lambda: vocab_ids)
     return unwritable_tokens(tokenizer, size, [token for token in added if llama_cpp.llama_vocab_is_eog(vocab, token)])

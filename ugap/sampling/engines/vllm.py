@@ -7,16 +7,16 @@ llm.generate(prompts, SamplingParams(temperature=1.0, max_tokens=200, extra_args
 ```
 
 A request takes part if it has one of the keys `ugap_mode`, `ugap_weight` and `ugap_domain` in its `extra_args` (over
-HTTP: `"vllm_xargs": {"ugap_mode": "creative"}`); others are left as they are. vLLM samples from the scores that are
-returned and applies temperature, top-p, top-k and min-p after, so a request whose values of these would distort the
-distribution is refused when it arrives. A key of `null` means the default. Special tokens are not drawn, but for those
-that end the text of a request.
+HTTP: `"vllm_xargs": {"ugap_mode": "creative"}`); others stay as they are. vLLM applies temperature, top-p, top-k
+and min-p to the returned scores before it samples. A request with values that would distort the distribution is refused
+when it arrives. A key of `null` means the default. Special tokens are not drawn, except for those that end the text of
+a request.
 
 vLLM has two interfaces that exclude each other: `HumanEntropyProcessor` is for the first (`update_state()`; model
-runner V1, vLLM 0.12 and later), `HumanEntropyProcessorV2` for the second (`add_request()`; model runner V2, as of
+runner V1, vLLM 0.12 and later), `HumanEntropyProcessorV2` for the second (`add_request()`; model runner V2, from
 vLLM 0.32). Neither is an entry point: vLLM would load it for every model, and V2 refuses to start where V1's is there.
 
-Everything but the two base classes works without vLLM.
+This module also imports without vLLM, with `object` as the base of its two processors.
 """
 
 import logging
@@ -36,7 +36,6 @@ from ugap.sampling.params import human_params
 from ugap.sampling.portable.human import HumanSampler, State, Step
 from ugap.sampling.portable.params_processor import mode_weight
 from ugap.sampling.portable.special import loaded_tokenizer, unwritable_tokens
-from ugap.sampling.portable.steps import step_scores, taken_surprisal
 
 try:
     from vllm.v1.sample.logits_processor import LogitsProcessor as _InterfaceV1
@@ -64,7 +63,7 @@ _NEUTRAL: dict[str, tuple[float, ...]] = {
 
 
 class Request(NamedTuple):
-    """What one request asks for.
+    """The settings of one request.
 
     Args:
         domain (`str`): Domain of the human profile.
@@ -78,29 +77,30 @@ class Request(NamedTuple):
 
 
 def request_of(sampling_params: Any) -> Request | None:
-    """What a request asks for in its `SamplingParams.extra_args`; `None` if it has no key of ours.
+    """The settings in a request's `SamplingParams.extra_args`; `None` if none of its keys is ours.
 
     Raises:
         ValueError: If a key that starts with `ugap_` is unknown or of another type, or mode or weight is unknown or out
             of range.
     """
     extra = getattr(sampling_params, "extra_args", None) or {}
-    own = {key: value for key, value in extra.items() if key.startswith("ugap_")}
-    unknown = sorted(own.keys() - set(_KEYS))
+    settings = {key: value for key, value in extra.items() if key.startswith("ugap_")}
+    unknown = sorted(settings.keys() - set(_KEYS))
     if unknown:
         raise ValueError(f"unknown argument {unknown[0]!r}: there are {', '.join(_KEYS)}")
-    if not own:
+    if not settings:
         return None
     for key in ("ugap_domain", "ugap_mode"):
-        if not isinstance(own.get(key), str | None):
-            raise ValueError(f"{key}: expected a text, got {own[key]!r}")
-    domain = "creative" if own.get("ugap_domain") is None else own["ugap_domain"]
+        if not isinstance(settings.get(key), str | None):
+            raise ValueError(f"{key}: expected a text, got {settings[key]!r}")
+    domain = settings.get("ugap_domain")
     ends = frozenset(getattr(sampling_params, "all_stop_token_ids", ()))
-    return Request(domain, mode_weight(own.get("ugap_mode"), own.get("ugap_weight")), ends)
+    weight = mode_weight(settings.get("ugap_mode"), settings.get("ugap_weight"))
+    return Request("creative" if domain is None else domain, weight, ends)
 
 
 def validate_params(sampling_params: Any) -> None:
-    """Refuse a request that asks for what there is not, or for what would distort the distribution.
+    """Refuse a request with unknown settings, or with settings that would distort the distribution.
 
     Raises:
         ValueError: If an argument of ours is unknown or out of range, or temperature, top-p, top-k, min-p or a penalty
@@ -131,15 +131,15 @@ def _loaded(name: str) -> HumanProfile:
 
 
 def _refuse(vllm_config: Any) -> None:
-    """Refuse engines whose steps are not one token of every running request."""
+    """Refuse engines that do not add one token to every running request in each step."""
     if getattr(vllm_config, "speculative_config", None) is not None:
         raise ValueError("the sampler at human uncertainty needs one token at a time: no speculative decoding")
     if vllm_config.parallel_config.pipeline_parallel_size > 1:
         raise ValueError("the sampler at human uncertainty follows requests from step to step: no pipeline parallelism")
 
 
-def _never(model_config: Any) -> list[int]:
-    """Ids that are never drawn, whatever ends the text of a request."""
+def _suppressed(model_config: Any) -> list[int]:
+    """Ids that are never drawn; the tokens that end a text are among them, as each request has its own."""
     tokenizer = None
     if not model_config.skip_tokenizer_init:
         tokenizer = loaded_tokenizer(
@@ -154,88 +154,91 @@ def _never(model_config: Any) -> list[int]:
 
 
 class Requests:
-    """What is remembered of the requests of an engine, each in a slot of its own.
+    """The state of the requests of an engine, each in a slot of its own.
 
     Args:
         profile (`HumanProfile`): The human profile of the model.
         device (`torch.device`): Device of the logits.
-        suppress_tokens (`Sequence[int]`, *optional*): Tokens that are not drawn but to end a text.
+        suppress_tokens (`Sequence[int]`, *optional*): Tokens that are not drawn, unless they end the text of a request.
     """
 
     def __init__(self, profile: HumanProfile, device: torch.device | str, suppress_tokens: Sequence[int] = ()):
-        self._profile, self._device, self._never = profile, device, suppress_tokens
-        self._samplers: dict[int, HumanSampler] = {}  # by slot; requests that ask for the same share one
+        self._profile, self._device, self._suppress_tokens = profile, device, suppress_tokens
+        self._samplers: dict[int, HumanSampler] = {}  # by slot; requests with the same settings share one
         self._shared: WeakValueDictionary[Request, HumanSampler] = WeakValueDictionary()
-        self._memory = torch.zeros(len(State._fields), 0, device=device)  # the state, by field and slot
-        self._steps: dict[int, tuple[Step, int]] = {}  # by slot: the last step and the row in it
+        self._states = torch.zeros(len(State._fields), 0, device=device)  # (fields, slots)
+        self._steps: dict[int, tuple[Step, int]] = {}  # by slot: the last step and its row in the step
 
     def __contains__(self, slot: int) -> bool:
         return slot in self._samplers
 
     def start(self, slot: int, request: Request) -> None:
-        """A new request in `slot`, of which nothing is drawn yet, in the place of what was there."""
+        """Put a new request into `slot`, without any token yet, instead of the one there."""
         self.stop(slot)
         sampler = self._shared.get(request)
         if sampler is None:
             params = human_params(self._profile, request.domain)
-            suppress_tokens = [token for token in self._never if token not in request.ends]
+            suppress_tokens = [token for token in self._suppress_tokens if token not in request.ends]
             sampler = HumanSampler.of(params, request.weight, suppress_tokens=suppress_tokens, device=self._device)
             self._shared[request] = sampler
-        missing = slot + 1 - self._memory.shape[1]
+        missing = slot + 1 - self._states.shape[1]
         if missing > 0:
-            self._memory = torch.cat([self._memory, self._memory.new_zeros(len(State._fields), missing)], 1)
-        self._memory[:, slot] = 0
+            self._states = torch.cat([self._states, self._states.new_zeros(len(State._fields), missing)], 1)
+        self._states[:, slot] = 0
         self._samplers[slot] = sampler
 
     def stop(self, slot: int) -> None:
-        """Forget what is in `slot`, if anything."""
+        """Forget the request in `slot`, if any."""
         self._samplers.pop(slot, None)
         self._steps.pop(slot, None)
 
     def apply(self, logits: Tensor, rows: Sequence[int], slots: Sequence[int], tokens: Tensor) -> Tensor:
-        """Take what was drawn, and put the scores of the next step into the rows.
+        """Add the drawn tokens to the states, and put the scores of the next step into the rows.
 
         Args:
             logits (`Tensor` of shape `(B, V)`): Changed in place.
             rows (`Sequence[int]`): Rows to change, `N` of them.
             slots (`Sequence[int]`): Slot of the request of each.
-            tokens (`Tensor` of shape `(N,)`): Token that was drawn in the last step of each; negative where none was.
+            tokens (`Tensor` of shape `(N,)`): Token drawn in the last step of each; negative for none.
 
         Raises:
             ValueError: If the logits of a row are not finite.
         """
         self._observe(slots, tokens)
         groups: dict[int, list[int]] = {}
-        for place, slot in enumerate(slots):
-            groups.setdefault(id(self._samplers[slot]), []).append(place)
-        for places in groups.values():
-            own = [slots[place] for place in places]
-            index = torch.tensor([rows[place] for place in places], device=logits.device)
+        for i, slot in enumerate(slots):
+            groups.setdefault(id(self._samplers[slot]), []).append(i)
+        for members in groups.values():
+            group_slots = [slots[i] for i in members]
+            index = torch.tensor([rows[i] for i in members], device=logits.device)
             scores = logits[index]
-            step = self._samplers[own[0]].step(scores, State(*self._memory[:, own]))
-            logits[index] = step_scores(step, scores)
-            self._steps.update((slot, (step, row)) for row, slot in enumerate(own))
+            step = self._samplers[group_slots[0]].step(scores, State(*self._states[:, group_slots]))
+            logits[index] = step.scores(scores)
+            self._steps.update((slot, (step, row)) for row, slot in enumerate(group_slots))
         return logits
 
     def _observe(self, slots: Sequence[int], tokens: Tensor) -> None:
-        """Add the drawn tokens to the states; those of one step at once."""
+        """Add the drawn tokens to the states, step by step: the tokens of one step together."""
         groups: dict[int, tuple[Step, list[int]]] = {}
-        for place, slot in enumerate(slots):
+        for i, slot in enumerate(slots):
             if slot in self._steps:
-                groups.setdefault(id(self._steps[slot][0]), (self._steps[slot][0], []))[1].append(place)
-        for step, places in groups.values():
-            own = [slots[place] for place in places]
-            within = torch.tensor([self._steps[slot][1] for slot in own], device=tokens.device)
+                step, _ = self._steps[slot]
+                groups.setdefault(id(step), (step, []))[1].append(i)
+        for step, members in groups.values():
+            group_slots = [slots[i] for i in members]
+            within = torch.tensor([self._steps[slot][1] for slot in group_slots], device=tokens.device)
             drawn = torch.full_like(step.entropy, -1, dtype=torch.long)
-            drawn[within] = tokens[torch.tensor(places, device=tokens.device)].long()
-            surprisal = taken_surprisal(step, drawn)
-            # The other rows of the step take nothing, so zeros will do for their states.
+            drawn[within] = tokens[torch.tensor(members, device=tokens.device)].long()
+            surprisal = step.surprisal_of(drawn)
+            # The result of the other rows of the step is not read, so their states may be zeros.
             state = State(
-                *self._memory.new_zeros(len(State._fields), len(drawn)).index_copy_(1, within, self._memory[:, own])
+                *self._states.new_zeros(len(State._fields), len(drawn)).index_copy_(
+                    1, within, self._states[:, group_slots]
+                )
             )
-            after = self._samplers[own[0]].observe(state, step, surprisal)
-            self._memory[:, own] = torch.stack(list(after))[:, within]
-            for slot in own:
+            after = self._samplers[group_slots[0]].observe(state, step, surprisal)
+            self._states[:, group_slots] = torch.stack(list(after))[:, within]
+            for slot in group_slots:
                 del self._steps[slot]
 
 
@@ -243,7 +246,7 @@ class Requests:
 class _Row:
     slot: int
     output: list[int]  # vLLM's own list of the request's output tokens, which grows
-    known: int
+    n_seen: int  # tokens of it at the last step
 
 
 class HumanEntropyProcessor(_InterfaceV1):
@@ -277,18 +280,18 @@ class HumanEntropyProcessor(_InterfaceV1):
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool):
         _refuse(vllm_config)
         self._device = device
-        self._requests = Requests(_profile(), device, _never(vllm_config.model_config))
+        self._requests = Requests(_profile(), device, _suppressed(vllm_config.model_config))
         self._rows: dict[int, _Row] = {}
 
     def is_argmax_invariant(self) -> bool:
-        """False: vLLM applies the others after temperature, and not at all to greedy requests."""
+        """False: vLLM applies processors that are, after temperature only, and never to greedy requests."""
         return False
 
     def update_state(self, batch_update: Any) -> None:
         """Follow the requests through the rows of the batch.
 
         Args:
-            batch_update (`BatchUpdate`, *optional*): What was removed, added and moved, in this order.
+            batch_update (`BatchUpdate`, *optional*): Rows removed, added and moved, in this order.
         """
         if batch_update is None:
             return
@@ -298,8 +301,8 @@ class HumanEntropyProcessor(_InterfaceV1):
             self._drop(self._rows.pop(row, None))
             request = request_of(params)
             if request is not None:
-                taken = {one.slot for one in self._rows.values()}
-                slot = next(slot for slot in range(len(taken) + 1) if slot not in taken)
+                used_slots = {other.slot for other in self._rows.values()}
+                slot = next(slot for slot in range(len(used_slots) + 1) if slot not in used_slots)
                 self._requests.start(slot, request)
                 self._rows[row] = _Row(slot, output, len(output))
         for first, second, direction in batch_update.moved:
@@ -324,14 +327,14 @@ class HumanEntropyProcessor(_InterfaceV1):
             return logits
         tokens = []
         for row in self._rows.values():
-            new = len(row.output) - row.known
-            row.known += new
+            new = len(row.output) - row.n_seen
+            row.n_seen += new
             if new > 1 or (new == 1 and row.output[-1] < 0):
                 raise ValueError(
                     f"vLLM added {new} tokens since the last step, the last being {row.output[-1]}: the sampler needs "
                     "to see every token (try async_scheduling=False)"
                 )
-            # Without a new one the step is done again, as for the parts of a long prompt.
+            # Without a new token vLLM repeats the step, as for the chunks of a long prompt.
             tokens.append(row.output[-1] if new == 1 else -1)
         slots = [row.slot for row in self._rows.values()]
         return self._requests.apply(logits, list(self._rows), slots, torch.tensor(tokens, device=self._device))
@@ -344,9 +347,9 @@ class HumanEntropyProcessor(_InterfaceV1):
 class HumanEntropyProcessorV2(_InterfaceV2):
     """Decode at human uncertainty in vLLM: the logits processor for model runner V2.
 
-    vLLM keeps a request in one slot, and says for each row of a step which slot it is of. What was drawn is read on the
-    device, from the token that was fed to the model. A request that vLLM preempts starts again at the human level, as
-    if it were new.
+    vLLM keeps a request in one slot, and names the slot of each row of a step. The drawn token is read on the
+    device: it is the token that was fed to the model. A request that vLLM preempts starts again as if it
+    were new.
 
     Args:
         vllm_config (`VllmConfig`): vLLM's configuration.
@@ -370,12 +373,12 @@ class HumanEntropyProcessorV2(_InterfaceV2):
     def __init__(self, vllm_config: Any, req_states: Any):
         _refuse(vllm_config)
         self._states = req_states
-        self._requests = Requests(_profile(), req_states.device, _never(vllm_config.model_config))
-        # Position, by slot, of the token that was fed to the model in the last step; none before the first.
+        self._requests = Requests(_profile(), req_states.device, _suppressed(vllm_config.model_config))
+        # By slot, the position of the token fed to the model in the last step; -2 before the first step.
         self._position = torch.full((req_states.max_num_reqs,), -2, device=req_states.device)
 
     def add_request(self, req_idx: int, sampling_params: Any) -> bool:
-        """A request enters slot `req_idx`; whether it takes part."""
+        """Put a request into slot `req_idx`; returns whether it takes part."""
         self._requests.stop(req_idx)
         request = request_of(sampling_params)
         if request is None:
@@ -402,7 +405,7 @@ class HumanEntropyProcessorV2(_InterfaceV2):
             return logits
         slots = [all_slots[row] for row in rows]
         fed, position = ctx.input_ids[rows].long(), ctx.pos[rows].long()
-        # A token of the prompt was not drawn, though it may follow on the last that was fed.
+        # A token of the prompt was not drawn, even where it follows the last one that was fed.
         drawn = (position == self._position[slots] + 1) & (position >= self._states.prompt_len.gpu[slots])
         self._position[slots] = position
         return self._requests.apply(logits, rows, slots, torch.where(drawn, fed, -1))

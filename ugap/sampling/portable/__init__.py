@@ -1,1 +1,1 @@
-"""What an exported folder copies as it is: these modules need torch, NumPy and transformers alone."""
+"""Modules that an exported folder copies unchanged: they need torch, NumPy and transformers alone."""

@@ -1,6 +1,7 @@
 """`generate()` at human uncertainty: what `model.generate(custom_generate=...)` loads from an exported folder.
 
-Every module here is a copy of one of the package `ugap`, but for the figures; they need no more than transformers does.
+Every module here is a copy of one of the package `ugap`, except for the parameters. They need torch, NumPy and
+transformers alone.
 """
 
 from collections.abc import Sequence
@@ -31,27 +32,27 @@ def generate(
     """Write at human uncertainty.
 
     Every token is drawn here, whatever `do_sample`, `temperature`, `top_k` or `top_p` say. Special tokens that do not
-    end a text are not drawn. The `tokenizer` tells which these are: the one that is given, or else that of the model's
-    folder or of the local cache. Where there is none, the model's configs tell what they know.
+    end a text are not drawn. The `tokenizer` names them: the one of the call, or else that of the model's folder or
+    of the local cache. Without a tokenizer, the model's configs name those that they know.
 
     Args:
-        inputs (`torch.Tensor` of shape `(B, T)`, *optional*): As `model.generate()` takes them; or give `input_ids`.
-        model (`PreTrainedModel`): The model that the figures were fitted with.
+        inputs (`torch.Tensor` of shape `(B, T)`, *optional*): As for `model.generate()`; or give `input_ids`.
+        model (`PreTrainedModel`): The model that the parameters were fitted with.
         domain (`str`, *optional*, defaults to `"creative"`): Domain of the human text to be like.
         mode (`str`, *optional*): `"creative"` (the default: as uncertain as people), `"balanced"` (half of that) or
             `"precise"` (greedy).
         weight (`float`, *optional*): Share of the human level in [0, 1], instead of a mode.
         seed (`int`, *optional*): Seed of the draws; by default torch's own generator is used.
-        logits_processor (`Sequence[LogitsProcessor]`, *optional*): What acts on the scores before the draw.
-        options: Everything else that `model.generate()` takes, such as `attention_mask`, `max_new_tokens`,
+        logits_processor (`Sequence[LogitsProcessor]`, *optional*): Processors that act on the scores before the draw.
+        options: The other options of `model.generate()`, such as `attention_mask`, `max_new_tokens`,
             `num_return_sequences`, `streamer`, `tokenizer` and `return_dict_in_generate`.
 
     Returns:
-        As `model.generate()`.
+        The output of `model.generate()`.
 
     Raises:
-        ValueError: Before anything is generated, if domain, mode or weight is unknown or out of range, beams or another
-            way of decoding are asked for, or the vocabulary is smaller than the ranks of the human texts.
+        ValueError: Before anything is generated, if domain, mode or weight is unknown or out of range, an option asks
+            for beams or another decoding, or the vocabulary is smaller than the ranks of the human texts.
 
     Example:
         ```python
@@ -62,23 +63,23 @@ def generate(
     if domain not in PARAMS:
         raise ValueError(f"unknown domain {domain!r}: there are {', '.join(sorted(PARAMS)) or 'none'}")
     config = options.get("generation_config")
-    asked = {name: options.pop(name, None) for name in ALONE}
+    replaced = {name: options.pop(name, None) for name in ALONE}
     if config is not None and (config.num_beams or 1) > 1:
-        asked["num_beams"] = config.num_beams
-    for name, value in asked.items():
+        replaced["num_beams"] = config.num_beams
+    for name, value in replaced.items():
         if value is not None and value != ALONE[name] and name not in WITHOUT_EFFECT:
             raise ValueError(
-                f"{name}={value!r} cannot be had here: every token is drawn at human uncertainty, one by one"
+                f"{name}={value!r} is not possible here: every token is drawn at human uncertainty, one by one"
             )
     generator = None if seed is None else torch.Generator(model.device).manual_seed(seed)
-    suppress_tokens = suppressed_tokens(model, options.get("tokenizer"), _asked(options, model, "eos_token_id"))
+    suppress_tokens = suppressed_tokens(model, options.get("tokenizer"), _setting(options, model, "eos_token_id"))
     processor = ParamsLogitsProcessor(
         PARAMS[domain], weight, draw=True, generator=generator, suppress_tokens=suppress_tokens
     )
     processor.check_vocabulary(model.config.get_text_config().vocab_size)
-    # generate() makes several texts of a prompt only where it samples: here from the drawn token alone.
-    sampled = (_asked(options, model, "num_return_sequences") or 1) > 1
-    # The model's own generate() may be this function, where the folder is part of the model's repository.
+    # generate() writes several texts of a prompt only if it samples; sampling from the drawn token alone is no change.
+    sampled = (_setting(options, model, "num_return_sequences") or 1) > 1
+    # Through the class: if the folder is in the model's repository, `model.generate` is this function.
     return type(model).generate(
         model,
         inputs,
@@ -87,8 +88,8 @@ def generate(
     )
 
 
-def _asked(options: dict[str, Any], model: "PreTrainedModel", name: str) -> Any:
-    """A setting of `generate()`: that of the call, of the config that is given with it, or of the model's own."""
+def _setting(options: dict[str, Any], model: "PreTrainedModel", name: str) -> Any:
+    """A setting of `generate()`: from the call, from the config of the call, or from the model's own config."""
     configs = (options.get("generation_config"), model.generation_config)
     values = [options.get(name), *(getattr(config, name, None) for config in configs)]
     return next((value for value in values if value is not None), None)

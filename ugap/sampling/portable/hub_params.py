@@ -1,4 +1,4 @@
-"""The figures of a human profile by domain, for `generate.py` beside it: none here, those of a profile in an export."""
+"""The parameters of a human profile by domain, which `generate.py` reads: empty here, filled in an exported folder."""
 
 from typing import Any
 

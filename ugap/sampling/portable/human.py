@@ -4,22 +4,22 @@ Where the model's entropy is `h`, people are `g(h)` surprising on average (the c
 
     `w * g(h') * (1 + correction)`
 
-and takes the temperature at which the expected surprisal is that. With `h' = h` and no correction a continuation drifts
-away from the human level: in its own text a model becomes more uncertain, step by step, than it is in people's
-(Braverman et al., 2020, arXiv 1906.05664). So both are held to people's text:
+and takes the temperature at which the expected surprisal meets that aim. With `h' = h` and no correction a continuation
+drifts away from the human level: a model becomes more uncertain in its own text, step by step, than in human text
+(Braverman et al., 2020, arXiv 1906.05664). Two terms hold the sequence to human text:
 
-- *Place.* Let `u = F(h)` be the share of people's steps that are less uncertain than `h`. In people's text `u` is
-  uniform; in the model's own it leans to one side. Its distribution there is taken to be `u^a`, with `a` from the mean
-  of `u` in the sequence so far (1/2 at first, with the weight of `PRIOR_TOKENS` tokens), and `h' = F^-1(u^a)` is the
-  entropy at the same place among people's steps. So the aims of a sequence are distributed as people's surprisals are,
-  and have their mean, while certain steps stay certain. No draw is needed to know it: it adds no noise.
-- *Correction.* What the sequence should have been surprising so far, `w * level` for each token, less what was really
-  drawn, paid back over `PAYBACK_TOKENS` tokens, by at most `MOST_CORRECTION` of a step's aim.
+- *Quantile.* Let `F` be the CDF of the entropy in human text and `u = F(h)`. In human text `u` is uniform; in the
+  model's own text it leans to one side. The sampler models `u` there as `u^a`, with `a` from the mean of `u` in the
+  sequence so far (1/2 at first, with the weight of `PRIOR_TOKENS` tokens). `h' = F^-1(u^a)` is the human entropy at the
+  same quantile. So the aims of a sequence are distributed as human surprisals are, and certain steps stay certain. `u`
+  depends on no draw, so it adds no noise.
+- *Correction.* The debt is `w * mean_surprisal` for each token less the surprisal drawn so far. It is paid back over
+  `PAYBACK_TOKENS` tokens, by at most `MOST_CORRECTION` of a step's aim.
 
-Both trust the sequence by `w^2`: what was so far counts in full at weight 1 and a quarter at 0.5. Else the last token
-of a short answer is drawn hotter the more certain its first ones are, to make up for them, whatever the weight.
+Both weigh the sequence by `w^2`: its past counts in full at weight 1 and a quarter at 0.5. Otherwise the last token of
+a short answer would be drawn hotter the more certain its first tokens are, whatever the weight.
 
-This module needs torch and NumPy alone: it is what every engine's adapter runs.
+Every engine's adapter runs this module. It needs torch and NumPy alone.
 """
 
 import math
@@ -49,49 +49,71 @@ MOST_CORRECTION = 0.3
 
 
 class State(NamedTuple):
-    """What is remembered of each sequence.
+    """The running sums of each sequence.
 
     Args:
-        tokens (`Tensor` of shape `(B,)`, float32): Tokens drawn.
-        places (`Tensor` of shape `(B,)`, float32): Sum of the places `u` of their steps.
-        drawn (`Tensor` of shape `(B,)`, float32): Sum of the surprisals drawn, in nats.
+        n_tokens (`Tensor` of shape `(B,)`, float32): Tokens drawn.
+        cdf_sum (`Tensor` of shape `(B,)`, float32): Sum of `u = F(h)` over their steps.
+        surprisal_sum (`Tensor` of shape `(B,)`, float32): Sum of the surprisals drawn, in nats.
     """
 
-    tokens: Tensor
-    places: Tensor
-    drawn: Tensor
+    n_tokens: Tensor
+    cdf_sum: Tensor
+    surprisal_sum: Tensor
 
     @classmethod
     def start(cls, rows: int, device: torch.device | str = "cpu") -> "State":
-        """The state of `rows` sequences of which nothing is drawn yet."""
+        """The state of `rows` sequences before their first token."""
         return cls(*torch.zeros(3, rows, device=device))
 
 
 class Step(NamedTuple):
-    """What one step may draw, and how.
+    """The distribution that the next token of each row is drawn from.
 
     Args:
         candidates (`Candidates`): Tokens that may be drawn, with their surprisal under the model.
         temperature (`Tensor` of shape `(B,)`): Solved temperature; 1 where there is one candidate, the most probable.
         entropy (`Tensor` of shape `(B,)`): Entropy of the model's distribution, nats.
-        place (`Tensor` of shape `(B,)`): Share of people's steps that are less uncertain.
+        cdf (`Tensor` of shape `(B,)`): `u = F(h)`: share of steps in human text with a lower entropy.
     """
 
     candidates: Candidates
     temperature: Tensor
     entropy: Tensor
-    place: Tensor
+    cdf: Tensor
 
     def draw(self, generator: torch.Generator | None = None) -> "Drawn":
         """Draw one token per row."""
         ids, surprisal = self.candidates
         scores = -(surprisal - surprisal.amin(-1, keepdim=True)) / self.temperature.unsqueeze(-1)
+        # The clamp leaves exp(-80), so a token that may not be drawn gets an exact 0 behind it.
         weights = scores.clamp(min=UNDERFLOW).exp_().masked_fill_(surprisal >= FAR, 0.0)
         index = draw(weights, generator).unsqueeze(1)
         log_probability = scores.gather(1, index).squeeze(1) - weights.sum(-1).log()
         return Drawn(
             ids.gather(1, index).squeeze(1), surprisal.gather(1, index).squeeze(1), self.entropy, log_probability
         )
+
+    def scores(self, like: Tensor) -> Tensor:
+        """The distribution as scores over the vocabulary, for an engine that draws by itself.
+
+        Args:
+            like (`Tensor` of shape `(B, V)`): The scores that the step was solved for; left as they are.
+
+        Returns:
+            `Tensor` of shape `(B, V)`: `log p / temperature` for the tokens that may be drawn, `-inf` for the others,
+                in the type of `like`.
+        """
+        ids, surprisal = self.candidates
+        values = (-surprisal / self.temperature.unsqueeze(1)).masked_fill_(surprisal >= FAR, -torch.inf)
+        out = torch.empty_like(like).fill_(-torch.inf)
+        # Padding repeats an id that may be a candidate as well; the larger value is the candidate's.
+        return out.scatter_reduce_(1, ids, values.to(like.dtype), "amax")
+
+    def surprisal_of(self, tokens: Tensor) -> Tensor:
+        """Surprisal `(B,)` in nats of the tokens `(B,)`; infinite for a token that could not be drawn."""
+        ids, surprisal = self.candidates
+        return torch.where((ids == tokens.unsqueeze(1)) & (surprisal < FAR), surprisal, torch.inf).amin(1)
 
 
 class Drawn(NamedTuple):
@@ -112,30 +134,30 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class HumanSampler:
-    """The figures of a human profile that a sampler needs, and its settings.
+    """The parameters that a sampler takes from a human profile, and its settings.
 
     Args:
         h (`Tensor` of shape `(K,)`): Knots of the calibration curve: entropy, nats.
         g (`Tensor` of shape `(K,)`): Human surprisal there, nats.
-        entropies (`Tensor` of shape `(Q,)`): Quantiles of the entropy of people's steps, nats; the first is 0.
-        places (`Tensor` of shape `(Q,)`): The share of steps below each, from 0 to 1.
+        entropy_quantiles (`Tensor` of shape `(Q,)`): Quantiles of the entropy in human text, nats; the first is 0.
+        cdf (`Tensor` of shape `(Q,)`): The share of steps below each quantile, from 0 to 1.
         edges (`Tensor` of shape `(N - 1,)`): Inner edges of the entropy bins, nats.
         ranks (`Tensor` of shape `(N,)`, int64): Last rank that may be drawn, by entropy bin; empty for no limit.
-        level (`float`): Mean human surprisal, nats per token.
+        mean_surprisal (`float`): Mean human surprisal, nats per token.
         weight (`float`): 1 is human, 0 greedy.
-        suppress_tokens (`Tensor` of shape `(M,)`, bool): True for tokens that are drawn only where nothing else is
-            left. Ids from `M` on are false. With a weight of 0 the most probable token is taken all the same.
+        suppressed (`Tensor` of shape `(M,)`, bool): True for tokens that are drawn only where nothing else is left. Ids
+            from `M` on are false. With a weight of 0 the most probable token is taken all the same.
     """
 
     h: Tensor
     g: Tensor
-    entropies: Tensor
-    places: Tensor
+    entropy_quantiles: Tensor
+    cdf: Tensor
     edges: Tensor
     ranks: Tensor
-    level: float
+    mean_surprisal: float
     weight: float
-    suppress_tokens: Tensor
+    suppressed: Tensor
 
     @classmethod
     def of(
@@ -146,86 +168,104 @@ class HumanSampler:
         suppress_tokens: Sequence[int] = (),
         device: torch.device | str = "cpu",
     ) -> "HumanSampler":
-        """The sampler of plain lists: `h`, `g`, `entropies`, `places`, `edges`, `ranks` and `level`.
+        """The sampler from plain lists, as `human_params` returns them.
 
         Raises:
             ValueError: If the weight is not in [0, 1].
         """
-        h, g, entropies, places, edges = (
-            _tensor(params[name], device) for name in ("h", "g", "entropies", "places", "edges")
+        h, g, entropy_quantiles, cdf, edges = (
+            torch.tensor(params[name], dtype=torch.float32, device=device)
+            for name in ("h", "g", "entropy_quantiles", "cdf", "edges")
         )
         if h[0] > 0:  # a certain model is never surprised
             zero = h.new_zeros(1)
             h, g = torch.cat([zero, h]), torch.cat([zero, g])
         ranks = torch.tensor(params["ranks"], dtype=torch.long, device=device)
-        out = torch.zeros(max(suppress_tokens, default=-1) + 1, dtype=torch.bool)
-        out[list(suppress_tokens)] = True
-        level = float(params["level"])
-        return cls(h, g, entropies, places, edges, ranks, level, checked_weight(weight), out.to(device))
+        suppressed = torch.zeros(max(suppress_tokens, default=-1) + 1, dtype=torch.bool)
+        suppressed[list(suppress_tokens)] = True
+        return cls(
+            h,
+            g,
+            entropy_quantiles,
+            cdf,
+            edges,
+            ranks,
+            float(params["mean_surprisal"]),
+            checked_weight(weight),
+            suppressed.to(device),
+        )
 
     def curve(self, entropy: Tensor) -> Tensor:
         """The calibration curve `g(h)`: linear between knots, with slope 1 above the last."""
         return _interpolated(entropy, self.h, self.g) + (entropy - self.h[-1]).clamp(min=0)
 
-    def among_people(self, entropy: Tensor, state: State) -> tuple[Tensor, Tensor]:
-        """The place `u` of each step among people's, and the entropy `h'` there after the sequence's lean is undone."""
-        place = _interpolated(entropy, self.entropies, self.places)
+    def human_entropy(self, entropy: Tensor, state: State) -> tuple[Tensor, Tensor]:
+        """`u = F(h)` of each step, and the human entropy `h'` after the lean of the sequence is undone."""
+        cdf = _interpolated(entropy, self.entropy_quantiles, self.cdf)
         trust = self.weight**2
-        mean = (PRIOR_TOKENS * 0.5 + trust * (state.places + place)) / (PRIOR_TOKENS + trust * (state.tokens + 1))
-        there = _interpolated(place ** (mean / (1 - mean)), self.places, self.entropies)
-        return place, there + (entropy - self.entropies[-1]).clamp(min=0)
+        mean = (PRIOR_TOKENS * 0.5 + trust * (state.cdf_sum + cdf)) / (PRIOR_TOKENS + trust * (state.n_tokens + 1))
+        # If u^a is uniform, the mean of u is a / (1 + a): solved for a, at the observed mean.
+        aligned = _interpolated(cdf ** (mean / (1 - mean)), self.cdf, self.entropy_quantiles)
+        # Beyond the highest human entropy the CDF is flat, so the excess is added back.
+        return cdf, aligned + (entropy - self.entropy_quantiles[-1]).clamp(min=0)
 
     def step(self, scores: Tensor, state: State) -> Step:
-        """What the next token of each row is to be drawn from.
+        """Solve the distribution that the next token of each row is drawn from.
 
         Args:
-            scores (`Tensor` of shape `(B, V)`): Logits of any floating type; `-inf` is a token that is ruled out.
+            scores (`Tensor` of shape `(B, V)`): Logits of any floating type; `-inf` rules a token out.
             state (`State`): Of the `B` sequences.
 
         Raises:
             ValueError: If the scores of a row are NaN, infinite or all ruled out.
         """
         log_partition, entropy = distribution(scores)
-        if not (log_partition.isfinite() & entropy.isfinite()).all():
-            bad = (~(log_partition.isfinite() & entropy.isfinite())).nonzero().squeeze(1).tolist()
-            raise ValueError(f"the scores of row {bad[0]} are not finite: there is nothing to sample from")
-        place, there = self.among_people(entropy, state)
+        finite = log_partition.isfinite() & entropy.isfinite()
+        if not finite.all():
+            bad_row = int((~finite).nonzero()[0])
+            raise ValueError(f"the scores of row {bad_row} are not finite: there is nothing to sample from")
         if self.weight == 0:
             best = scores.argmax(-1, keepdim=True)
             surprisal = log_partition.unsqueeze(1) - scores.gather(1, best).float()
-            return Step(Candidates(best, surprisal), torch.ones_like(entropy), entropy, place)
-        aim = self.weight * self.level
-        owed = self.weight**2 * (aim * state.tokens - state.drawn) / (PAYBACK_TOKENS * aim)
-        target = self.weight * self.curve(there) * (1 + owed.clamp(-MOST_CORRECTION, MOST_CORRECTION))
+            # No aim is solved for at weight 0, so `u` is not needed.
+            return Step(Candidates(best, surprisal), torch.ones_like(entropy), entropy, torch.zeros_like(entropy))
         limit = self.ranks[torch.searchsorted(self.edges, entropy, right=True)] if len(self.ranks) else None
-        kept = self._without_never(candidates(scores, log_partition, limit), scores, log_partition)
+        kept = self._without_suppressed(candidates(scores, log_partition, limit), scores, log_partition)
+        cdf, human_entropy = self.human_entropy(entropy, state)
+        aim = self.weight * self.mean_surprisal
+        debt = self.weight**2 * (aim * state.n_tokens - state.surprisal_sum) / (PAYBACK_TOKENS * aim)
+        target = self.weight * self.curve(human_entropy) * (1 + debt.clamp(-MOST_CORRECTION, MOST_CORRECTION))
         temperature = solve_temperature(kept.surprisal, target, low=MIN_TEMPERATURE, high=MAX_TEMPERATURE)
-        return Step(kept, temperature, entropy, place)
+        return Step(kept, temperature, entropy, cdf)
 
-    def _without_never(self, kept: Candidates, scores: Tensor, log_partition: Tensor) -> Candidates:
-        size = len(self.suppress_tokens)
+    def _without_suppressed(self, kept: Candidates, scores: Tensor, log_partition: Tensor) -> Candidates:
+        size = len(self.suppressed)
         if not size:
             return kept
-        barred = self.suppress_tokens[kept.ids.clamp(max=size - 1)] & (kept.ids < size)
+        barred = self.suppressed[kept.ids.clamp(max=size - 1)] & (kept.ids < size)
         ids, surprisal = kept.ids, kept.surprisal.masked_fill(barred, FAR)
-        # Where people's ranks hold nothing else, the likeliest of the other tokens is drawn, if there is one.
+        # Where the human ranks hold nothing else, the likeliest of the other tokens is drawn, if there is one.
         for row in (surprisal >= FAR).all(-1).nonzero().squeeze(1).tolist():
             others = scores[row].clone()
-            others[:size].masked_fill_(self.suppress_tokens[: len(others)], -torch.inf)
+            others[:size].masked_fill_(self.suppressed[: len(others)], -torch.inf)
             best = others.argmax()
             if others[best] == -torch.inf:
                 surprisal[row] = kept.surprisal[row]
             else:
+                # Below FAR, or the token would count as one that cannot be drawn.
                 ids[row, 0], surprisal[row, 0] = best, (log_partition[row] - others[best]).clamp(0.0, FAR - 1)
         return Candidates(ids, surprisal)
 
     def observe(self, state: State, step: Step, surprisal: Tensor) -> State:
-        """The state after tokens of the given surprisals `(B,)` were drawn; a row whose surprisal is NaN stays."""
-        seen = surprisal.isfinite()
+        """The state after tokens of the given surprisals `(B,)` were drawn.
+
+        A row whose surprisal is not finite keeps its state: it has ended, or its token was not drawn from the step.
+        """
+        drawn = surprisal.isfinite()
         return State(
-            state.tokens + seen,
-            state.places + torch.where(seen, step.place, 0.0),
-            state.drawn + torch.where(seen, surprisal, 0.0),
+            state.n_tokens + drawn,
+            state.cdf_sum + torch.where(drawn, step.cdf, 0.0),
+            state.surprisal_sum + torch.where(drawn, surprisal, 0.0),
         )
 
 
@@ -242,10 +282,7 @@ def _interpolated(at: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Linear between the knots `x`, which do not fall, and flat beyond them."""
     if len(x) == 1:
         return y.expand_as(at)
+    # Equal knots make a step of width 0: the clamp keeps its slope finite.
     right = torch.searchsorted(x, at).clamp(1, len(x) - 1)
     x0, x1, y0, y1 = x[right - 1], x[right], y[right - 1], y[right]
     return y0 + (y1 - y0) * ((at - x0) / (x1 - x0).clamp(min=1e-6)).clamp(0, 1)
-
-
-def _tensor(values: Sequence[float], device: torch.device | str) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=device)

@@ -1,4 +1,4 @@
-"""Tokens that are never drawn: those that no person writes. Every adapter asks `unwritable_tokens`.
+"""The tokens that are never drawn, because no person writes them. Every adapter asks `unwritable_tokens`.
 
 This module needs transformers alone: it is copied into exported folders.
 """
@@ -14,27 +14,27 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # Control tokens that some files, such as the shipped Gemma's, do not mark as special: `<start_of_image>`,
-# `[multimodal]`, `<|fim_prefix|>`. Blanks and HTML tags are added tokens too, and people do write them.
+# `[multimodal]`, `<|fim_prefix|>`. Blanks and HTML tags are added tokens too, but people write them.
 _CONTROL = re.compile(r"<\w+_of_\w+>|<[|｜].+[|｜]>|\[\w+\]")
 
 
 def unwritable_tokens(tokenizer: Any, size: int, ends: Iterable[int], configs: Iterable[Any] = ()) -> list[int]:
-    """Ids of the special tokens and of those without a string, but for the tokens that end a text.
+    """Ids of the special tokens and of those without a string, except for the tokens that end a text.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): Tells what is special: every added token that is marked so or
-            looks like it, not only the named ones. If `None`, the configs tell what they know.
-        size (`int`): Vocabulary size of the logits, which may be more than the tokenizer has.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): Added tokens that it marks as special, or that look like
+            control tokens, are special. If `None`, the configs name the special tokens that they know.
+        size (`int`): Vocabulary size of the logits, which may exceed that of the tokenizer.
         ends (`Iterable[int]`): Tokens that end a text.
-        configs (`Iterable[PretrainedConfig | GenerationConfig]`, *optional*): Asked where there is no tokenizer: their
-            entries `..._token_id` are special.
+        configs (`Iterable[PretrainedConfig | GenerationConfig]`, *optional*): Read without a tokenizer: their entries
+            `..._token_id` are special.
     """
     if tokenizer is None:
         special, strings = _named(configs), set(range(size))
     else:
         added = tokenizer.added_tokens_decoder.items()
-        marked = {token for token, one in added if one.special or _CONTROL.fullmatch(one.content)}
-        special, strings = marked | set(tokenizer.all_special_ids), set(tokenizer.get_vocab().values())
+        control = {token for token, entry in added if entry.special or _CONTROL.fullmatch(entry.content)}
+        special, strings = control | set(tokenizer.all_special_ids), set(tokenizer.get_vocab().values())
     ends = set(ends)
     return [token for token in range(size) if (token in special or token not in strings) and token not in ends]
 
@@ -45,16 +45,16 @@ def suppressed_tokens(model: "PreTrainedModel", tokenizer: Any = None, ends: Any
     Args:
         model (`PreTrainedModel`): A causal language model.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): Its tokenizer; by default the one in the model's folder or in
-            the local cache of the Hub. The network is not asked: where there is none, the model's configs tell.
+            the local cache of the Hub. The network is not asked. Without a tokenizer, the configs are read.
         ends (`int` or `list[int]`, *optional*): Tokens that end a text; by default those of the generation config.
     """
     size = model.config.get_text_config().vocab_size
     ends = end_tokens(model) if ends is None else _listed(ends)
     name = model.config.name_or_path
     if tokenizer is None and name:
-        found = _of_name(name, size, frozenset(ends))
-        if found is not None:
-            return list(found)
+        unwritable = _of_name(name, size, frozenset(ends))
+        if unwritable is not None:
+            return list(unwritable)
     configs = (model.config, model.config.get_text_config(), model.generation_config)
     return unwritable_tokens(tokenizer, size, ends, configs)
 
@@ -65,7 +65,7 @@ def end_tokens(model: "PreTrainedModel") -> set[int]:
 
 
 def loaded_tokenizer(name: str, **options: Any) -> Any:
-    """The tokenizer of a folder or of the Hub; `None` if there is none to be had."""
+    """The tokenizer of a folder or of the Hub; `None` if there is none."""
     try:
         return AutoTokenizer.from_pretrained(name, **options)
     except (OSError, ValueError, ImportError):
@@ -74,7 +74,7 @@ def loaded_tokenizer(name: str, **options: Any) -> Any:
 
 @lru_cache(maxsize=8)
 def _of_name(name: str, size: int, ends: frozenset[int]) -> tuple[int, ...] | None:
-    # Reading a tokenizer takes seconds, and an exported folder would do it at every call.
+    # Cached, as an exported folder asks at every call, and reading a tokenizer takes seconds.
     tokenizer = loaded_tokenizer(name, local_files_only=True)
     return None if tokenizer is None else tuple(unwritable_tokens(tokenizer, size, ends))
 

@@ -1,4 +1,4 @@
-"""The temperature at which a step is as surprising as it should be, solved for a batch of distributions at once.
+"""The temperature at which the expected surprisal meets a target, solved for a batch of distributions at once.
 
 Let `p` be the model's distribution at temperature 1, `c = -log p` the surprisal of each token and `p_b` proportional to
 `exp(-b c)` the distribution at temperature `1 / b`. The expected surprisal `f(b) = E_{p_b}[c]` falls in `b` with
@@ -7,11 +7,11 @@ step is known in closed form and a bracket makes it safe.
 
 Design choices:
 
-- Only tokens that may be drawn take part in the solution. With the human tail cut these are a few thousand of a
-  vocabulary of hundreds of thousands, and the whole vocabulary is read twice: once to normalise, once to find them.
-- Whole rows pass through the cache one after another on a CPU, and all at once on a GPU.
-- Tokens that are ruled out (`-inf`) get a surprisal that is finite and so large that their weight is zero at every
-  temperature in use: `0 * inf` never happens.
+- Only tokens that may be drawn enter the solution: with the human tail cut, a few thousand of a vocabulary of hundreds
+  of thousands. The whole vocabulary is read twice: once to normalise, once to find these tokens.
+- A CPU reads one row after another, so that each fits its cache. A GPU reads all rows at once.
+- Tokens that are ruled out (`-inf`) get a finite surprisal, large enough for a weight of zero at every temperature in
+  use. An infinite one would make `0 * inf`.
 """
 
 import math
@@ -24,19 +24,19 @@ from torch import Tensor
 
 MIN_TEMPERATURE = 0.05
 MAX_TEMPERATURE = 2.0
-# Surprisal in nats of what cannot be drawn: its weight underflows to zero at every temperature up to the highest.
+# Surprisal in nats of a token that cannot be drawn: its weight underflows to zero at every temperature in use.
 FAR = 1e4
-# Below this an exponential adds nothing to a sum of 10^6 terms whose largest is 1; one that underflows is slow.
+# exp(-80) adds nothing to a sum of 10^6 terms whose largest is 1. Smaller results are denormal, which is slow.
 UNDERFLOW = -80.0
-# Of the expected surprisal, absolute (nats) and relative: what float32 sums can tell.
+# Tolerances of the expected surprisal, absolute (nats) and relative: float32 sums resolve no less.
 _ABSOLUTE, _RELATIVE = 1e-6, 2e-5
-_ITERATIONS = 60
-_STRIDE = 16
-_TIES = 64
+_ITERATIONS = 60  # bisection alone needs about 30; Newton rarely more than 6
+_STRIDE = 16  # every 16th score estimates the floor of the candidates
+_TIES = 64  # ties at the last rank that stay off a CPU
 
 
 class Distribution(NamedTuple):
-    """What is known of each row's distribution `p = softmax(scores)`.
+    """Log-partition and entropy of each row's distribution `p = softmax(scores)`.
 
     Args:
         log_partition (`Tensor` of shape `(B,)`, float32): Logarithm of the sum of the exponentials.
@@ -48,11 +48,11 @@ class Distribution(NamedTuple):
 
 
 class Candidates(NamedTuple):
-    """The tokens of each row that may be drawn, `N` at most; a row with fewer is filled up.
+    """The tokens of each row that may be drawn, at most `N`; shorter rows are padded.
 
     Args:
-        ids (`Tensor` of shape `(B, N)`, int64): Token ids, in no order; 0 where filled up.
-        surprisal (`Tensor` of shape `(B, N)`, float32): `-log p` of each in nats; `FAR` where filled up.
+        ids (`Tensor` of shape `(B, N)`, int64): Token ids, in no order; 0 is padding.
+        surprisal (`Tensor` of shape `(B, N)`, float32): `-log p` of each in nats; `FAR` for padding.
     """
 
     ids: Tensor
@@ -63,7 +63,7 @@ def distribution(scores: Tensor) -> Distribution:
     """Log-partition and entropy of each row, accumulated in float32.
 
     Args:
-        scores (`Tensor` of shape `(B, V)`): Logits of any floating type; `-inf` is a token that is ruled out.
+        scores (`Tensor` of shape `(B, V)`): Logits of any floating type; `-inf` rules a token out.
 
     Example:
         >>> distribution(torch.tensor([[0.0, 0.0, -torch.inf]])).entropy
@@ -88,7 +88,7 @@ def candidates(scores: Tensor, log_partition: Tensor, limit: Tensor | None = Non
     """The tokens of each row up to a rank; ties at the last rank stay (off a CPU: at the deepest one, a few of them).
 
     Args:
-        scores (`Tensor` of shape `(B, V)`): Logits of any floating type; `-inf` is a token that is ruled out.
+        scores (`Tensor` of shape `(B, V)`): Logits of any floating type; `-inf` rules a token out.
         log_partition (`Tensor` of shape `(B,)`): Of `distribution`.
         limit (`Tensor` of shape `(B,)`, integers, *optional*): Last rank that stays, at least 1; by default all that
             is not ruled out.
@@ -101,11 +101,11 @@ def candidates(scores: Tensor, log_partition: Tensor, limit: Tensor | None = Non
     if scores.device.type != "cpu":
         return _all_at_once(scores, log_partition, limit)
     limits = [scores.shape[-1]] * len(scores) if limit is None else limit.tolist()
-    found = [_head(row, most) for row, most in zip(scores.detach(), limits, strict=True)]
-    width = max(len(ids) for ids, _ in found)
+    heads = [_head(row, most) for row, most in zip(scores.detach(), limits, strict=True)]
+    width = max(len(ids) for ids, _ in heads)
     ids = scores.new_zeros((len(scores), width), dtype=torch.long)
     surprisal = torch.full((len(scores), width), torch.inf, device=scores.device)
-    for row, (kept, values) in enumerate(found):
+    for row, (kept, values) in enumerate(heads):
         ids[row, : len(kept)] = kept
         torch.sub(log_partition[row], values, out=surprisal[row, : len(kept)])
     surprisal.clamp_(0.0, FAR)
@@ -121,8 +121,8 @@ def solve_temperature(
         surprisal (`Tensor` of shape `(B, N)`): `-log p` in nats of the tokens that may be drawn; `FAR` or `inf` for
             those that may not.
         target (`Tensor` of shape `(B,)`): Expected surprisal to reach, in nats.
-        low (`float`, *optional*): Lowest temperature: the answer where the target is less than can be reached.
-        high (`float`, *optional*): Highest temperature: the answer where the target is more than that gives.
+        low (`float`, *optional*): Lowest temperature: the answer for a target too low to reach.
+        high (`float`, *optional*): Highest temperature: the answer for a target too high to reach.
 
     Returns:
         `Tensor` of shape `(B,)`, float32: Temperatures in `[low, high]`.
@@ -143,9 +143,9 @@ def solve_temperature(
     least = surprisal.amin(-1, keepdim=True)
     excess, goal = surprisal - least, target.float() - least.squeeze(-1)
     square = excess.square()
-    # In b, the inverse temperature: f is above the goal at `left` and below it at `right`, where these are known.
+    # A bracket of b, the inverse temperature: f(left) >= goal >= f(right) once these ends were tried.
     left, right = torch.full_like(goal, 1 / high), torch.full_like(goal, 1 / low)
-    left_known, right_known = torch.zeros_like(goal, dtype=torch.bool), torch.zeros_like(goal, dtype=torch.bool)
+    left_tried, right_tried = torch.zeros_like(goal, dtype=torch.bool), torch.zeros_like(goal, dtype=torch.bool)
     tolerance = _ABSOLUTE + _RELATIVE * goal.abs()
     b = torch.where(goal > 0, torch.ones_like(goal).clamp(left, right), right)
     for _ in range(_ITERATIONS):
@@ -155,25 +155,25 @@ def solve_temperature(
         variance = torch.linalg.vecdot(weights, square) / total - mean.square()
         above, below = mean >= goal, mean <= goal
         left, right = torch.where(above, b, left), torch.where(below, b, right)
-        left_known, right_known = left_known | above, right_known | below
-        going_on = ((mean - goal).abs() > tolerance) & (left < right)
-        if not going_on.any():
+        left_tried, right_tried = left_tried | above, right_tried | below
+        unsolved = ((mean - goal).abs() > tolerance) & (left < right)
+        if not unsolved.any():
             break
         step = b + (mean - goal) / variance.clamp(min=1e-12)
-        # Where Newton leaves the bracket: to its end, if that was never tried, or else to the middle (of the ratio).
+        # A Newton step out of the bracket goes to its end, if that was never tried, or else to the geometric middle.
         middle = (left * right).sqrt()
-        step = torch.where(step <= left, torch.where(left_known, middle, left), step)
-        step = torch.where(step >= right, torch.where(right_known, middle, right), step)
-        # A row that is done stays: the rows beside it are nothing to it.
-        b = torch.where(going_on, step, b)
+        step = torch.where(step <= left, torch.where(left_tried, middle, left), step)
+        step = torch.where(step >= right, torch.where(right_tried, middle, right), step)
+        # A solved row stays, so that its result does not depend on the other rows of the batch.
+        b = torch.where(unsolved, step, b)
     return 1 / b
 
 
 def _all_at_once(scores: Tensor, log_partition: Tensor, limit: Tensor | None) -> Candidates:
-    """The candidates by one selection over all rows, for devices on which a loop over rows would wait for each."""
+    """The candidates by one selection over all rows: on a GPU, a loop over rows would wait for each."""
     size = scores.shape[-1]
     limit = torch.full_like(log_partition, size, dtype=torch.long) if limit is None else limit.clamp(max=size)
-    # Beyond the largest limit, so that ties at it may stay.
+    # A few more than the largest limit, so that ties at it stay.
     values, ids = scores.detach().float().topk(min(int(limit.max()) + _TIES, size))
     last = values.gather(1, limit.unsqueeze(1) - 1)
     surprisal = (log_partition.unsqueeze(1) - values).clamp_(0.0, FAR)
@@ -183,8 +183,8 @@ def _all_at_once(scores: Tensor, log_partition: Tensor, limit: Tensor | None) ->
 def _head(row: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """Ids and float32 values of the finite scores of a row that are no less than its `most`-th highest."""
     values = row.float().numpy()
-    # Few scores are left to select from exactly above a floor that every n-th score tells; where it lies too high by
-    # chance, all of them are.
+    # An exact selection over the vocabulary is slow. A floor from every 16th score leaves few to select from; where it
+    # lies too high by chance, the selection is over all.
     floor = _floor(values[::_STRIDE], most / _STRIDE)
     ids = np.flatnonzero(values >= floor) if floor > -np.inf else np.empty(0, dtype=np.intp)
     if len(ids) < most:
@@ -197,7 +197,7 @@ def _head(row: Tensor, most: int) -> tuple[Tensor, Tensor]:
 
 
 def _floor(sample: NDArray[np.float32], expected: float) -> float:
-    """A score that more than `expected` of a sample reach, by four standard deviations of a count."""
+    """A score that more than `expected` of a sample almost surely reach: four standard deviations of a count below."""
     rank = math.ceil(expected + 4 * math.sqrt(expected)) + 4
     return _highest(sample, rank) if rank <= len(sample) else -math.inf
 

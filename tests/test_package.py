@@ -1,6 +1,7 @@
 """The package as a whole: who may import whom, what an import costs, and what is in the wheel."""
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -44,6 +45,7 @@ PACKAGES = [
     ("study.compare", "study.multi"),
     ("report",),
     ("report.page",),
+    ("training.evaluation",),
     ("training",),
     ("cli",),
 ]
@@ -58,7 +60,7 @@ USERS = {
     "matplotlib": ("ugap.report", "ugap.training.evaluation.wandb_log"),
     "peft": (
         *("ugap.training", "ugap.cli.training", "ugap.models.adapter", "train"),
-        *("ugap.scoring.scorer", "ugap.scoring.head.lm_head"),
+        *("ugap.scoring.scorer", "ugap.scoring.shared", "ugap.scoring.head.lm_head"),
     ),
     "plotly": ("ugap.report.page",),
     "sacrebleu": ("ugap.statistics.diversity",),
@@ -219,63 +221,58 @@ class TestPackages:
 
 # torch itself needs jinja2. Python takes a module that is None for one that is not installed.
 WITHOUT_EXTRAS = f"""
-import sys
+import json, sys
 sys.modules.update(dict.fromkeys({sorted(set().union(*EXTRAS.values()) - {"jinja2"})}))
 from ugap.cli.main import main
-sys.exit(main(sys.argv[1:]))
+print("statuses", [main(words) for words in json.loads(sys.argv[1])])
 """
 
 
 @pytest.mark.slow
 class TestWithoutExtras:
-    """The commands where none of the extras is installed."""
+    """The commands where none of the extras is installed; those of a test share a process."""
 
     @pytest.fixture
     def run(self, tmp_path):
-        def run(*words: str) -> subprocess.CompletedProcess[str]:
-            command = [sys.executable, "-c", WITHOUT_EXTRAS, *words]
+        def run(*commands: list[str]) -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, "-c", WITHOUT_EXTRAS, json.dumps(commands)]
             environment = {**os.environ, "PYTHONPATH": str(ROOT)}
             return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 
         return run
 
-    def test_texts_are_scored(self, run, tiny_folder, write_rows, text_rows, tmp_path):
-        words = ["--model", str(tiny_folder), "--input", write_rows(text_rows), "--output", "scores.parquet"]
-        done = run("score", *words)
-        assert done.returncode == 0, done.stderr
-        assert (tmp_path / "scores.parquet").is_file()
-
-    def test_prompts_are_continued(self, run, tiny_folder, make_profile, tmp_path):
+    def test_texts_are_scored_and_prompts_continued(
+        self, run, tiny_folder, write_rows, text_rows, make_profile, tmp_path
+    ):
         make_profile(load_model(str(tiny_folder))[0]).save(tmp_path / "tiny.json")
-        words = ["--profile", "tiny.json", "--prompt", "the cat", "--max_new_tokens", "4"]
-        done = run("generate", "--model", str(tiny_folder), *words)
-        assert done.returncode == 0, done.stderr
+        model = ["--model", str(tiny_folder)]
+        done = run(
+            ["score", *model, "--input", write_rows(text_rows), "--output", "scores.parquet"],
+            ["generate", *model, "--profile", "tiny.json", "--prompt", "the cat", "--max_new_tokens", "4"],
+        )
+        assert done.stdout.splitlines()[-1] == "statuses [0, 0]", done.stderr
+        assert (tmp_path / "scores.parquet").is_file()
         assert "nats per token" in done.stdout
 
-    @pytest.mark.parametrize(
-        ("words", "line"),
-        [
-            (
-                ["measure", "--model", "tiny", "--output", "out"],
-                'matplotlib is not installed: pip install "ugap[report]"',
-            ),
-            (["demo", "--output", "out"], 'matplotlib is not installed: pip install "ugap[report]"'),
+    def test_a_missing_extra_is_one_line(self, run, tmp_path):
+        (tmp_path / "x.gguf").write_bytes(b"GGUF")
+        matplotlib = 'matplotlib is not installed: pip install "ugap[report]"'
+        datasets = 'datasets is not installed: pip install "ugap[train]"'
+        lines = [
+            (["measure", "--model", "tiny", "--output", "out"], matplotlib),
+            (["demo", "--output", "out"], matplotlib),
             (["report", "out"], 'plotly is not installed: pip install "ugap[report]"'),
-            (["train", "sft"], 'datasets is not installed: pip install "ugap[train]"'),
+            (["train", "sft"], datasets),
             (
                 ["score", "--model", "x.gguf", "--input", "demo", "--output", "out"],
                 'gguf is not installed: pip install "ugap[gguf]"',
             ),
-            (
-                ["score", "--model", "tiny", "--input", "org/texts", "--output", "out"],
-                'datasets is not installed: pip install "ugap[train]"',
-            ),
-        ],
-    )
-    def test_a_missing_extra_is_one_line(self, run, tmp_path, words, line):
-        (tmp_path / "x.gguf").write_bytes(b"GGUF")
-        done = run(*words)
-        assert (done.returncode, done.stderr.splitlines()[-1]) == (2, f"ugap: error: {line}")
+            (["score", "--model", "tiny", "--input", "org/texts", "--output", "out"], datasets),
+        ]
+        done = run(*(words for words, _ in lines))
+        assert done.stdout == f"statuses {[2] * len(lines)}\n"
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ugap: ")]
+        assert errors == [f"ugap: error: {line}" for _, line in lines]
         assert "Traceback" not in done.stderr
 
 
@@ -302,19 +299,23 @@ class TestImport:
         assert printed.splitlines()[-1] == "[]"
 
     @pytest.mark.parametrize(
-        ("name", "heavy"),
+        ("names", "heavy"),
         [
-            ("sampling.HumanEntropyLogitsProcessor", ["scipy", "accelerate", "datasets", "pandas", "peft", "rich"]),
-            ("sampling.generate", ["datasets", "pandas", "peft", "trl"]),
-            ("scoring.Scorer", ["datasets", "pandas", "peft", "trl"]),
-            ("report.findings", ["matplotlib", "plotly"]),
-            ("cli.arguments", ["torch", "numpy", "transformers", "trl"]),
-            ("study.named", ["torch", "numpy", "accelerate"]),
+            (["sampling.HumanEntropyLogitsProcessor"], ["scipy", "accelerate", "datasets", "pandas", "peft", "rich"]),
+            # Transformers loads much of itself for them, which takes ten seconds on a busy machine.
+            pytest.param(
+                ["sampling.generate", "scoring.Scorer"], ["datasets", "pandas", "peft", "trl"], marks=pytest.mark.slow
+            ),
+            (["report.findings"], ["matplotlib", "plotly"]),
+            (["cli.arguments"], ["torch", "numpy", "transformers", "trl"]),
+            (["study.named"], ["torch", "numpy", "accelerate"]),
         ],
+        ids=" ".join,
     )
-    def test_a_name_loads_no_more_than_it_needs(self, name, heavy):
-        package, _, name = name.partition(".")
-        code = f"from ugap.{package} import {name}\nimport sys\nprint([one for one in {heavy} if one in sys.modules])"
+    def test_names_load_no_more_than_they_need(self, names, heavy):
+        imported = [name.partition(".") for name in names]
+        code = "".join(f"from ugap.{package} import {name}\n" for package, _, name in imported)
+        code += f"import sys\nprint([one for one in {heavy} if one in sys.modules])"
         assert python(code).splitlines()[-1] == "[]"
 
 
@@ -348,10 +349,11 @@ def wheel(tmp_path_factory):
 def scripts(wheel, tmp_path_factory):
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=True)
-    place = folder / ("Scripts" if os.name == "nt" else "bin")
-    pip = [str(place / "python"), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
-    subprocess.run([*pip, "-c", str(ROOT / "constraints.txt"), f"{wheel}[all]"], check=True)
-    return place
+    binaries = folder / ("Scripts" if os.name == "nt" else "bin")
+    pip = [str(binaries / "python"), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
+    # Byte-compiling all of torch takes longer than compiling what the tests import.
+    subprocess.run([*pip, "--no-compile", "-c", str(ROOT / "constraints.txt"), f"{wheel}[all]"], check=True)
+    return binaries
 
 
 @pytest.fixture

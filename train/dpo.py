@@ -26,12 +26,12 @@ from ugap.cli.training import (
     settings_of,
     train,
 )
+from ugap.data.domain import CREATIVE
 from ugap.errors import InputError
 from ugap.progress import progress_bar
-from ugap.scoring import Scorer
+from ugap.scoring import Scorer, SharedScorer
 from ugap.study.excerpts import cut_excerpts
-from ugap.training import SharedScorer, UncertaintyReward
-from ugap.training.domains import CREATIVE
+from ugap.training import UncertaintyReward
 from ugap.training.policy import Policy
 from ugap.training.preferences import PreferenceTrainer, creative_pairs, functional_pairs
 from ugap.training.run_folder import made_once, note_run, open_run

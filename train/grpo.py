@@ -20,6 +20,7 @@ from ugap.cli.training import (
     settings_of,
     train,
 )
+from ugap.data.domain import CREATIVE
 from ugap.errors import InputError
 from ugap.sampling import HumanEntropyLogitsProcessor, profile_of
 from ugap.sampling.batch import suppressed_tokens
@@ -31,7 +32,6 @@ from ugap.training import (
     UncertaintyReward,
     grpo_dataset,
 )
-from ugap.training.domains import CREATIVE
 from ugap.training.policy import Policy
 from ugap.training.run_folder import open_run
 

@@ -25,11 +25,11 @@ from ugap.cli.training import (
     train,
 )
 from ugap.data import TextRow
+from ugap.data.domain import CREATIVE
 from ugap.errors import InputError
 from ugap.progress import progress_bar
 from ugap.study.excerpts import cut_excerpts
 from ugap.training import UncertaintySFTConfig, UncertaintySFTTrainer, sft_dataset
-from ugap.training.domains import CREATIVE
 from ugap.training.policy import Policy
 from ugap.training.run_folder import made_once, note_run, open_run
 from ugap.training.samples import sample_continuations

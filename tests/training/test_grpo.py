@@ -9,11 +9,10 @@ from datasets import Dataset, IterableDataset
 from peft import LoraConfig, get_peft_model
 
 from ugap.errors import InputError
-from ugap.scoring import Scorer
+from ugap.scoring import Scorer, SharedScorer
 from ugap.training import (
     FactualityReward,
     SampledRollouts,
-    SharedScorer,
     UncertaintyGRPOConfig,
     UncertaintyGRPOTrainer,
     UncertaintyReward,
@@ -259,7 +258,7 @@ def test_the_base_has_its_own_head_and_no_dropout(tied, adapter, make_trainer, m
         logits = base(input_ids=ids, attention_mask=mask).logits[:, batch["prompt_ids"].shape[1] - 1 : -1]
     expected = logits.log_softmax(-1).gather(2, batch["completion_ids"].unsqueeze(2)).squeeze(2)
     own = batch["completion_mask"].bool() & ~batch["creative"].unsqueeze(1)
-    again = trainer._base_on_functional(batch)[0]
+    again = trainer._base_on_functional(trainer.step, batch)[0]
     torch.testing.assert_close(again[own], expected[own], rtol=1e-4, atol=1e-4)
 
 
@@ -276,7 +275,8 @@ def logged(trainer, name):
 
 
 def scorer_nlls(trainer, batch):
-    return trainer._scorer_nlls(batch, trainer._compared_tokens(batch))
+    compared = batch["completion_mask"].bool() & (batch["completion_ids"] != trainer.processing_class.eos_token_id)
+    return trainer._scorer_nlls(trainer.step, batch, compared)
 
 
 def own_nll(trainer, batch):
@@ -350,7 +350,7 @@ def test_a_policy_that_has_left_the_scorer_aims_lower(make_trainer, monkeypatch)
 
     def targets(divergence):
         monkeypatch.setattr(trainer, "_scorer_nlls", lambda *_: torch.where(creative, own + divergence, torch.nan))
-        return trainer._entropy_targets(rows, torch.ones(8), trainer._divergence(batch))
+        return trainer._references(trainer.step, batch)["entropy_target"]
 
     torch.testing.assert_close(targets(0.4), targets(0.0) - 0.4 * creative, rtol=0, atol=1e-4)
     torch.testing.assert_close(targets(-0.4), targets(0.0), rtol=0, atol=1e-4)
@@ -378,9 +378,9 @@ def test_the_scorer_reads_what_the_policy_reads(chat, make_trainer, prompts, own
         read.extend(prefixes)
         return score(texts, prefixes, *args, **kwargs)
 
-    def noted_nlls(before, own):
+    def noted_nlls(before, own, details):
         read.extend(before[:4])
-        return token_nlls(before, own)
+        return token_nlls(before, own, details)
 
     monkeypatch.setattr(reward.scorer, "score", noted_score)
     monkeypatch.setattr(reward, "token_nlls", noted_nlls)

@@ -18,10 +18,10 @@ from ugap.data import load_texts
 from ugap.errors import InputError
 from ugap.profile import HumanProfile
 from ugap.profile.texts import FEATURES
-from ugap.scoring import Scorer
+from ugap.scoring import Scorer, SharedScorer
 from ugap.study.excerpts import cut_excerpts
 from ugap.study.generation import generate_continuations
-from ugap.training import FactualityReward, SharedScorer, UncertaintyReward, rewards
+from ugap.training import FactualityReward, UncertaintyReward, rewards
 
 PROMPT = "Once upon"
 

@@ -1,7 +1,9 @@
-"""The texts of one domain of a text set."""
+"""The domains of texts: creative text is moved to the human level in training, functional text is held."""
 
 from ugap.data.texts import TextRow, load_texts
 from ugap.errors import InputError
+
+CREATIVE, FUNCTIONAL = "creative", "functional"
 
 
 def load_domain(source: str, domain: str) -> list[TextRow]:

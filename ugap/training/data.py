@@ -1,34 +1,39 @@
-"""Training sets from human texts and facts: what the trainers of this package take."""
+"""The rows of a training: made from human texts and facts, and checked for their domain.
+
+Creative rows are moved to the human level, functional rows are held.
+"""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from ugap.data import TextRow
+from ugap.data.domain import CREATIVE, FUNCTIONAL
 from ugap.data.facts import Fact
 from ugap.errors import InputError
 from ugap.study.excerpts import Excerpt, cut_excerpts
-from ugap.training.domains import CREATIVE, FUNCTIONAL
 
 # Shorter pieces of a text teach little.
 FEWEST_TOKENS = 16
+# A stream may be endless: functional rows are looked for among so many of its first rows.
+STREAM_ROWS = 10_000
 
 
 def start_with_bos(tokenizer: PreTrainedTokenizerBase | ProcessorMixin) -> list[int]:
-    """Let the tokenizer put its BOS before a text, as the scorer does; what it then puts there.
+    """Make the tokenizer put its BOS before a text, as the scorer does. Returns what stands there: BOS, or nothing.
 
-    Some tokenizers have a BOS and do not add it. TRL tokenises prompts as the tokenizer does, and a model that is
-    trained on other starts than it is measured with would be another model. The trainers of this package call it. Chat
-    templates say themselves what a chat starts with.
+    Some tokenizers have a BOS and do not add it. TRL tokenises prompts as the tokenizer does, and training has to start
+    texts as scoring does. The trainers of this package call this function. A chat template writes its own start.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase` or `ProcessorMixin`): It, or that of the processor, is changed in place.
+        tokenizer (`PreTrainedTokenizerBase` or `ProcessorMixin`): A tokenizer or a processor with one; changed in
+            place.
 
     Raises:
-        InputError: If the tokenizer has a BOS that it cannot be told to add.
+        InputError: If the tokenizer has a BOS and does not add it even when asked.
     """
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     bos = tokenizer.bos_token_id
@@ -37,7 +42,7 @@ def start_with_bos(tokenizer: PreTrainedTokenizerBase | ProcessorMixin) -> list[
     if tokenizer("a")["input_ids"][0] != bos:
         tokenizer.add_bos_token = True
     if tokenizer("a")["input_ids"][:2].count(bos) != 1:
-        raise InputError(f"{tokenizer.name_or_path}: the tokenizer cannot be told to start a text with its BOS, once")
+        raise InputError(f"{tokenizer.name_or_path}: the tokenizer does not start a text with exactly one BOS")
     return [bos]
 
 
@@ -58,11 +63,11 @@ def sft_dataset(
 
     Args:
         texts (`Sequence[TextRow]`): Human texts, of the domains `"creative"` and `"functional"`.
-        facts (`Sequence[Fact]`): Facts to hold; the half that is not asked afterwards.
+        facts (`Sequence[Fact]`): Facts to hold: the half of the probe that evaluations do not ask.
         tokenizer (`PreTrainedTokenizerBase`): The policy's, after `start_with_bos`.
         max_tokens (`int`, *optional*, defaults to `256`): Longest piece, without BOS and end.
-        functional_share (`float`, *optional*, defaults to `0.3`): Share of functional rows; they are repeated, or some
-            left out, to have it. Creative rows stand once each.
+        functional_share (`float`, *optional*, defaults to `0.3`): Share of functional rows. Functional rows are
+            repeated or left out to reach it; each creative row comes once.
         seed (`int`, *optional*, defaults to `0`): Seed of the order.
 
     Returns:
@@ -86,14 +91,14 @@ def sft_dataset(
         texts, tokenizer, prefix_tokens=0, max_new_tokens=max_tokens, min_new_tokens=FEWEST_TOKENS, per_text=10**6
     )
     rows = [row(piece.human, piece.domain, full[piece.source].endswith(piece.human)) for piece in pieces]
-    creative = [made for made in rows if made["domain"] == CREATIVE]
-    functional = [made for made in rows if made["domain"] == FUNCTIONAL]
-    stated = [row(f"{fact.prompt} {fact.answer}.", FUNCTIONAL, False) for fact in facts]
+    creative = [one for one in rows if one["domain"] == CREATIVE]
+    functional = [one for one in rows if one["domain"] == FUNCTIONAL]
+    # A fact goes on after its full stop, so no end token follows.
+    statements = [row(f"{fact.prompt} {fact.answer}.", FUNCTIONAL, False) for fact in facts]
     if not creative:
         raise InputError("the texts have no creative domain to train on")
     wanted = round(len(creative) * functional_share / (1 - functional_share))
-    drawn = _repeated([functional, stated], wanted, rng)
-    everything = creative + drawn
+    everything = creative + _repeated([functional, statements], wanted, rng)
     rng.shuffle(everything)
     return Dataset.from_list(everything)
 
@@ -142,7 +147,7 @@ def grpo_dataset(
     creative = [_prompt(excerpt) for excerpt in excerpts]
     if not creative:
         raise InputError("the texts have no creative domain to train on")
-    asked = [
+    questions = [
         {
             "prompt": fact.prompt,
             "domain": FUNCTIONAL,
@@ -152,9 +157,103 @@ def grpo_dataset(
         }
         for fact in facts
     ]
-    everything = creative + _repeated([asked], round(len(creative) * functional_share / (1 - functional_share)), rng)
+    everything = creative + _repeated(
+        [questions], round(len(creative) * functional_share / (1 - functional_share)), rng
+    )
     rng.shuffle(everything)
     return Dataset.from_list(everything)
+
+
+def check_domains(dataset: Dataset | IterableDataset, *, constrained: bool) -> None:
+    """Refuse a training set without domains, or without rows that a constraint needs.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`): The rows. Of a stream, only the columns are checked, and for a
+            constraint its first rows.
+        constrained (`bool`): Whether functional rows are needed.
+
+    Raises:
+        InputError: If there is no column `domain`, a row has neither domain, no row is creative, or a constraint has
+            no functional row.
+
+    Example:
+        >>> check_domains(Dataset.from_dict({"text": ["So it goes."]}), constrained=False)
+        Traceback (most recent call last):
+        ...
+        ugap.errors.InputError: the training set has no column 'domain'; it has 'text'
+    """
+    domains = _domains(dataset, "the training set")
+    if domains is not None and CREATIVE not in domains:
+        raise InputError("the training set has no creative rows")
+    if constrained:
+        functional_rows(dataset, 1)
+
+
+def functional_rows(dataset: Dataset | IterableDataset, most: int) -> list[Mapping[str, Any]]:
+    """The first functional rows of a training set, at most `most`; of a stream, those among its first 10,000 rows.
+
+    Raises:
+        InputError: If there is none, or a row before them has neither domain.
+    """
+    rows = dataset.take(STREAM_ROWS) if isinstance(dataset, IterableDataset) else dataset
+    functional, n = [], 0
+    for n, row in enumerate(rows, 1):  # noqa: B007
+        if not is_creative(row.get("domain")):
+            functional.append(row)
+        if len(functional) == most:
+            break
+    if not functional:
+        where = f"no functional rows among its first {n}" if n == STREAM_ROWS else "no functional rows"
+        raise InputError(f"the training set has {where}, and the constraint is held on them")
+    return functional
+
+
+def check_evaluation_domains(datasets: Any) -> None:
+    """Refuse evaluation sets without domains.
+
+    Args:
+        datasets (`Dataset`, `IterableDataset`, `Mapping` or `None`): As TRL takes them: one, or several by name.
+
+    Raises:
+        InputError: If a set has no column `domain`, or a row has neither domain.
+    """
+    for name, dataset in evaluation_sets(datasets).items():
+        _domains(dataset, name)
+
+
+def evaluation_sets(datasets: Any) -> dict[str, Any]:
+    """Evaluation sets as TRL takes them, by the name that errors use."""
+    named = datasets if isinstance(datasets, Mapping) else {"": datasets}
+    return {f"the evaluation set {name}".rstrip(): one for name, one in named.items() if one is not None}
+
+
+def is_creative(domain: object, place: str = "a row of the training or evaluation set") -> bool:
+    """Whether a row is creative, by its `domain`.
+
+    Raises:
+        InputError: If the row has neither domain.
+    """
+    if domain not in (CREATIVE, FUNCTIONAL):
+        raise InputError(f"{place} is of domain {domain!r}, not {CREATIVE!r} or {FUNCTIONAL!r}")
+    return domain == CREATIVE
+
+
+def creative_mask(rows: Sequence[Mapping[str, Any]]) -> list[bool]:
+    """Which rows are creative; raises as `is_creative`."""
+    return [is_creative(row.get("domain")) for row in rows]
+
+
+def _domains(dataset: Dataset | IterableDataset, name: str) -> set[str] | None:
+    """The domains of a set; `None` for a stream, whose rows come later."""
+    columns = dataset.column_names
+    if columns is not None and "domain" not in columns:
+        raise InputError(f"{name} has no column 'domain'; it has {', '.join(map(repr, columns))}")
+    if isinstance(dataset, IterableDataset):
+        return None
+    domains = dataset["domain"]
+    for number, domain in enumerate(domains):
+        is_creative(domain, f"{name}'s row {number}")
+    return set(domains)
 
 
 def _prompt(excerpt: Excerpt) -> dict[str, Any]:
@@ -168,11 +267,11 @@ def _prompt(excerpt: Excerpt) -> dict[str, Any]:
 
 
 def _repeated(kinds: Sequence[list[dict[str, Any]]], wanted: int, rng: random.Random) -> list[dict[str, Any]]:
-    """`wanted` rows, as many of each kind that there is, repeated in whole passes where they do not reach."""
+    """`wanted` rows in equal shares of the kinds, each repeated in whole passes where it has too few rows."""
     kinds = [kind for kind in kinds if kind]
     out: list[dict[str, Any]] = []
     for number, kind in enumerate(kinds):
         n = wanted // len(kinds) + (number < wanted % len(kinds))
         passes = [rng.sample(kind, len(kind)) for _ in range(-(-n // len(kind)))]
-        out += [made for one in passes for made in one][:n]
+        out += [row for one in passes for row in one][:n]
     return out

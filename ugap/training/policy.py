@@ -1,13 +1,15 @@
-"""The policy of a training: a model with a new adapter, with one to go on from, or with all of its weights.
+"""The policy of a training: a model with a new adapter, with an adapter to continue, or with all of its weights.
 
-It is loaded as every model of this package is, with its BOS settled: TRL would load a folder or a Hub id only, and
-leave the tokenizer as it is.
+The policy is loaded as every model of this package is, and its tokenizer starts texts with BOS. TRL would load a folder
+or a Hub id alone, and leave the tokenizer as it is.
 """
 
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -15,6 +17,8 @@ from ugap.errors import InputError
 from ugap.models import load_model, with_adapter
 from ugap.models.console import quiet_transformers
 from ugap.training.data import start_with_bos
+
+logger = logging.getLogger(__name__)
 
 ALL_LINEAR = "all-linear"
 MERGED = "merged"  # folder of the merged model in that of its run
@@ -25,7 +29,7 @@ class Policy:
     """A policy as the trainers take it.
 
     Args:
-        model (`PreTrainedModel` or `PeftModel`): The model; with an adapter on it where one is gone on from.
+        model (`PreTrainedModel` or `PeftModel`): The model; with its adapter, where that one is trained further.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer, which starts a text with BOS.
         lora (`LoraConfig`, *optional*): The new adapter that the trainer puts on it.
     """
@@ -44,22 +48,22 @@ def load_policy(
     device: str | None = None,
     trust_remote_code: bool = False,
 ) -> Policy:
-    """Load a model to be trained: with a new adapter, with one that exists, or (with neither) all of its weights.
+    """Load a model for training: with a new adapter, with one that exists, or (with neither) all of its weights.
 
     Args:
         name (`str`): Asset, folder, `.gguf` file or Hub id.
         lora (`LoraConfig`, *optional*): The new adapter; `target_modules` has to fit the model.
-        adapter (`str` or `Path`, *optional*): Folder of the adapter to go on from.
+        adapter (`str` or `Path`, *optional*): Folder of the adapter to train further.
         dtype (`str`, *optional*, defaults to `"float32"`): Type of the weights.
         device (`str`, *optional*): Where the model goes; by default this process's GPU if there is one.
-        trust_remote_code (`bool`, *optional*, defaults to `False`): Run the code that a repository brings along.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Run the code of the model's repository.
 
     Raises:
         InputError: If the model cannot be loaded, an adapter does not fit it, or its tokenizer cannot start with BOS.
         ValueError: If both `lora` and `adapter` are given.
     """
     if lora is not None and adapter is not None:
-        raise ValueError("lora: a new adapter, and one to go on from")
+        raise ValueError("lora asks for a new adapter, and adapter names one to train further: give one of them")
     model, tokenizer = load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     start_with_bos(tokenizer)
     if adapter is not None:
@@ -90,17 +94,39 @@ def _check_targets(model: PreTrainedModel, lora: LoraConfig, name: str) -> None:
             raise InputError(f"lora_target_modules: {name} has no layer {target!r}; it has {named}")
 
 
+def switch_off_dropout(policy: torch.nn.Module) -> None:
+    """Set every dropout of a policy to 0, with a warning, where the policy is compared with its base.
+
+    The base has no dropout. The noise of the policy's dropout would count as divergence from the base.
+    """
+    switched_off = False
+    for module in policy.modules():
+        # Models keep rates as numbers of their own modules too: attention_dropout and its like.
+        rates = [name for name, value in vars(module).items() if "drop" in name and _is_rate(value)]
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd) and _is_rate(module.p):
+            rates.append("p")
+        for name in rates:
+            setattr(module, name, 0.0)
+            switched_off = True
+    if switched_off:
+        logger.warning("the policy is compared with its base: its dropout is switched off")
+
+
+def _is_rate(value: object) -> bool:
+    return isinstance(value, float) and value > 0
+
+
 def save_merged(
     base: str, adapter: str | Path, folder: str | Path, *, dtype: str = "float32", trust_remote_code: bool = False
 ) -> None:
-    """Write a model with an adapter merged into its weights, with its tokenizer; the folder is whole or as it was.
+    """Write a model with an adapter merged into its weights, and its tokenizer. The folder is whole or as it was.
 
     Args:
         base (`str`): Name of the model.
         adapter (`str` or `Path`): Folder of the adapter.
         folder (`str` or `Path`): Folder to write; one that is there is replaced.
         dtype (`str`, *optional*, defaults to `"float32"`): Type of the weights.
-        trust_remote_code (`bool`, *optional*, defaults to `False`): Run the code that a repository brings along.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Run the code of the model's repository.
 
     Raises:
         InputError: If the model or the adapter cannot be loaded.

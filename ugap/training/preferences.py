@@ -20,11 +20,11 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import DPOTrainer
 
+from ugap.data.domain import CREATIVE, FUNCTIONAL
 from ugap.data.facts import Fact
 from ugap.errors import InputError
 from ugap.scoring.tokenise import encode
 from ugap.training.data import start_with_bos
-from ugap.training.domains import CREATIVE, FUNCTIONAL
 from ugap.training.evaluation.card import MeasuredCard
 from ugap.training.samples import Sample, over_processes, sample_continuations
 

@@ -1,18 +1,18 @@
 """Rewards for TRL's GRPO: how near a completion is to the human level, and whether an answer is right.
 
-They are called as TRL calls reward functions, with `prompts, completions, completion_ids` and every other column of the
-data set, and give a number in [0, 1] for each completion, or `None` for a row of another domain. Prompts and
-completions are strings, or lists of chat messages. Called by a trainer, the scorer reads the token ids of a prompt that
-the policy reads, if it knows them: those of the trainer's own function, with its chat template and what it hands to it.
+TRL calls a reward with `prompts, completions, completion_ids` and every other column of the data set. The reward gives
+a number in [0, 1] for each completion, or `None` for a row of another domain. Prompts and completions are strings, or
+lists of chat messages. When a trainer calls, and the scorer shares the policy's vocabulary, the scorer reads the
+policy's own token ids of a prompt. They come from the trainer's own method, with the chat template and its arguments.
 
-- [`UncertaintyReward`][] scores the completion after its prompt with a frozen scorer and compares its features with
-  those that human texts of this length have (`ugap.profile.texts`): two-sided, and on all features together, because
-  each alone can be matched by text that no person writes.
+- [`UncertaintyReward`][] scores the completion after its prompt with a frozen scorer. It compares the completion's
+  features with those of human texts of that length (`ugap.profile.texts`). The comparison is two-sided and on all
+  features together, because text that no person writes can match each feature alone.
 - [`FactualityReward`][] looks for the answer.
 
-The ready instances (`uncertainty_reward`, `surprisal_reward`, `entropy_reward`, `pmi_reward`, `factuality_reward`) are
-for `trl grpo --reward_funcs ugap.training.rewards.NAME` and for Python. A reward without a scorer takes the policy's
-frozen base where the policy is a PEFT model, else a frozen copy of the model that the policy was loaded from.
+Ready instances (`uncertainty_reward`, `surprisal_reward`, `entropy_reward`, `pmi_reward`, `factuality_reward`) serve
+`trl grpo --reward_funcs ugap.training.rewards.NAME` and Python. A reward without a scorer takes the frozen base of a
+PEFT policy. For another policy, it takes a frozen copy of the model that the policy was loaded from.
 """
 
 import math
@@ -28,19 +28,18 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ugap.data.domain import CREATIVE, FUNCTIONAL
 from ugap.errors import InputError
 from ugap.profile import HumanProfile
 from ugap.profile.texts import FEATURES, FEWEST_TOKENS
-from ugap.scoring import Scorer
+from ugap.scoring import Scorer, SharedScorer
 from ugap.scoring.batching import Request
 from ugap.study.probes.facts import answer_words, first_named, starts_with
-from ugap.training.domains import CREATIVE, FUNCTIONAL
-from ugap.training.shared_scorer import SharedScorer
 from ugap.unicode import text_fault
 
 Message = Mapping[str, Any]
 Text = str | Sequence[Message]
-# A text, a chat, or token ids that are taken as they are.
+# A text, a chat, or token ids.
 Prompt = Text | Sequence[int]
 
 
@@ -48,8 +47,8 @@ class UncertaintyReward:
     """How near completions are to the human level of a domain, under a frozen scorer: in [0, 1], 1 at that level.
 
     The reward is `1 / (1 + d² / 4)`, with `d²` the squared Mahalanobis distance of the completion's features from their
-    human mean, over the number of features: about 1 for a human text, so that people have about 0.8. It
-    falls on both sides of the human level, and slowly, so that far away there is still a slope.
+    human mean, divided by the number of features. `d²` is about 1 for a human text, so people get about 0.8. The reward
+    falls on both sides of the human level, and slowly, so that it still has a slope far away.
 
     Args:
         profile (`HumanProfile`, `str` or `Path`, *optional*): Human profile of the scorer, or its file; by default the
@@ -58,18 +57,18 @@ class UncertaintyReward:
             default the policy's base.
         features (`Sequence[str]`, *optional*): Which features count, of `ugap.profile.texts.FEATURES`; by
             default all.
-        domain (`str`, *optional*, defaults to `"creative"`): Rows of other domains get `None`, and the completion is
-            compared with human texts of this one. Without a column `domain` all rows are of it.
+        domain (`str`, *optional*, defaults to `"creative"`): Rows of other domains get `None`. Completions are
+            compared with human texts of this domain. Without a column `domain`, all rows count.
         name (`str`, *optional*, defaults to `"uncertainty_reward"`): Name in logs.
 
     A completion of fewer than 4 tokens, or that is no valid text, gets 0. One whose logits are not finite gets NaN.
 
-    Logged are `{name}/{feature}`, the mean distance of the completions from the human mean in human standard deviations
-    (signed: below 0 is below people), and by completion the column `{name}_nll`.
+    The log gets `{name}/{feature}`: the mean distance of the completions from the human mean, in human standard
+    deviations (negative: below people). The table of completions gets the column `{name}_nll`.
 
     Raises:
         InputError: When first called or bound, if the profile is of another scorer, lacks the domain, or was fitted
-            without text features, a chat prompt meets a scorer without a template, or there is no policy to share.
+            without text features. Also if a chat prompt meets a scorer without a template, or there is no policy.
 
     Example:
         >>> reward = UncertaintyReward(scorer="gemma-3-270m")
@@ -99,13 +98,13 @@ class UncertaintyReward:
         self._compared: tuple[weakref.ref[PreTrainedTokenizerBase], bool] | None = None
 
     def bind(self, policy: PreTrainedModel | PeftModel | None, tokenizer: PreTrainedTokenizerBase | None) -> None:
-        """Take the scorer that the reward has none of from a policy, and check that the profile is of it.
+        """Take the scorer from a policy where none was given, and check that the profile belongs to the scorer.
 
-        Trainers of this package call it before training; another trainer's call of the reward does it. Binding to
-        another policy takes the scorer and the profile anew.
+        Trainers of this package call this before training. Under another trainer, the first call of the reward does.
+        Binding to another policy takes the scorer and the profile anew.
 
         Raises:
-            InputError: As of the class.
+            InputError: See the class.
         """
         scorer = self._scorer_for(policy, tokenizer)
         profile = self._given_profile
@@ -127,7 +126,7 @@ class UncertaintyReward:
     def _scorer_for(
         self, policy: PreTrainedModel | PeftModel | None, tokenizer: PreTrainedTokenizerBase | None
     ) -> Scorer:
-        """The scorer that is given or was taken from this policy already, else a new one."""
+        """The scorer that was given or already taken from this policy, else a new one."""
         if self._scorer is not None and (self._given_scorer is not None or self._bound_to(policy)):
             return self._scorer
         if isinstance(self._given_scorer, str):
@@ -156,7 +155,7 @@ class UncertaintyReward:
 
     @property
     def profile(self) -> HumanProfile:
-        """The human profile of the scorer; raises as `scorer`."""
+        """The scorer's human profile. Raises: see `scorer`."""
         assert self.scorer
         assert self._profile is not None
         return self._profile
@@ -173,74 +172,80 @@ class UncertaintyReward:
         **columns: Any,
     ) -> list[float | None]:
         """The reward of every completion; `None` for rows of another domain."""
-        own = [i for i in range(len(prompts)) if domain is None or domain[i] == self.domain]
-        rewards: list[float | None] = [None] * len(prompts)
-        nll: list[float | None] = [None] * len(prompts)
-        if own:
+        details = self.details(prompts, completions, domain=domain, log_metric=log_metric, log_extra=log_extra)
+        return [None if one is None else one.reward for one in details]
+
+    def details(
+        self,
+        prompts: Sequence[Text],
+        completions: Sequence[Text],
+        *,
+        domain: Sequence[str] | None = None,
+        log_metric: Callable[[str, float], None] | None = None,
+        log_extra: Callable[[str, list[Any]], None] | None = None,
+        **columns: Any,
+    ) -> list["RewardDetails | None"]:
+        """As a call, with all that the rewards were computed from."""
+        rows = [i for i in range(len(prompts)) if domain is None or domain[i] == self.domain]
+        details: list[RewardDetails | None] = [None] * len(prompts)
+        if rows:
+            # TRL hands over a bound method of its trainer, and nothing else that leads to the policy.
             trainer = getattr(log_metric, "__self__", None)
             self._bind_to_caller(trainer)
-            read = prompts if trainer is None else self.as_read(prompts, trainer)
-            judged = self.judge([read[i] for i in own], [completions[i] for i in own])
-            for i, one in zip(own, judged, strict=True):
-                rewards[i], nll[i] = one.reward, one.nll
+            as_read = prompts if trainer is None else self._as_read(prompts, trainer)
+            judged = self.judge([as_read[i] for i in rows], [completions[i] for i in rows])
+            for i, one in zip(rows, judged, strict=True):
+                details[i] = one
             if log_metric is not None:
                 self._log(judged, log_metric)
-        # Every process logs the same columns, whatever its rows are.
+        # Every process has to log the same columns, whatever its rows are.
         if log_extra is not None:
-            log_extra(f"{self.__name__}_nll", nll)
-        return rewards
-
-    def as_read(self, prompts: Sequence[Text], trainer: Any) -> Sequence[Prompt]:
-        """The prompts as the policy of a trainer reads them: token ids of the function that makes those of the policy.
-
-        A scorer of other tokens reads the texts, or the chats through its own template with what the trainer hands to
-        the policy's (`chat_template_kwargs`).
-
-        Args:
-            prompts (`Sequence[str or list]`): All prompts of a batch.
-            trainer (`GRPOTrainer`): TRL's trainer or one made from it.
-        """
-        if self.shares_tokens(trainer.processing_class):
-            ids: list[list[int]] = trainer._tokenize_prompts(list(prompts))[0]
-            return ids
-        return [self._prefix(prompt, trainer.chat_template_kwargs) for prompt in prompts]
+            log_extra(f"{self.__name__}_nll", [None if one is None else one.nll for one in details])
+        return details
 
     def judge(self, prompts: Sequence[Prompt], completions: Sequence[Text]) -> list["RewardDetails"]:
-        """Rewards of completions, all of this reward's domain, and what they are made of.
+        """Judge completions that are all of this reward's domain, as one batch.
+
+        Args:
+            prompts (`Sequence[str or list]`): Their prompts: texts, chats, or token ids.
+            completions (`Sequence[str or list]`): The completions.
 
         Raises:
             InputError: If the reward is not bound, or a chat prompt meets a scorer without a chat template.
         """
         texts = [_text(completion) for completion in completions]
+        prefixes = [self._prefix(prompt) for prompt in prompts]
+        # The scorer would warn of every empty completion, and of what is no text.
         fit = [i for i, text in enumerate(texts) if text_fault(text) is None and len(self._ids(text)) > 1]
-        scored = self.scorer.score(
-            [texts[i] for i in fit], [self._prefix(prompts[i]) for i in fit], pmi=True, skip_bad=True
-        )
-        scores = dict(zip(fit, scored, strict=True))
+        scores = self.scorer.score([texts[i] for i in fit], [prefixes[i] for i in fit], pmi=True, skip_bad=True)
         profile = self.profile.domain(self.domain)
         assert profile.texts is not None
-        out = []
-        for i in range(len(texts)):
-            score = scores.get(i)
-            if score is None or len(score) < FEWEST_TOKENS:
-                # Fit to be scored, and yet it was not: its logits are not finite.
-                bad = score is None and i in scores
-                out.append(RewardDetails(math.nan if bad else 0.0, None, None))
-                continue
-            values = profile.text_features(score)
-            reward = profile.texts.closeness(values, len(score), self.features)
-            out.append(RewardDetails(reward, score.nll, profile.texts.standardised(values, len(score))))
-        return out
+        details = [RewardDetails(0.0, prefix) for prefix in prefixes]
+        for i, score in zip(fit, scores, strict=True):
+            if score is None:
+                # The text is fit to be scored, so its logits are not finite.
+                details[i] = RewardDetails(math.nan, prefixes[i])
+            elif len(score) >= FEWEST_TOKENS:
+                features = profile.text_features(score)
+                details[i] = RewardDetails(
+                    reward=profile.texts.closeness(features, len(score), self.features),
+                    prompt=prefixes[i],
+                    token_ids=score.token_ids.tolist(),
+                    nll=score.nll,
+                    features=features,
+                    standardised=profile.texts.standardised(features, len(score)),
+                )
+        return details
 
     def human_levels(self, prompts: Sequence[Prompt], human: Sequence[Text | None]) -> list[float]:
-        """How surprising people are expected to be after prompts, in nats per token of the scorer.
+        """Expected surprisal of people after prompts, in nats per token of the scorer.
 
-        Where a human continuation is given: the mean over its tokens of the calibration curve at the scorer's entropy.
-        Else the human level of the domain. Each prompt is scored once.
+        With a human continuation: the mean over its tokens of the calibration curve at the scorer's entropy. Without:
+        the human level of the domain. Each continuation is scored once.
 
         Args:
             prompts (`Sequence[str or list]`): Prompts of this reward's domain, or their token ids.
-            human (`Sequence[str or list or None]`): How a person went on.
+            human (`Sequence[str or list or None]`): The human continuations.
         """
         keys = [repr((prompt, text)) for prompt, text in zip(prompts, human, strict=True)]
         new = {
@@ -262,40 +267,60 @@ class UncertaintyReward:
         return [self._levels.get(key, level) for key in keys]
 
     def shares_tokens(self, tokenizer: PreTrainedTokenizerBase) -> bool:
-        """Whether the scorer reads a policy's token ids as they are; raises as `scorer`."""
-        own = self.scorer.tokenizer
-        if own is tokenizer:
+        """Whether the scorer has the vocabulary of a policy's tokenizer. Raises: see `scorer`."""
+        if self.scorer.tokenizer is tokenizer:
             return True
         if self._compared is None or self._compared[0]() is not tokenizer:
-            self._compared = weakref.ref(tokenizer), own.get_vocab() == tokenizer.get_vocab()
+            same = self.scorer.tokenizer.get_vocab() == tokenizer.get_vocab()
+            self._compared = weakref.ref(tokenizer), same
         return self._compared[1]
 
-    def token_nlls(self, prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> list[float]:
-        """Mean surprisal of completions to the scorer, in nats per token, on just these token ids.
+    def token_nlls(
+        self,
+        prompts: Sequence[list[int]],
+        completions: Sequence[list[int]],
+        details: Sequence["RewardDetails | None"],
+    ) -> list[float]:
+        """Mean surprisal of the drawn token ids to the scorer, in nats per token.
 
-        Text that is tokenised again can be other tokens, and other ones than those that the policy drew.
+        The tokenizer can cut a completion's text into other ids than the policy drew. Only then are the ids scored
+        here; else the mean is known from judging the text.
 
         Args:
             prompts (`Sequence[list[int]]`): Token ids before each completion, BOS included.
-            completions (`Sequence[list[int]]`): Token ids of the completions.
+            completions (`Sequence[list[int]]`): Token ids of the completions; empty lists give NaN.
+            details (`Sequence[RewardDetails or None]`): How the completions were judged.
 
         Returns:
-            `list[float]`: NaN for a completion without tokens, or with one that the scorer does not know.
+            `list[float]`: NaN for a completion without tokens, or with a token that the scorer does not know.
         """
-        known = len(self.scorer.head.weight)
-        requests = [
-            Request(i, 0, prompt, completion)
-            for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
-            if prompt and completion and max(prompt + completion) < known
-        ]
-        surprisals = {i: rows[0] for i, rows in self.scorer._run_all(requests, False).items()}
-        return [float(surprisals[i].mean()) if i in surprisals else math.nan for i in range(len(completions))]
+        nlls, requests = [math.nan] * len(completions), []
+        for i, (prompt, ids, one) in enumerate(zip(prompts, completions, details, strict=True)):
+            if one is not None and one.nll is not None and (one.prompt, one.token_ids) == (prompt, ids):
+                nlls[i] = one.nll
+            elif prompt and ids and max(prompt + ids) < len(self.scorer.head.weight):
+                requests.append(Request(i, 0, prompt, ids))
+        if requests:
+            for i, statistics in self.scorer._run_all(requests, False).items():
+                nlls[i] = float(statistics[0].mean())
+        return nlls
+
+    def _as_read(self, prompts: Sequence[Text], trainer: Any) -> Sequence[Prompt]:
+        """All prompts of a batch as the policy reads them: the token ids of the trainer's own method.
+
+        A scorer with another vocabulary reads texts, and chats through its own template with the trainer's arguments
+        (`chat_template_kwargs`).
+        """
+        if self.shares_tokens(trainer.processing_class):
+            ids: list[list[int]] = trainer._tokenize_prompts(list(prompts))[0]
+            return ids
+        return [self._prefix(prompt, trainer.chat_template_kwargs) for prompt in prompts]
 
     def _ids(self, text: str) -> list[int]:
         return self.scorer.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def _prefix(self, prompt: Prompt, chat_template_kwargs: Mapping[str, Any] | None = None) -> str | list[int]:
-        """What the scorer reads before a completion: a text, a chat through its template, or token ids as they are."""
+        """A prompt for the scorer: a text or token ids as they are, a chat as token ids of its template."""
         if isinstance(prompt, str):
             return prompt
         if not prompt or isinstance(prompt[0], int):
@@ -309,7 +334,7 @@ class UncertaintyReward:
         return tokenizer(rendered, add_special_tokens=False)["input_ids"]
 
     def _bind_to_caller(self, trainer: Any) -> None:
-        """Bind to the policy of the trainer that calls; it has shown itself by the method that it hands over."""
+        """Bind to the policy of the trainer that calls, unless the reward has a scorer."""
         if self._profile is not None and (trainer is None or self._given_scorer is not None):
             return
         if trainer is not None:
@@ -322,54 +347,60 @@ class UncertaintyReward:
     def _log(self, judged: Sequence["RewardDetails"], log_metric: Callable[[str, float], None]) -> None:
         rows = [one.standardised for one in judged if one.standardised is not None]
         for feature, values in zip(FEATURES, zip(*rows, strict=True), strict=bool(rows)):
-            told = [value for value in values if math.isfinite(value)]
-            if feature in self.features and told:
-                log_metric(f"{self.__name__}/{feature}", float(sum(told) / len(told)))
+            finite = [value for value in values if math.isfinite(value)]
+            if feature in self.features and finite:
+                log_metric(f"{self.__name__}/{feature}", float(sum(finite) / len(finite)))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the models that can be had again: that of a name, and the policy's base."""
+        """Leave out models that can be loaded or taken again: a named scorer, and the policy's base."""
         state = self.__dict__.copy()
         if not isinstance(self._given_scorer, Scorer):
             state["_scorer"] = state["_profile"] = None
-        # What a weak reference points at is of this process.
+        # Weak references cannot be pickled.
         state["_policy"] = state["_compared"] = None
         return state
 
 
 @dataclass(frozen=True, eq=False)
 class RewardDetails:
-    """What a reward made of one completion.
+    """The reward of one completion, and what it was computed from; `None` where the completion could not be scored.
 
     Args:
         reward (`float`): In [0, 1]; NaN where the logits were not finite.
-        nll (`float`, *optional*): Mean surprisal in nats per token; `None` where nothing could be scored.
-        standardised (`np.ndarray` of shape `(F,)`, *optional*): Each of `ugap.profile.texts.FEATURES` less its human
-            mean, in human standard deviations.
+        prompt (`str` or `list[int]`): The prompt as the scorer read it.
+        token_ids (`list[int]`, *optional*): The scorer's `T` token ids of the completion's text.
+        nll (`float`, *optional*): Mean surprisal of these tokens, nats per token.
+        features (`np.ndarray` of shape `(8,)`, *optional*): `ugap.profile.texts.FEATURES` of the text.
+        standardised (`np.ndarray` of shape `(8,)`, *optional*): The features less their human mean, in human standard
+            deviations.
     """
 
     reward: float
-    nll: float | None
-    standardised: np.ndarray | None
+    prompt: str | list[int]
+    token_ids: list[int] | None = None
+    nll: float | None = None
+    features: np.ndarray | None = None
+    standardised: np.ndarray | None = None
 
 
 class FactualityReward:
-    """Whether completions give the right answer: 1 or 0, and `None` for rows of another domain or without an answer.
+    """Whether completions give the right answer: 1 or 0. `None` for rows of another domain or without an answer.
 
     Args:
         kind (`str`, *optional*, defaults to `"exact"`): `"exact"`: the completion starts with an answer.
-            `"contrastive"`: of the answers and the wrong ones of the column `wrong`, a right one is named first,
-            wherever that is; for answers in sentences.
+            `"contrastive"`: the completion names a right answer before any wrong one of the column `wrong`, anywhere;
+            for answers in sentences.
         domain (`str`, *optional*, defaults to `"functional"`): Rows of other domains get `None`. Without a column
-            `domain` all rows are of it.
+            `domain`, all rows count.
         name (`str`, *optional*, defaults to `"factuality_reward"`): Name in logs.
 
-    Columns: `answer` (one answer, or a list of all that counts as right) and, for `"contrastive"`, `wrong` (a list).
-    Answers are compared word by word without regard to case, accents and articles, see
-    `ugap.study.probes.facts.answer_words`. A number is taken as its text: 12 and 12.0 as "12", True as "True".
+    Columns: `answer` (one answer, or a list of all right answers) and, for `"contrastive"`, `wrong` (a list). Answers
+    are compared word by word, ignoring case, accents and articles, see `ugap.study.probes.facts.answer_words`. A number
+    counts as its text: 12 and 12.0 as "12", True as "True".
 
     Raises:
-        InputError: If the kind is unknown; when called, if a column is missing; by `check`, or else when called, if an
-            answer is no text or number, or has no word to be found by.
+        InputError: If the kind is unknown. When called: if a column is missing. In `check`, or when called: if an
+            answer is no text or number, or has no word.
 
     Example:
         >>> reward = FactualityReward()
@@ -389,11 +420,11 @@ class FactualityReward:
         self.kind, self.domain, self.__name__ = kind, domain, name
 
     def check(self, rows: Iterable[Mapping[str, Any]], name: str = "the training set") -> None:
-        """Refuse answers that no completion can be compared with; trainers of this package call it before training.
+        """Refuse answers that no completion can match; trainers of this package call this before training.
 
         Args:
-            rows (`Iterable[Mapping]`): The rows; those of other domains are passed over.
-            name (`str`, *optional*, defaults to `"the training set"`): How an error names them.
+            rows (`Iterable[Mapping]`): The rows; those of other domains are skipped.
+            name (`str`, *optional*, defaults to `"the training set"`): The name that errors use.
 
         Raises:
             InputError: If an answer is no text or number, or has no word.
@@ -424,8 +455,8 @@ class FactualityReward:
         rewards: list[float | None] = []
         for i, completion in enumerate(completions):
             row = f"{self.__name__}, row {i} of the batch"
-            own = domain is None or domain[i] == self.domain
-            right = _listed(answer[i], f"{row}, answer") if own else []
+            applies = domain is None or domain[i] == self.domain
+            right = _listed(answer[i], f"{row}, answer") if applies else []
             if not right:
                 rewards.append(None)
             elif self.kind == "exact":
@@ -437,31 +468,31 @@ class FactualityReward:
 
 
 def _text(text: Text) -> str:
-    """A text, or what the last message of a chat says."""
+    """A text, or the content of a chat's last message."""
     if isinstance(text, str):
         return text
     return str(text[-1]["content"]) if text else ""
 
 
-def _listed(answers: Any, place: str) -> list[str]:
-    """The answers of a row, none where it has none."""
+def _listed(answers: Any, where: str) -> list[str]:
+    """The answers of a row as texts; `where` names them in errors."""
     if answers is None:
         return []
     several = isinstance(answers, Sequence | np.ndarray) and not isinstance(answers, str)
-    return [_answer(answer, place) for answer in (answers if several else [answers])]
+    return [_answer(answer, where) for answer in (answers if several else [answers])]
 
 
-def _answer(answer: Any, place: str) -> str:
+def _answer(answer: Any, where: str) -> str:
     if isinstance(answer, float | np.floating) and math.isfinite(answer):
-        # Tables hold whole numbers as floats where a row has none.
-        said = np.format_float_positional(answer, trim="-")
+        # Tables store whole numbers as floats where another row has no answer.
+        text = np.format_float_positional(answer, trim="-")
     elif isinstance(answer, str | int | np.integer | np.bool_ | Decimal):
-        said = str(answer)
+        text = str(answer)
     else:
-        raise InputError(f"{place}: {answer!r} is no text and no number")
-    if not answer_words(said):
-        raise InputError(f"{place}: {answer!r} has no word, so no completion can match it")
-    return said
+        raise InputError(f"{where}: {answer!r} is no text and no number")
+    if not answer_words(text):
+        raise InputError(f"{where}: {answer!r} has no word, so no completion can match it")
+    return text
 
 
 uncertainty_reward = UncertaintyReward()

@@ -10,10 +10,10 @@ from accelerate.utils import gather_object
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ugap.data.domain import CREATIVE
 from ugap.sampling.batch import continue_contexts, decode_after, suppressed_tokens
 from ugap.study.decodings import decoder
 from ugap.study.generation import seed_of
-from ugap.training.domains import CREATIVE
 
 T = TypeVar("T")
 

@@ -30,13 +30,13 @@ from ugap.data.facts import Fact
 from ugap.errors import InputError
 from ugap.files import replacing
 from ugap.progress import progress_bar
-from ugap.scoring import Scorer
+from ugap.scoring import Scorer, SharedScorer
+from ugap.scoring.shared import evaluating
 from ugap.study.decodings import Settings, generation_config
 from ugap.study.excerpts import Excerpt
 from ugap.study.pairs import MIN_TOKENS
 from ugap.training.evaluation.evaluate import Evaluation, HeldOut
 from ugap.training.evaluation.wandb_log import wandb_media
-from ugap.training.shared_scorer import SharedScorer, evaluating
 
 logger = logging.getLogger(__name__)
 

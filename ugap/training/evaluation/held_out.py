@@ -7,10 +7,10 @@ from itertools import chain, zip_longest
 from transformers import PreTrainedTokenizerBase
 
 from ugap.data import TextRow, load_texts
+from ugap.data.domain import CREATIVE, FUNCTIONAL
 from ugap.data.facts import Fact
 from ugap.errors import InputError
 from ugap.study.excerpts import cut_excerpts
-from ugap.training.domains import CREATIVE, FUNCTIONAL
 
 
 def read_texts(sources: Sequence[str], functional: Sequence[str] = (), *, limit: int | None = None) -> list[TextRow]:

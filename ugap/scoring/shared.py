@@ -1,10 +1,9 @@
-"""The frozen scorer of a PEFT policy at no second model: the policy's base, with the adapter disabled.
+"""Score with the frozen base of a PEFT policy: no second model is loaded.
 
-It is the scorer that costs nothing, and it judges the policy by the model that the policy came from. A scorer of
-another family tells whether what it measures is there for other readers too: report that beside it.
+The base judges the policy by the model that the policy came from. Report a scorer of another family too: it shows
+whether other readers find the same.
 """
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,17 +15,15 @@ from peft.utils import ModulesToSaveWrapper
 from transformers import PreTrainedTokenizerBase
 
 from ugap.errors import InputError
-from ugap.scoring import Scorer
 from ugap.scoring.batching import Batch
-
-logger = logging.getLogger(__name__)
+from ugap.scoring.scorer import Scorer
 
 
 class SharedScorer(Scorer):
-    """Scores with the base model of a PEFT policy, which is left as it was found after every batch.
+    """Scores with the base model of a PEFT policy. After every batch the policy is as it was.
 
     Args:
-        policy (`PeftModel`): The policy; its adapters stand beside layers (LoRA and its like), the head among them.
+        policy (`PeftModel`): The policy, with adapters on its layers (LoRA and its like); the head may have one too.
         tokenizer (`PreTrainedTokenizerBase`): Its fast tokenizer.
         **kwargs: As in [`Scorer`][].
 
@@ -75,24 +72,3 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(training)
-
-
-def switch_off_dropout(policy: torch.nn.Module) -> None:
-    """Set every dropout of a policy that is compared with its base to 0, and say so.
-
-    The base has none. A policy that drops out differs from it by noise, which would count as divergence.
-    """
-    found = False
-    for module in policy.modules():
-        rates = [name for name, value in vars(module).items() if "drop" in name and _is_rate(value)]
-        if isinstance(module, torch.nn.modules.dropout._DropoutNd) and _is_rate(module.p):
-            rates.append("p")
-        for name in rates:
-            setattr(module, name, 0.0)
-            found = True
-    if found:
-        logger.warning("the policy is compared with its base: its dropout is switched off")
-
-
-def _is_rate(value: object) -> bool:
-    return isinstance(value, float) and value > 0

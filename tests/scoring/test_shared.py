@@ -8,8 +8,7 @@ import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
 from ugap.errors import InputError
-from ugap.scoring import Scorer
-from ugap.training import SharedScorer
+from ugap.scoring import Scorer, SharedScorer
 
 TEXTS = ["Once upon a time there was a tailor.", "The youngest went into the forest, and the old man said."]
 

@@ -1,0 +1,69 @@
+"""Arguments of the GRPO trainer."""
+
+import math
+from dataclasses import dataclass, field
+
+from trl import GRPOConfig
+
+from ugap.errors import InputError
+from ugap.training.constrained import ConstrainedConfig
+
+
+@dataclass
+class UncertaintyGRPOConfig(ConstrainedConfig, GRPOConfig):
+    """Arguments of [`UncertaintyGRPOTrainer`][ugap.training.UncertaintyGRPOTrainer]: TRL's and these."""
+
+    multi_objective_aggregation: str = field(
+        default="normalize_then_sum",
+        metadata={"help": "Each reward is normalised within its group before it is weighted. No other value works."},
+    )
+    constraint_margin: float | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of constraint_limit: the limit is the model's own cost before training plus this margin."
+        },
+    )
+    target_entropy_coef: float = field(
+        default=0.1,
+        metadata={
+            "help": "Weight of the two-sided entropy term: the squared distance, in nats, of a completion's mean "
+            "entropy from its target. 0 switches it off, and nothing then holds the policy's entropy."
+        },
+    )
+    functional_beta: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of the KL divergence from the frozen base on functional rows alone. TRL's `beta` weighs "
+            "the same estimate on all rows."
+        },
+    )
+    entropy_low: float = field(
+        default=0.3, metadata={"help": "The run ends when the policy's entropy (nats per token) falls below this."}
+    )
+    entropy_high: float = field(
+        default=6.0, metadata={"help": "The run ends when the policy's entropy rises above this."}
+    )
+    entropy_patience: int = field(default=3, metadata={"help": "Logs in a row outside of the band that end the run."})
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without data.
+
+        Raises:
+            InputError: If a value is out of its range, or a setting would leave the constraint without effect.
+        """
+        super().__post_init__()
+        if self.multi_objective_aggregation != "normalize_then_sum":
+            # Rewards that are weighted first and normalised then lose their weight: only one applies to a row.
+            raise InputError(
+                f"multi_objective_aggregation={self.multi_objective_aggregation!r} would undo the weight of a reward "
+                "of one domain, and the constraint would do nothing: use 'normalize_then_sum'"
+            )
+        if self.scale_rewards != "group":
+            raise InputError(f"scale_rewards={self.scale_rewards!r}: each reward is scaled by its group: leave 'group'")
+        if self.constraint_limit is not None and self.constraint_margin is not None:
+            raise InputError("constraint_limit and constraint_margin both say the limit: give one")
+        for name in ("target_entropy_coef", "functional_beta"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name} is {getattr(self, name)}, not a number from 0")
+        if self.target_entropy_coef and (self.entropy_coef or self.use_adaptive_entropy):
+            raise InputError("target_entropy_coef and TRL's entropy bonus pull at one entropy: switch one of them off")

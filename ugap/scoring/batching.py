@@ -1,15 +1,22 @@
-"""What runs together: requests cut to the model's window, sorted by length, batched by a token budget.
+"""Batches: requests cut to the model's window, sorted by length, and batched by a token budget.
 
 Requests of one context (continuations of one prefix) form batches of their own, which share that context's KV cache.
-Requests whose rotary embeddings depend on their length run apart from those of another regime.
+Some rotary embeddings depend on the longest row of a batch (LongRoPE, dynamic NTK). Rows of different regimes run
+apart, so that the score of a text does not depend on the other texts.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 # A shorter context is not worth a forward pass of its own.
 MIN_SHARED = 16
+# Where transformers keeps the longest sequence that dynamic embeddings have seen.
+_LONGEST = "max_seq_len_cached"
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +38,47 @@ class Batch:
 
     requests: list[Request]
     n_shared: int = 0
+
+
+class Regimes:
+    """Which lengths of a sequence have the same rotary embeddings.
+
+    Args:
+        config (`PreTrainedConfig`): Of the language model.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> scaling = {"rope_type": "longrope", "original_max_position_embeddings": 16}
+        >>> regimes = Regimes(SimpleNamespace(rope_parameters=scaling))
+        >>> [regimes(length) for length in (1, 16, 17, 90)]
+        [0, 0, 16, 16]
+    """
+
+    def __init__(self, config: Any):
+        parameters = getattr(config, "rope_parameters", None) or {}
+        # One set of parameters, or one for each type of layer.
+        each = [p for p in parameters.values() if isinstance(p, dict)] or [parameters]
+        kinds = {p.get("rope_type"): p for p in each}
+        self._switch = kinds.get("longrope", {}).get("original_max_position_embeddings")
+        dynamic = any("dynamic" in str(kind) for kind in kinds)
+        self._dynamic_from: int | None = getattr(config, "max_position_embeddings", None) if dynamic else None
+
+    def __call__(self, length: int) -> int:
+        """A number that sequences of the same regime share."""
+        if self._dynamic_from is not None and length > self._dynamic_from:
+            return length  # every length has embeddings of its own
+        return self._switch if self._switch is not None and length > self._switch else 0
+
+    def reset(self, model: "torch.nn.Module") -> None:
+        """Make dynamic embeddings forget the longest sequence so far, whose frequencies others would be given."""
+        if self._dynamic_from is None:
+            return
+        for module in model.modules():
+            for name in [name for name in vars(module) if name.endswith(_LONGEST)]:
+                of_layers = name.removesuffix(_LONGEST)  # "" or a type of layer
+                setattr(module, name, module.original_max_seq_len)
+                frequencies = getattr(module, f"{of_layers}inv_freq")
+                frequencies.copy_(getattr(module, f"{of_layers}original_inv_freq"))
 
 
 def windows(request: Request, bos: list[int], max_length: int) -> list[Request]:
@@ -92,7 +140,7 @@ def plan(
 
 def _fill(requests: Sequence[Request], token_budget: int) -> list[list[Request]]:
     out: list[list[Request]] = []
-    for request in sorted(requests, key=lambda request: -len(request)):
+    for request in sorted(requests, key=len, reverse=True):
         # Longest first, so the first row of a batch gives its padded width.
         if out and (len(out[-1]) + 1) * len(out[-1][0]) <= token_budget:
             out[-1].append(request)

@@ -1,10 +1,7 @@
-"""What of a model says which texts may run together: its context, its rotary embeddings, and how its cache works.
+"""How many tokens a model reads at once, and whether texts after one prefix may share its cache.
 
-Design choices:
-- A cache is tried, not trusted. Some models take one and ignore it, some cannot copy theirs to several rows. A probe
-  compares the states of two texts after one prefix with those of whole rows.
-- Some rotary embeddings depend on the longest row of a batch (LongRoPE, dynamic NTK). Rows in another regime run apart,
-  so that the score of a text does not depend on the texts beside it.
+A cache is tried, not trusted. Some models accept a cache and ignore it, some cannot copy theirs to several rows. A
+probe compares the states of two texts after one prefix with those of whole rows.
 """
 
 import logging
@@ -18,7 +15,6 @@ logger = logging.getLogger(__name__)
 # Names of the longest sequence in the configs of transformers; where it is not positive, there is no limit.
 _LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions", "max_sequence_length")
 _UNLIMITED = 2**31
-_LONGEST = "max_seq_len_cached"
 _PREFIX, _REST = 4, 3  # tokens of the probe
 
 
@@ -26,47 +22,6 @@ def context_limit(config: Any) -> int:
     """Tokens that a model of this config takes at once; a number beyond every text where it says none."""
     found = (getattr(config, name, None) for name in _LIMITS)
     return next((limit for limit in found if isinstance(limit, int) and limit > 0), _UNLIMITED)
-
-
-class Regimes:
-    """Which lengths of a sequence have the same rotary embeddings.
-
-    Args:
-        config (`PreTrainedConfig`): Of the language model.
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> scaling = {"rope_type": "longrope", "original_max_position_embeddings": 16}
-        >>> regimes = Regimes(SimpleNamespace(rope_parameters=scaling))
-        >>> [regimes(length) for length in (1, 16, 17, 90)]
-        [0, 0, 16, 16]
-    """
-
-    def __init__(self, config: Any):
-        parameters = getattr(config, "rope_parameters", None) or {}
-        # One set of parameters, or one for each type of layer.
-        each = [p for p in parameters.values() if isinstance(p, dict)] or [parameters]
-        kinds = {p.get("rope_type"): p for p in each}
-        self._switch = kinds.get("longrope", {}).get("original_max_position_embeddings")
-        dynamic = any("dynamic" in str(kind) for kind in kinds)
-        self._dynamic_from: int | None = getattr(config, "max_position_embeddings", None) if dynamic else None
-
-    def __call__(self, length: int) -> int:
-        """A number that sequences of the same regime share."""
-        if self._dynamic_from is not None and length > self._dynamic_from:
-            return length  # every length has embeddings of its own
-        return self._switch if self._switch is not None and length > self._switch else 0
-
-    def reset(self, model: torch.nn.Module) -> None:
-        """Make dynamic embeddings forget the longest sequence so far, whose frequencies others would be given."""
-        if self._dynamic_from is None:
-            return
-        for module in model.modules():
-            for name in [name for name in vars(module) if name.endswith(_LONGEST)]:
-                of_layers = name.removesuffix(_LONGEST)  # "" or a type of layer
-                setattr(module, name, module.original_max_seq_len)
-                frequencies = getattr(module, f"{of_layers}inv_freq")
-                frequencies.copy_(getattr(module, f"{of_layers}original_inv_freq"))
 
 
 def states_after(run: Any, prefix: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ mask: no real token sees a padded one.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -18,8 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ugap.errors import InputError, is_out_of_memory, reading
 from ugap.models import load_model
-from ugap.scoring.batching import Batch, Request, plan, windows
-from ugap.scoring.context import Regimes, context_limit, shares_prefixes, states_after
+from ugap.scoring.batching import Batch, Regimes, Request, plan, windows
+from ugap.scoring.context import context_limit, shares_prefixes, states_after
 from ugap.scoring.fingerprint import weight_hash
 from ugap.scoring.head.bfloat16 import FloatProducts, has_bfloat16_units
 from ugap.scoring.head.dispatch import Impl
@@ -213,11 +213,15 @@ class Scorer:
         for i, (text, prefix, name) in enumerate(zip(texts, prefixes, names, strict=True)):
             try:
                 encoded[i] = encode(
-                    self.tokenizer, text, prefix, bos=self.bos, special_tokens=special_tokens, name=name
+                    self.tokenizer,
+                    text,
+                    prefix,
+                    bos=self.bos,
+                    special_tokens=special_tokens,
+                    n_words=len(self.head.weight),
+                    name=name,
                 )
-                self._check_ids(encoded[i], name)
             except InputError as error:
-                encoded.pop(i, None)
                 self._refuse(error, skip_bad)
         # Without a prefix there is nothing that a prefix could tell: such a text has no marginal.
         alone = {i: e for i, e in encoded.items() if pmi and e.context != e.bos}
@@ -310,13 +314,6 @@ class Scorer:
             progress=progress,
         )
 
-    def _check_ids(self, encoded: Encoded, name: str) -> None:
-        vocabulary = self.head.weight.shape[0]
-        for ids in (encoded.context, encoded.token_ids):
-            for extreme in (min(ids, default=0), max(ids, default=0)):
-                if not 0 <= extreme < vocabulary:
-                    raise InputError(f"{name}: token id {extreme} is outside the model's vocabulary of {vocabulary}")
-
     def _refuse(self, error: InputError, skip_bad: bool) -> None:
         if not skip_bad:
             raise error
@@ -324,35 +321,30 @@ class Scorer:
 
     def _run_all(self, requests: list[Request], progress: bool) -> dict[int, np.ndarray]:
         """Statistics `(4, T)` of every request's owner."""
-        n_tokens: dict[int, int] = {request.owner: len(request.token_ids) for request in requests}
-        out = {owner: np.full((len(STATISTICS), n), np.nan, np.float32) for owner, n in n_tokens.items()}
-        pieces = [piece for request in requests for piece in windows(request, self.bos, self.max_length)]
+        out: dict[int, np.ndarray] = {}
+        pending: list[Request] = []
+        for request in requests:
+            out[request.owner] = np.full((len(STATISTICS), len(request.token_ids)), np.nan, np.float32)
+            pending += windows(request, self.bos, self.max_length)
         with Progress(disable=not progress) as bar:
-            task = bar.add_task(f"scoring with {self.name}", total=sum(n_tokens.values()))
-            for batch, results in self._run_batches(pieces):
-                for request, result in zip(batch.requests, results, strict=True):
-                    out[request.owner][:, request.start : request.start + len(request.token_ids)] = result
-                    bar.advance(task, len(request.token_ids))
+            task = bar.add_task(f"scoring with {self.name}", total=sum(rows.shape[1] for rows in out.values()))
+            while pending:  # a second turn only after running out of memory
+                batches = plan(pending, self.token_budget, share=self._shares, regime=self._regimes)
+                pending = []
+                for i, batch in enumerate(batches):
+                    try:
+                        results = self._run(batch)
+                    except (RuntimeError, MemoryError) as error:
+                        if not is_out_of_memory(error) or len(batch.requests) == 1:
+                            raise
+                        self.token_budget = max(1, min(self.token_budget, sum(map(len, batch.requests))) // 2)
+                        logger.warning("out of memory: continuing with batches of %d tokens", self.token_budget)
+                        pending = [request for rest in batches[i:] for request in rest.requests]
+                        break
+                    for request, result in zip(batch.requests, results, strict=True):
+                        out[request.owner][:, request.start : request.start + len(request.token_ids)] = result
+                        bar.advance(task, len(request.token_ids))
         return out
-
-    def _run_batches(self, requests: list[Request]) -> Iterator[tuple[Batch, list[np.ndarray]]]:
-        pending = self._plan(requests)
-        while pending:
-            batch = pending[0]
-            try:
-                results = self._run(batch)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or len(batch.requests) == 1:
-                    raise
-                self.token_budget = max(1, min(self.token_budget, sum(map(len, batch.requests))) // 2)
-                logger.warning("out of memory: going on with batches of %d tokens", self.token_budget)
-                pending = self._plan([request for batch in pending for request in batch.requests])
-                continue
-            pending = pending[1:]
-            yield batch, results
-
-    def _plan(self, requests: Iterable[Request]) -> list[Batch]:
-        return plan(requests, self.token_budget, share=self._shares, regime=self._regimes)
 
     @torch.no_grad()
     def _run(self, batch: Batch) -> list[np.ndarray]:

@@ -46,6 +46,7 @@ def encode(
     *,
     bos: list[int],
     special_tokens: bool = False,
+    n_words: int | None = None,
     name: str = "text",
 ) -> Encoded:
     """Tokenise `prefix + text` as one string and split the tokens at the border.
@@ -58,11 +59,12 @@ def encode(
         bos (`list[int]`): One BOS token, or an empty list.
         special_tokens (`bool`, *optional*, defaults to `False`): Whether strings such as `<bos>` inside the text mean
             the special token.
+        n_words (`int`, *optional*): Size of the model's vocabulary, if token ids shall be checked against it.
         name (`str`, *optional*): How an error names the text.
 
     Raises:
         InputError: If the text is empty, has more than `MAX_CHARACTERS` with its prefix, cannot be encoded as UTF-8,
-            holds a NUL byte, or is a single token without a prefix.
+            holds a NUL byte, is a single token without a prefix, or has a token that the vocabulary lacks.
     """
     before = prefix if isinstance(prefix, str) else ""
     if len(before) + len(text) > MAX_CHARACTERS:
@@ -98,4 +100,9 @@ def encode(
         raise InputError(f"{name}: nothing is left to score, its only token also covers the end of the prefix")
     if len(token_ids) == 1 and len(context) <= len(bos):
         raise InputError(f"{name}: the text is a single token, there is nothing to measure")
+    if n_words is not None:
+        for ids in (context, token_ids):
+            for extreme in (min(ids, default=0), max(ids, default=0)):
+                if not 0 <= extreme < n_words:
+                    raise InputError(f"{name}: token id {extreme} is outside the model's vocabulary of {n_words}")
     return Encoded(text, context, token_ids, spans[n_before:] - border, bos, straddles)

@@ -17,6 +17,7 @@ Design choices:
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -27,8 +28,7 @@ from torch.autograd.function import once_differentiable
 from ugap.scoring.head.bfloat16 import bfloat16_units
 from ugap.scoring.head.dispatch import Impl, choose, no_compile, run
 from ugap.scoring.head.lm_head import LMHead
-from ugap.scoring.head.sums import Factors
-from ugap.scoring.head.tiles import FLOOR, Projection, Tile, check_arguments
+from ugap.scoring.head.tiles import FLOOR, Factors, Projection, Sums, Tile, check_arguments
 from ugap.scoring.head.torch_tiles import below, tiles_for
 
 # Of hidden states, weight and bias.
@@ -215,7 +215,7 @@ class _Gradients:
         if self.project.gradient_dtype != self.project.accumulate:
             torch.addmm(out, grad.to(other.dtype), other, out_dtype=self.project.accumulate, out=out)
         else:
-            with bfloat16_units(self.project.units):
+            with bfloat16_units() if self.project.units else nullcontext():
                 out.addmm_(grad, other.to(self.project.accumulate))
 
     def result(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -230,7 +230,7 @@ class _SurprisalEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         with torch.autocast(hidden.device.type, enabled=False):
             project = recipe.projection(weight, bias)
-            sums = run(impl, weight, lambda kernels: kernels.fold(project, hidden.contiguous(), targets.contiguous()))
+            sums = run(impl, weight, _sums, project, hidden.contiguous(), targets.contiguous())
         maximum, s0, s1, own = sums.maximum, sums.s0, sums.s1, sums.own
         log_s0, mean = s0.log(), s1 / s0
         surprisal = (maximum - own + log_s0).clamp_(min=0)
@@ -256,12 +256,12 @@ class _SurprisalEntropy(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             project = ctx.recipe.projection(weight, bias)
             wanted = ctx.needs_input_grad
-            out = run(
-                ctx.impl,
-                weight,
-                lambda kernels: _gradients(kernels, project, hidden, targets, maximum, factors, wanted),
-            )
+            out = run(ctx.impl, weight, _gradients, project, hidden, targets, maximum, factors, wanted)
         return (*out, None, None, None)
+
+
+def _sums(kernels: ModuleType, project: Projection, hidden: Tensor, targets: Tensor) -> Sums:
+    return kernels.fold(project, hidden, targets)
 
 
 def _gradients(

@@ -23,11 +23,11 @@ def has_bfloat16_units() -> bool:
 
 
 @contextmanager
-def bfloat16_units(on: bool = True) -> Iterator[None]:
+def bfloat16_units() -> Iterator[None]:
     """Run float32 products on the CPU's bfloat16 units: exact for operands that are bfloat16 numbers."""
     mkldnn: Any = torch.backends.mkldnn
     before = mkldnn.matmul.fp32_precision
-    mkldnn.matmul.fp32_precision = "bf16" if on else before
+    mkldnn.matmul.fp32_precision = "bf16"
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-// The scoring head on a CPU: logits folded while they are in the first cache. Compiled by cpu_head.py at first use.
+// The scoring head on a CPU: logits folded while they are in the first cache. Compiled by cpu.py at first use.
 //
 // In a block of logits, words are rows and tokens are columns. A vector then holds one logit of each of several tokens,
 // and no sum runs across a vector.
@@ -22,7 +22,7 @@ using at::native::cpublas::brgemm_release;
 using at::vec::maximum;
 
 constexpr int64_t WORDS = 128;        // rows of a block
-constexpr int64_t TOKENS = 64;        // columns of a block; TOKENS in cpu_head.py
+constexpr int64_t TOKENS = 64;        // columns of a block; TOKENS in cpu.py
 constexpr int64_t SUPERBLOCK = 512;   // tokens whose packed states stay in the second cache while words pass by
 constexpr int64_t FIELDS = 7;         // of Sums in sums.py, in its order
 constexpr float FLOOR = -80.0f;       // of projection.py

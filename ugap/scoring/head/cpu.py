@@ -9,7 +9,7 @@ Design choices:
 - The logit of a target is computed once more beforehand, by the same routine. It then has the bits that it has in its
   tile, and one comparison with each other logit gives the rank, ties included. A target whose bits differ is counted
   again.
-- Inductor compiles `cpu_head.cpp` once on each machine, in a few seconds, and keeps it in its cache. Before its first
+- Inductor compiles `cpu.cpp` once on each machine, in a few seconds, and keeps it in its cache. Before its first
   use the kernel must reproduce torch's sums.
 """
 
@@ -25,8 +25,7 @@ from torch.nn.functional import pad
 
 from ugap.scoring.head import torch_tiles
 from ugap.scoring.head.dispatch import KERNEL_DTYPES
-from ugap.scoring.head.sums import Count, Factors, Sums, Window, empty, merged
-from ugap.scoring.head.tiles import Projection, Tile
+from ugap.scoring.head.tiles import Count, Factors, Projection, Sums, Tile, Window, empty_sums, merged_sums
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 TOKENS = 64  # of a block, as in the C++
@@ -89,7 +88,7 @@ def window(project: Projection, hidden: Tensor, targets: Tensor) -> Window:
 def fold(
     project: Projection, hidden: Tensor, targets: Tensor, window: Window | None = None, count: Count = "window"
 ) -> Sums:
-    """Fold the logits of `n` tokens over the whole vocabulary, as `torch_head.fold` does.
+    """Fold the logits of `n` tokens over the whole vocabulary, as `torch_tiles.fold` does.
 
     Both ends of a window are one number here. Words before the target that tie with it are counted as above, so that of
     the window the target alone is left; with `"earlier"` nothing is.
@@ -107,7 +106,7 @@ def fold(
     # The micro-kernel multiplies pairs of bfloat16 numbers.
     by_kernel = project.units and hidden.shape[1] % 2 == 0
     sums = (_fold_products if by_kernel else _fold_tiles)(project, hidden, known)
-    found = Sums(*(column[:n] for column in merged(sums)))
+    found = Sums(*(column[:n] for column in merged_sums(sums)))
     return found._replace(within=torch.full_like(own, float(window is not None and count == "window")))
 
 
@@ -131,7 +130,7 @@ def _fold_products(project: Projection, hidden: Tensor, known: Known) -> Tensor:
     parts = [part.to(torch.bfloat16).view(-1, TOKENS, size // 2, 2).transpose(1, 2) for part in project.parts(hidden)]
     packed = torch.stack(parts, dim=1).contiguous()
     head = (packed, len(parts), weight, weight.dtype == torch.float32, weight.stride(0), size, len(weight))
-    sums = empty(threads, n)
+    sums = empty_sums(threads, n)
     _run("fold_products", *head, *_recipe(project), *known, n, threads, sums)
     return sums
 
@@ -140,7 +139,7 @@ def _fold_tiles(project: Projection, hidden: Tensor, known: Known) -> Tensor:
     """Sums `(1, 7, n)`, multiplied by torch."""
     blocks = [slice(i, min(i + TILE_TOKENS, len(hidden))) for i in range(0, len(hidden), TILE_TOKENS)]
     columns = [[part.T.contiguous() for part in project.parts(hidden[block])] for block in blocks]
-    sums = [empty(1, block.stop - block.start) for block in blocks]
+    sums = [empty_sums(1, block.stop - block.start) for block in blocks]
     recipe, threads = _recipe(project), torch.get_num_threads()
     memory = torch.empty(TILE_WORDS * TILE_TOKENS)
     for words, weight in project.weights(TILE_WORDS):
@@ -157,7 +156,7 @@ def gradient_tiles(weight: Tensor) -> tuple[int, int]:
 
 
 def product_gradient(project: Projection, tile: Tile, targets: Tensor, maximum: Tensor, factors: Factors) -> Tensor:
-    """Gradient `(n, t)` of a tile of products, which it overwrites; see `torch_head.product_gradient`."""
+    """Gradient `(n, t)` of a tile of products, which it overwrites; see `torch_tiles.product_gradient`."""
     columns = [column[tile.tokens].contiguous() for column in (targets, maximum, *factors)]
     out, threads = tile.product, torch.get_num_threads()
     _run("gradient_tile", out, *out.shape, tile.words.start, *_recipe(project), *columns, threads)

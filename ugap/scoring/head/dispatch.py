@@ -14,7 +14,7 @@ import os
 import subprocess
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ VARIABLE = "UGAP_HEAD"
 COMPILE_FROM = 2**24
 KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
+Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -74,22 +75,28 @@ def _on_triton(weight: Tensor) -> bool:
     return weight.device.type == "cuda" or bool(triton.knobs.runtime.interpret)
 
 
-def run(chosen: Impl, weight: Tensor, compute: Callable[[ModuleType], Result]) -> Result:
-    """`compute(module)` with the module of the chosen implementation, or with `torch_head` where it cannot run.
+def run(
+    chosen: Impl,
+    weight: Tensor,
+    compute: Callable[Concatenate[ModuleType, Arguments], Result],
+    *arguments: Arguments.args,
+    **options: Arguments.kwargs,
+) -> Result:
+    """`compute(module, *arguments)` with the module of an implementation, or with `torch_tiles` where it cannot run.
 
     Each module has `window`, `fold`, `gradient_tiles` and `product_gradient`.
     """
     if chosen != "torch" and chosen not in _given_up:
         try:
             with torch.cuda.device_of(weight):  # kernels run on the current device, wherever their arguments are
-                return compute(_module(chosen))
+                return compute(_module(chosen), *arguments, **options)
         except Exception as error:
             if not _is_compilation(error):
                 raise
             _give_up(chosen, error)
     from ugap.scoring.head import torch_tiles
 
-    return compute(torch_tiles)
+    return compute(torch_tiles, *arguments, **options)
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """The fused head: surprisal, entropy, varentropy and rank of target tokens from hidden states, without logits.
 
 The vocabulary projection is folded tile by tile, so `[tokens, vocabulary]` is never built. Plain torch does it on any
-device (`torch_head`), a compiled kernel on CPUs (`cpu_head`), Triton kernels on CUDA (`triton_head`).
+device (`torch_tiles`), a compiled kernel on CPUs (`cpu`), Triton kernels on CUDA (`triton_kernels`).
 
 Design choices:
 - Entropy and varentropy come from three sums, `e`, `e z` and `e z²`, with `z` the logit less the maximum of its tile;
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ugap.scoring.head.dispatch import Impl, choose, no_compile, run
-from ugap.scoring.head.tiles import Precision, Projection, check_arguments, check_precision
+from ugap.scoring.head.tiles import Precision, Projection, check_arguments
 
 
 class HeadStatistics(NamedTuple):
@@ -84,25 +84,21 @@ def head_statistics(
         >>> stats.rank.tolist()
         [1.0, 5.0, nan]
     """
-    check_arguments(hidden, weight, targets, bias, softcap, logit_scale)
-    check_precision(precision, weight)
+    check_arguments(hidden, weight, targets, bias, softcap, logit_scale, precision)
     keep = (targets != -100).nonzero().squeeze(1)
-    chosen = choose(impl, weight, len(keep) * len(weight))
     project = Projection(weight, bias, softcap, logit_scale, precision)
-    out = HeadStatistics(*(torch.full_like(targets, math.nan, dtype=project.accumulate) for _ in range(4)))
-    if not len(keep):
-        return out
-    if len(keep) < len(targets):  # nothing is copied where nothing is skipped
-        hidden, targets = hidden[keep], targets[keep]
-    with torch.autocast(weight.device.type, enabled=False):
-        found = run(chosen, weight, lambda kernels: _statistics(kernels, project, hidden, targets))
-    for whole, part in zip(out, found, strict=True):
-        whole[keep] = part
-    return out
+    chosen = choose(impl, weight, len(keep) * len(weight))
+    out = hidden.new_full((4, len(targets)), math.nan, dtype=project.accumulate)
+    if len(keep):
+        if len(keep) < len(targets):  # nothing is copied where nothing is skipped
+            hidden, targets = hidden[keep], targets[keep]
+        with torch.autocast(weight.device.type, enabled=False):  # it would round the sums to half precision
+            statistics = run(chosen, weight, _statistics, project, hidden.contiguous(), targets.contiguous())
+        out[:, keep] = torch.stack(statistics)
+    return HeadStatistics(*out)
 
 
 def _statistics(kernels: ModuleType, project: Projection, hidden: Tensor, targets: Tensor) -> HeadStatistics:
-    hidden, targets = hidden.contiguous(), targets.contiguous()
     window = kernels.window(project, hidden, targets)
     maximum, s0, s1, s2, above, within, own = kernels.fold(project, hidden, targets, window)
     rank = 1 + above

@@ -1,4 +1,4 @@
-"""From hidden states to logits, a tile of tokens and words at a time: what every way to fold the head starts from.
+"""Tiles of logits, and the sums over the vocabulary behind all four statistics: shared by all implementations.
 
 Design choices:
 - Products and sums are float32 whatever the dtype of the weights (float64 for float64 inputs). Half-precision inputs
@@ -9,10 +9,10 @@ Design choices:
   clear its pages first.
 """
 
-import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Literal, NamedTuple
 
 import torch
@@ -21,6 +21,12 @@ from torch import Tensor
 from ugap.scoring.head.bfloat16 import bfloat16_units, has_bfloat16_units, is_bfloat16_exact, split_bfloat16
 
 Precision = Literal["exact", "split"]
+# Upper and lower end `(n,)` of where each target's logit lies.
+Window = tuple[Tensor, Tensor]
+# Words of the window that are counted: all of them, or those before the target.
+Count = Literal["window", "earlier"]
+# Of the gradient of a logit `(n,)`: a constant, what is multiplied with `z`, and what the target has less.
+Factors = tuple[Tensor, Tensor, Tensor]
 
 # Wide tiles are multiples of this, so that every row of a product begins where vector loads can.
 ALIGNED = 64
@@ -98,25 +104,6 @@ class Projection:
         bias = None if self.bias is None else self.bias[words]
         return Projection(self.weight[words], bias, self.softcap, self.scale, "split" if self.split else "exact")
 
-    def own(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Logit `(N,)` of each row's own target, up to the rounding of a float32 product."""
-        weight = self.weight[targets].to(self.accumulate)
-        out = (hidden.to(self.accumulate) * weight).sum(-1)
-        if self.bias is not None:
-            out = out + self.bias[targets].to(self.accumulate)
-        out = out * self.scale
-        return out if self.softcap is None else self.softcap * torch.tanh(out / self.softcap)
-
-    def size(self, hidden: Tensor) -> Tensor:
-        """Scale `(N,)` of the rounding errors of a row's logits."""
-        norms = torch.linalg.vector_norm(hidden, dim=-1, dtype=self.accumulate)
-        return norms * (self.weight_norm * abs(self.scale))
-
-    @functools.cached_property
-    def weight_norm(self) -> Tensor:
-        step = max(1, self.weight.shape[0] // 4096)
-        return torch.linalg.vector_norm(self.weight[::step], dim=-1, dtype=self.accumulate).amax()
-
     def parts(self, hidden: Tensor) -> list[Tensor]:
         """The summands of the hidden states: one, or two of bfloat16 numbers where the product is split."""
         if self.native:
@@ -128,7 +115,7 @@ class Projection:
         """The product of two matrices, each given by its summands, written to `out`."""
         if self.native:
             return torch.mm(left[0], right[0], out_dtype=self.accumulate, out=out)
-        with bfloat16_units(self.units):
+        with bfloat16_units() if self.units else nullcontext():
             for index, (a, b) in enumerate(itertools.product(left, right)):
                 torch.addmm(out, a, b, beta=min(index, 1), out=out)
         return out
@@ -168,8 +155,76 @@ class Projection:
                 yield Tile(block, words, weight.T, bias, product)
 
 
+class Sums(NamedTuple):
+    """Sums over the vocabulary for `n` tokens, each `(n,)` in the accumulation dtype.
+
+    Args:
+        maximum (`Tensor`): Largest logit.
+        s0 (`Tensor`): Sum of `exp(z)`, with `z` the logit less the maximum.
+        s1 (`Tensor`): Sum of `z exp(z)`.
+        s2 (`Tensor`): Sum of `z² exp(z)`.
+        above (`Tensor`): Number of logits above the window.
+        within (`Tensor`): Number of logits in the window.
+        own (`Tensor`): Logit of the target.
+    """
+
+    maximum: Tensor
+    s0: Tensor
+    s1: Tensor
+    s2: Tensor
+    above: Tensor
+    within: Tensor
+    own: Tensor
+
+
+def empty_sums(parts: int, n: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> Tensor:
+    """Sums `(parts, 7, n)` over no words, the fields of `Sums` in order."""
+    sums = torch.zeros(parts, len(Sums._fields), n, dtype=dtype, device=device)
+    sums[:, 0] = -math.inf
+    return sums
+
+
+def merged_sums(parts: Tensor) -> Sums:
+    """The sums over all words from those over parts of them.
+
+    A part has a maximum of its own. Relative to the common maximum its `z` moves by `shift`, so that its sums become
+    `d s0`, `d (s1 + shift s0)` and `d (s2 + 2 shift s1 + shift² s0)` with `d = exp(shift)`.
+
+    Args:
+        parts (`Tensor` of shape `(parts, 7, n)`): The fields of `Sums` in order, for each part; `own` is 0 in parts
+            without the target.
+
+    Example:
+        >>> logits = torch.tensor([1.0, 2.0, 4.0])
+        >>> each = [[x, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0] for x in logits.tolist()]  # a word is its own maximum
+        >>> sums = merged_sums(torch.tensor(each).unsqueeze(2))
+        >>> bool(torch.isclose(sums.maximum + sums.s0.log(), logits.logsumexp(0)))
+        True
+    """
+    maxima, s0, s1, s2, above, within, own = parts.unbind(1)
+    maximum = maxima.amax(0)
+    # Where all logits are -inf, the difference would be NaN.
+    shift = (maxima - maximum.clamp(min=torch.finfo(maximum.dtype).min)).clamp(min=FLOOR)
+    decay = shift.exp()
+    return Sums(
+        maximum,
+        (decay * s0).sum(0),
+        (decay * (s1 + shift * s0)).sum(0),
+        (decay * (s2 + 2 * shift * s1 + shift.square() * s0)).sum(0),
+        above.sum(0),
+        within.sum(0),
+        own.sum(0),
+    )
+
+
 def check_arguments(
-    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, softcap: float | None, logit_scale: float
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    softcap: float | None,
+    logit_scale: float,
+    precision: Precision = "exact",
 ) -> None:
     """Refuse arguments of a head that do not fit together with a `ValueError` that names one."""
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
@@ -191,10 +246,6 @@ def check_arguments(
         raise ValueError(f"softcap is {softcap}, not a positive number")
     if not math.isfinite(logit_scale):
         raise ValueError(f"logit_scale is {logit_scale}, not a finite number")
-
-
-def check_precision(precision: Precision, weight: Tensor) -> None:
-    """Refuse an unknown precision, and `"split"` for weights that bfloat16 cannot hold."""
     if precision not in ("exact", "split"):
         raise ValueError(f"precision is {precision!r}, not 'exact' or 'split'")
     splits = precision == "split" and weight.dtype == torch.float32 and has_bfloat16_units()

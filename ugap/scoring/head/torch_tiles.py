@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from ugap.scoring.head.sums import Count, Factors, Sums, Window, empty, merged
-from ugap.scoring.head.tiles import FLOOR, Projection, Tile
+from ugap.scoring.head.tiles import FLOOR, Count, Factors, Projection, Sums, Tile, Window, empty_sums, merged_sums
 
 # Tiles of logits in memory, in both passes. On a CPU a tile of 4 MB stays in a large second cache while its words are
 # folded; on a GPU every operation on a tile is a kernel, which 64 MB keep busy for longer than its launch takes.
@@ -23,9 +22,20 @@ gradient_tiles = tiles_for
 
 
 def window(project: Projection, hidden: Tensor, targets: Tensor, own: Tensor | None = None) -> Window:
-    """Upper and lower end `(n,)` of where the logits of the targets lie; `own` is right up to rounding."""
-    own = project.own(hidden, targets) if own is None else own
-    slack = TIE_TOLERANCE * (project.size(hidden) + own.abs())
+    """Upper and lower end `(n,)` of the logits of the targets; `own` holds these logits up to rounding."""
+    weight, accumulate = project.weight, project.accumulate
+    if own is None:
+        own = (hidden.to(accumulate) * weight[targets].to(accumulate)).sum(-1)
+        if project.bias is not None:
+            own = own + project.bias[targets].to(accumulate)
+        own = own * project.scale
+        if project.softcap is not None:
+            own = project.softcap * torch.tanh(own / project.softcap)
+    # Rounding errors grow with the norms of the factors; 4,096 words are enough to know the largest norm.
+    sample = weight[:: max(1, len(weight) // 4096)]
+    word_norm = torch.linalg.vector_norm(sample, dim=-1, dtype=accumulate).amax()
+    norms = torch.linalg.vector_norm(hidden, dim=-1, dtype=accumulate) * (word_norm * abs(project.scale))
+    slack = TIE_TOLERANCE * (norms + own.abs())
     return own + slack, own - slack
 
 
@@ -42,11 +52,11 @@ def fold(
         count (`str`, *optional*, defaults to `"window"`): Words of the window that are counted.
     """
     n, device = len(hidden), hidden.device
-    total = part = empty(1, n, project.accumulate, device)[0]
+    total = part = empty_sums(1, n, project.accumulate, device)[0]
     for tile in project.tiles(hidden, *tiles_for(project.weight)):
         words, tokens = tile.words, tile.tokens
         if tokens.start == 0:
-            part = empty(1, n, project.accumulate, device)[0]
+            part = empty_sums(1, n, project.accumulate, device)[0]
         logits = project.logits(tile)
         here, column = own_columns(tile, targets)
         top, s0, s1, s2, above, within, own = part[:, tokens]
@@ -66,7 +76,7 @@ def fold(
         s1.copy_(e.mul_(z).sum(-1))
         s2.copy_(e.mul_(z).sum(-1))
         if tokens.stop == n:
-            total = torch.stack(merged(torch.stack([total, part])))
+            total = torch.stack(merged_sums(torch.stack([total, part])))
     return Sums(*total)
 
 

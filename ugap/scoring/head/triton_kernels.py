@@ -32,8 +32,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ugap.scoring.head import torch_tiles
-from ugap.scoring.head.sums import Count, Factors, Sums, Window, empty, merged
-from ugap.scoring.head.tiles import FLOOR, Projection, Tile
+from ugap.scoring.head.tiles import FLOOR, Count, Factors, Projection, Sums, Tile, Window, empty_sums, merged_sums
 
 # Hidden sizes up to this take the fused kernel.
 FUSED_UP_TO = 1024
@@ -393,11 +392,11 @@ def _fused(project: Projection, hidden: Tensor, targets: Tensor, window: Window 
         num_warps=shape.warps,
         num_stages=shape.stages,
     )
-    return merged(out)
+    return merged_sums(out)
 
 
 def _by_tiles(project: Projection, hidden: Tensor, targets: Tensor, window: Window | None, count: Count) -> Sums:
-    sums = empty(1, len(hidden), device=hidden.device)[0]
+    sums = empty_sums(1, len(hidden), device=hidden.device)[0]
     high, low = window or (sums[0], sums[0])
     bias, options = _transform(project)
     for tile in project.tiles(hidden, TILE_TOKENS, TILE_WORDS):
@@ -427,7 +426,7 @@ def gradient_tiles(weight: Tensor) -> tuple[int, int]:
 
 
 def product_gradient(project: Projection, tile: Tile, targets: Tensor, maximum: Tensor, factors: Factors) -> Tensor:
-    """Gradient `(n, t)` of a tile of products, see `torch_head.product_gradient`."""
+    """Gradient `(n, t)` of a tile of products, see `torch_tiles.product_gradient`."""
     bias, options = _transform(project)
     out = torch.empty_like(tile.product, dtype=project.gradient_dtype)
     n, width = out.shape

@@ -209,13 +209,14 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
         }
         for name in ("prompt", "completion"):
             columns.pop(name, None)
+        human = columns.get("human_completion", [None] * len(prompts)) if self.args.target_entropy_coef else None
         if self.environments is not None:
             columns["environments"] = self.environments
         local = torch.zeros(len(prompts), len(self.reward_funcs), device=self.accelerator.device)  # (B, K)
         for k, (reward, name) in enumerate(zip(self.reward_funcs, self.reward_func_names, strict=True)):
             with profiling_context(self, name):
                 if isinstance(reward, UncertaintyReward) and reward is self.uncertainty:
-                    step.details = reward.details(**columns)
+                    step.details = reward.details(**{**columns, "human_completion": human})
                     values = [None if one is None else one.reward for one in step.details]
                 else:
                     values = reward(**columns)
@@ -261,7 +262,8 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
         mask = output["completion_mask"].bool()
         base_logps, target = self._base_on_functional(step, output)
         if self.args.target_entropy_coef:
-            target[step.creative] = self._human_levels(step).to(target)
+            levels = [one.human_level for one in step.details if one is not None]
+            target[step.creative] = torch.tensor(levels).to(target)
             ahead = self._ahead(step, output)
         else:
             ahead = torch.full_like(target, math.nan)
@@ -304,13 +306,6 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
             logps[functional] = row_logps.to(logps.dtype)
             entropy[functional] = _row_means(row_entropies, output["completion_mask"][rows]).to(entropy.dtype)
         return logps, entropy
-
-    def _human_levels(self, step: Step) -> torch.Tensor:
-        """Expected human surprisal after each creative prompt, in nats per token of the scorer."""
-        assert self.uncertainty is not None
-        creative = [(row, one) for row, one in zip(step.rows, step.details, strict=True) if one is not None]
-        prompts, human = [one.prompt for _, one in creative], [row.get("human_completion") for row, _ in creative]
-        return torch.tensor(self.uncertainty.human_levels(prompts, human))
 
     def _ahead(self, step: Step, output: dict[str, Any]) -> torch.Tensor:
         """The scorer's less the policy's mean surprisal `(B,)` of creative completions, nats per token; else NaN.

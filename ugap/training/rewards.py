@@ -32,7 +32,7 @@ from ugap.data.domain import CREATIVE, FUNCTIONAL
 from ugap.errors import InputError
 from ugap.profile import HumanProfile
 from ugap.profile.texts import FEATURES, FEWEST_TOKENS
-from ugap.scoring import Scorer, SharedScorer
+from ugap.scoring import Scorer, SharedScorer, TokenScores
 from ugap.scoring.batching import Request
 from ugap.study.probes.facts import answer_words, first_named, starts_with
 from ugap.unicode import text_fault
@@ -181,11 +181,12 @@ class UncertaintyReward:
         completions: Sequence[Text],
         *,
         domain: Sequence[str] | None = None,
+        human_completion: Sequence[Text | None] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
         log_extra: Callable[[str, list[Any]], None] | None = None,
         **columns: Any,
     ) -> list["RewardDetails | None"]:
-        """As a call, with all that the rewards were computed from."""
+        """Like a call, with the quantities behind each reward; with `human_completion`, also the human level."""
         rows = [i for i in range(len(prompts)) if domain is None or domain[i] == self.domain]
         details: list[RewardDetails | None] = [None] * len(prompts)
         if rows:
@@ -193,7 +194,8 @@ class UncertaintyReward:
             trainer = getattr(log_metric, "__self__", None)
             self._bind_to_caller(trainer)
             as_read = prompts if trainer is None else self._as_read(prompts, trainer)
-            judged = self.judge([as_read[i] for i in rows], [completions[i] for i in rows])
+            human = None if human_completion is None else [human_completion[i] for i in rows]
+            judged = self.judge([as_read[i] for i in rows], [completions[i] for i in rows], human)
             for i, one in zip(rows, judged, strict=True):
                 details[i] = one
             if log_metric is not None:
@@ -203,12 +205,15 @@ class UncertaintyReward:
             log_extra(f"{self.__name__}_nll", [None if one is None else one.nll for one in details])
         return details
 
-    def judge(self, prompts: Sequence[Prompt], completions: Sequence[Text]) -> list["RewardDetails"]:
+    def judge(
+        self, prompts: Sequence[Prompt], completions: Sequence[Text], human: Sequence[Text | None] | None = None
+    ) -> list["RewardDetails"]:
         """Judge completions that are all of this reward's domain, as one batch.
 
         Args:
             prompts (`Sequence[str or list]`): Their prompts: texts, chats, or token ids.
             completions (`Sequence[str or list]`): The completions.
+            human (`Sequence[str or list or None]`, *optional*): Human completions of the prompts, to get human levels.
 
         Raises:
             InputError: If the reward is not bound, or a chat prompt meets a scorer without a chat template.
@@ -217,54 +222,65 @@ class UncertaintyReward:
         prefixes = [self._prefix(prompt) for prompt in prompts]
         # The scorer would warn of every empty completion, and of what is no text.
         fit = [i for i, text in enumerate(texts) if text_fault(text) is None and len(self._ids(text)) > 1]
-        scores = self.scorer.score([texts[i] for i in fit], [prefixes[i] for i in fit], pmi=True, skip_bad=True)
+        new = {} if human is None else self._without_level(prefixes, human)
+        # One pass of the scorer for all of them. Human completions come last.
+        both = [(prefixes[i], texts[i]) for i in fit] + list(new.values())
+        scores = self.scorer.score([text for _, text in both], [prefix for prefix, _ in both], pmi=True, skip_bad=True)
+        if new:
+            self._keep_levels(new, scores[len(fit) :])
+        levels = [None] * len(prefixes) if human is None else self.human_levels(prefixes, human)
         profile = self.profile.domain(self.domain)
         assert profile.texts is not None
-        details = [RewardDetails(0.0, prefix) for prefix in prefixes]
-        for i, score in zip(fit, scores, strict=True):
+        details = [RewardDetails(0.0, *known) for known in zip(prefixes, levels, strict=True)]
+        for i, score in zip(fit, scores[: len(fit)], strict=True):
             if score is None:
                 # The text is fit to be scored, so its logits are not finite.
-                details[i] = RewardDetails(math.nan, prefixes[i])
-            elif len(score) >= FEWEST_TOKENS:
+                details[i] = RewardDetails(math.nan, prefixes[i], levels[i])
+            elif (n := len(score)) >= FEWEST_TOKENS:
                 features = profile.text_features(score)
                 details[i] = RewardDetails(
-                    reward=profile.texts.closeness(features, len(score), self.features),
+                    reward=profile.texts.closeness(features, n, self.features),
                     prompt=prefixes[i],
+                    human_level=levels[i],
                     token_ids=score.token_ids.tolist(),
                     nll=score.nll,
                     features=features,
-                    standardised=profile.texts.standardised(features, len(score)),
+                    standardised=profile.texts.standardised(features, n),
                 )
         return details
 
     def human_levels(self, prompts: Sequence[Prompt], human: Sequence[Text | None]) -> list[float]:
         """Expected surprisal of people after prompts, in nats per token of the scorer.
 
-        With a human continuation: the mean over its tokens of the calibration curve at the scorer's entropy. Without:
-        the human level of the domain. Each continuation is scored once.
+        With a human completion: the mean over its tokens of the calibration curve at the scorer's entropy. Without: the
+        human level of the domain. Each human completion is scored once.
 
         Args:
             prompts (`Sequence[str or list]`): Prompts of this reward's domain, or their token ids.
-            human (`Sequence[str or list or None]`): The human continuations.
+            human (`Sequence[str or list or None]`): The human completions.
         """
-        keys = [repr((prompt, text)) for prompt, text in zip(prompts, human, strict=True)]
-        new = {
-            key: (prompt, text)
-            for key, prompt, text in zip(keys, prompts, human, strict=True)
-            if key not in self._levels and text is not None
+        prefixes = [self._prefix(prompt) for prompt in prompts]
+        if new := self._without_level(prefixes, human):
+            texts = [text for _, text in new.values()]
+            self._keep_levels(new, self.scorer.score(texts, [prefix for prefix, _ in new.values()], skip_bad=True))
+        of_domain = self.profile.domain(self.domain).means["surprisal"]
+        return [self._levels.get(repr(pair), of_domain) for pair in zip(prefixes, human, strict=True)]
+
+    def _without_level(
+        self, prefixes: Sequence[str | list[int]], human: Sequence[Text | None]
+    ) -> dict[str, tuple[str | list[int], str]]:
+        """Prefix and text of the human completions that were not scored yet, by their key in `_levels`."""
+        return {
+            repr((prefix, text)): (prefix, _text(text))
+            for prefix, text in zip(prefixes, human, strict=True)
+            if text is not None and repr((prefix, text)) not in self._levels
         }
-        if new:
-            scores = self.scorer.score(
-                [_text(text) for _, text in new.values()],
-                [self._prefix(prompt) for prompt, _ in new.values()],
-                skip_bad=True,
-            )
-            curve = self.profile.curve(self.domain)
-            for key, score in zip(new, scores, strict=True):
-                if score is not None:
-                    self._levels[key] = float(np.nanmean(curve(score.entropy)))
-        level = self.profile.domain(self.domain).means["surprisal"]
-        return [self._levels.get(key, level) for key in keys]
+
+    def _keep_levels(self, keys: Iterable[str], scores: Sequence[TokenScores | None]) -> None:
+        curve = self.profile.curve(self.domain)
+        for key, score in zip(keys, scores, strict=True):
+            if score is not None:
+                self._levels[key] = float(np.nanmean(curve(score.entropy)))
 
     def shares_tokens(self, tokenizer: PreTrainedTokenizerBase) -> bool:
         """Whether the scorer has the vocabulary of a policy's tokenizer. Raises: see `scorer`."""
@@ -368,6 +384,8 @@ class RewardDetails:
     Args:
         reward (`float`): In [0, 1]; NaN where the logits were not finite.
         prompt (`str` or `list[int]`): The prompt as the scorer read it.
+        human_level (`float`, *optional*): Expected surprisal of people after the prompt, nats per token; `None` if
+            `judge` got no human completions.
         token_ids (`list[int]`, *optional*): The scorer's `T` token ids of the completion's text.
         nll (`float`, *optional*): Mean surprisal of these tokens, nats per token.
         features (`np.ndarray` of shape `(8,)`, *optional*): `ugap.profile.texts.FEATURES` of the text.
@@ -377,6 +395,7 @@ class RewardDetails:
 
     reward: float
     prompt: str | list[int]
+    human_level: float | None = None
     token_ids: list[int] | None = None
     nll: float | None = None
     features: np.ndarray | None = None

@@ -4,10 +4,10 @@ A field becomes an option, by its type. Beyond what `argparse` does:
 
 - a list option may be repeated and takes several values each time (`--model a --model b`, `--decoding x y`);
 - the values of the YAML file pass the same type checks as those of the command line;
-- defaults may follow from what is given: those of a training from the device, say;
-- whatever is wrong is one line (an `InputError`), with the closest known name where a name is unknown;
-- the help has sections, defaults and examples, and shows each option once; the many options of a trainer only where
-  all are asked for.
+- a default may depend on other options, as those of a training depend on the device;
+- every error is one line (an `InputError`), with the closest known name for an unknown one;
+- the help has sections, defaults and examples, and shows each option once. It shows the many options of a trainer only
+  with `--help_all`.
 """
 
 import argparse
@@ -45,13 +45,13 @@ def option(
         help (`str`):
             What the option does. The default is added to it.
         default (`Any`, *optional*):
-            Value where neither the command line nor the YAML file gives one. Without a default the option is required.
+            Value if neither the command line nor the YAML file has one. Without a default the option is required.
         group (`str`, *optional*, defaults to `"options"`):
-            Section of the help. Sections stand in the order in which they are first named.
+            Section of the help. Sections come in the order in which fields first name them.
         metavar (`str`, *optional*):
-            What stands for the value in the help. Defaults to `N`, `X` or `TEXT`, by type.
+            Placeholder of the value in the help. Defaults to `N`, `X` or `TEXT`, by type.
         positional (`bool`, *optional*, defaults to `False`):
-            Take the values without an option's name; for one list per command.
+            Take the values without the name of an option; a command has at most one such list.
 
     Example:
         >>> @dataclasses.dataclass(kw_only=True)
@@ -66,6 +66,7 @@ def option(
         metadata["metavar"] = metavar
     if positional:
         metadata["positional"] = True
+    # Dataclasses refuse a mutable default.
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -80,7 +81,7 @@ def parse(arguments: type[T], command: str, description: str, argv: Sequence[str
         command (`str`):
             Name of the command.
         description (`str`):
-            What the command does, with an example; shown as it is at the top of the help.
+            What the command does, with an example; shown unchanged at the top of the help.
         argv (`Sequence[str]`):
             The command line after the command's name.
 
@@ -97,7 +98,7 @@ def parse(arguments: type[T], command: str, description: str, argv: Sequence[str
 
 @contextmanager
 def see_help(command: str) -> Iterator[None]:
-    """Add to what is wrong with a command line where the options of the command are shown."""
+    """Add the command that shows the options to an error of the command line."""
     try:
         yield
     except InputError as error:
@@ -107,7 +108,7 @@ def see_help(command: str) -> Iterator[None]:
 class Collect(argparse.Action):
     """Gather the values of a list option: the first use replaces the default, later uses extend.
 
-    A default is a list made by the dataclass or by the YAML file; it is told from gathered values by identity.
+    A default is a list made by the dataclass or by the YAML file. Identity tells it apart from gathered values.
     """
 
     def __call__(
@@ -127,18 +128,18 @@ class CommandParser(argparse.ArgumentParser):
 
     Args:
         classes (`Sequence[type]`):
-            Dataclasses; fields that are made by `option` say their section of the help themselves.
+            Dataclasses. Fields made by `option` say their section of the help themselves.
         command (`str`):
             Name of the command.
         description (`str`):
-            What the command does, with an example; shown as it is at the top of the help.
+            What the command does, with an example; shown unchanged at the top of the help.
         sections (`Mapping[str, str]`, *optional*):
-            Section of the help by name, for fields that say none. Where it is given, fields that are not in it
-            are shown by `--help_all` alone.
+            Sections of the help by name, for fields without a section. Fields that are in neither are shown by
+            `--help_all` alone.
         defaults (`Callable`, *optional*):
-            Defaults that replace those of the classes, from a namespace of all options as they are without them.
+            Computes defaults that replace those of the classes, from the values of all options.
         closing (`str`, *optional*):
-            What stands at the end of the help.
+            Text at the end of the help.
     """
 
     def __init__(
@@ -151,20 +152,21 @@ class CommandParser(argparse.ArgumentParser):
         defaults: Callable[[argparse.Namespace], Mapping[str, Any]] | None = None,
         closing: str = "",
     ) -> None:
-        self._section_of, self._following = sections, defaults
+        self._section_of, self._computed_defaults = sections, defaults
         self._sections: dict[str, argparse._ArgumentGroup] = {}
         self._arguments: dict[str, argparse.Action] = {}
         self._help: dict[str, str] = {}
         self._hidden: set[str] = set()
-        self._given: set[str] = set()  # names that the YAML file has
+        self._in_config: set[str] = set()  # names of options in the YAML file
+        # Wide enough for most of our option names, so that their help starts on the same line.
         formatter = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=30)
         super().__init__(
             prog=f"ugap {command}",
             description=description,
             epilog=closing,
             formatter_class=formatter,
-            allow_abbrev=False,
-            add_help=False,
+            allow_abbrev=False,  # an abbreviation would change its meaning with the next new option
+            add_help=False,  # `general` has it, as the last section
         )
         self._classes = classes
         self._hints = {name: hint for of in classes for name, hint in get_type_hints(of).items()}
@@ -188,24 +190,25 @@ class CommandParser(argparse.ArgumentParser):
         """Read the options: one object of each class.
 
         Raises:
-            InputError: As of `parse`; also if a class refuses its values.
+            InputError: See `parse`; also if a class refuses its values.
             SystemExit: Help was asked for and has been printed.
         """
-        given = vars(self._read(argv)[0])
+        read = vars(self._read(argv)[0])
         try:
             return tuple(
-                of(**{field.name: given[field.name] for field in dataclasses.fields(of)}) for of in self._classes
+                of(**{field.name: read[field.name] for field in dataclasses.fields(of)}) for of in self._classes
             )
         except InputError:
             raise
+        # A config of TRL refuses values with messages of several lines.
         except ValueError as error:
             raise InputError(" ".join(str(error).split())) from error
 
     def check(self, argv: Sequence[str]) -> list[str]:
-        """Read the options without making anything of them; the words of the command line without `--config`.
+        """Check the options only; returns the words of the command line without `--config`.
 
         Raises:
-            InputError: As of `parse`.
+            InputError: See `parse`.
             SystemExit: Help was asked for and has been printed.
         """
         return self._read(argv)[1]
@@ -214,27 +217,31 @@ class CommandParser(argparse.ArgumentParser):
         """The values of all options, and the words of the command line without `--config`."""
         config, words = _split_config(argv)
         if {"-h", "--help", "--help_all"} & set(words):
+            # The help shows the computed defaults too.
             self._settle(argparse.Namespace(**{name: action.default for name, action in self._arguments.items()}))
         elif config is not None:
             self._apply_config(find_config(config))
+        # First, as argparse would name a missing option rather than the misspelt one.
         self._refuse_unknown(words)
         words = self._spell_flags(words)
         namespace, left = self.parse_known_args(words)
         if left:
             raise InputError(f"unexpected argument {left[0]!r}")
+        # Computed defaults need the values of the options, so the words are read twice.
         if self._settle(namespace):
             namespace = self.parse_args(words)
         return namespace, words
 
-    def _settle(self, given: argparse.Namespace) -> bool:
-        """Set the defaults that follow from what is given, where the YAML file says nothing; whether there are any."""
-        following = {} if self._following is None else self._following(given)
-        self._replace_defaults({name: following[name] for name in following if name not in self._given})
-        return bool(following)
+    def _settle(self, options: argparse.Namespace) -> bool:
+        """Set the computed defaults of options that the YAML file lacks; returns whether there are any."""
+        computed = {} if self._computed_defaults is None else self._computed_defaults(options)
+        self._replace_defaults({name: computed[name] for name in computed if name not in self._in_config})
+        return bool(computed)
 
     def _replace_defaults(self, values: Mapping[str, object]) -> None:
         """Set defaults by the names of options. An option with a default is not required."""
         for action in self._actions:
+            # `--no_x` is an action of its own with the same dest, so `_arguments` would not do.
             if action.dest in values:
                 action.default, action.required = values[action.dest], False
 
@@ -253,23 +260,25 @@ class CommandParser(argparse.ArgumentParser):
         section = self._sections[group]
         described |= _reading(self._hints[name]) | _default(field)
         if described.get("action") is Collect and isinstance(described.get("default"), str):
-            described["default"] = described["default"].split()  # argparse would read it as one value
+            described["default"] = described["default"].split()  # argparse would take it for one value
         if "choices" not in described:
             described.setdefault("metavar", _METAVARS.get(described["type"].__name__, "VALUE"))
+        # TRL's help escapes % for argparse. `format_help` escapes it again, behind the default.
         self._help[name] = described.get("help", "").replace("%%", "%")
         if positional:
             action = section.add_argument(name, **{**described, "nargs": "*"})
         else:
             required = "default" not in described
             action = section.add_argument(*_spellings(f"--{name}"), required=required, **described)
-            action.option_strings = action.option_strings[:1]  # the help names --a_b alone
+            action.option_strings = action.option_strings[:1]  # the help shows --a_b alone; both still parse
         self._arguments[name] = action
         if field.default is True:
+            # The help says "default: yes"; `--x no` works too.
             off = _spellings(f"--no_{name}")
             section.add_argument(*off, action="store_false", dest=name, default=True, help=argparse.SUPPRESS)
 
     def format_help(self) -> str:
-        """The help, with the defaults as they are now and without what is shown by `--help_all` alone."""
+        """The help with the current defaults, without the options that only `--help_all` shows."""
         for name, action in self._arguments.items():
             text = (self._help[name] + _default_note(action.default)).replace("%", "%%")
             action.help = argparse.SUPPRESS if name in self._hidden else text
@@ -280,25 +289,25 @@ class CommandParser(argparse.ArgumentParser):
         self._hidden.clear()
 
     def error(self, message: str) -> NoReturn:
-        """Raise what `argparse` would print with the usage."""
+        """Raise the message that `argparse` would print with the usage."""
         raise InputError(re.sub(r"^argument ", "", message))
 
     def _refuse_unknown(self, words: Sequence[str]) -> None:
-        """Raise for the first word that looks like an option and is none, whatever else is wrong with the line."""
+        """Raise for the first word that looks like an unknown option, before any other error of the line."""
         for word in words:
             name = word.partition("=")[0].replace("-", "_").removeprefix("__")
             if word.startswith("--") and name.removeprefix("no_") not in {"", "help", "help_all", *self._arguments}:
-                known = [*(f"--{known}" for known in self._arguments), "--config", "--help"]
-                self.error(f"unknown option {word}{did_you_mean(word.partition('=')[0], known)}")
+                options = [*(f"--{option}" for option in self._arguments), "--config", "--help"]
+                self.error(f"unknown option {word}{did_you_mean(word.partition('=')[0], options)}")
 
     def _spell_flags(self, words: Sequence[str]) -> list[str]:
         """Write `--flag` as `--flag=yes` unless a truth value follows, so that a flag never swallows another word."""
         flags = {f"--{name}" for name, action in self._arguments.items() if action.nargs == "?"}
         spelt = list(words)
-        for place, word in enumerate(words):
-            follower = words[place + 1].lower() if place + 1 < len(words) else ""
+        for i, word in enumerate(words):
+            follower = words[i + 1].lower() if i + 1 < len(words) else ""
             if word.replace("-", "_").replace("__", "--", 1) in flags and follower not in TRUTH_VALUES:
-                spelt[place] = f"{word}=yes"
+                spelt[i] = f"{word}=yes"
         return spelt
 
     def _apply_config(self, path: Path) -> None:
@@ -312,7 +321,7 @@ class CommandParser(argparse.ArgumentParser):
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
         self._replace_defaults(values)
-        self._given = set(values)
+        self._in_config = set(values)
 
     def _typed(self, name: str, value: object) -> object:
         """Convert the YAML `value` of an option as a value of the command line would be."""
@@ -320,17 +329,18 @@ class CommandParser(argparse.ArgumentParser):
         admitted = {get_origin(kind) or kind for kind in get_args(self._hints[name])}
         if value is None and type(None) in admitted:
             return None
+        # One value needs no brackets in YAML.
         if isinstance(action, Collect):
             values = value if isinstance(value, list) else [value]
             if action.required and not values:
                 raise InputError(f"{name}: needs a value")
             return [convert(action, element) for element in values]
-        # A trainer takes a mapping or a list where the command line has a word in JSON.
+        # A trainer takes a mapping or a list from YAML; on the command line it is one word of JSON.
         return value if action.type is str and type(value) in admitted else convert(action, value)
 
 
 class _HelpAll(argparse.Action):
-    """Print the help with every option, and leave."""
+    """Print the help with every option, and exit."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
@@ -345,17 +355,18 @@ class _HelpAll(argparse.Action):
 
 def _split_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
     """Take `--config FILE` out of a command line."""
+    # A parser of its own: the file sets the defaults of the other one before it reads the words.
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--config")
     try:
-        found, rest = finder.parse_known_args(argv)
+        options, rest = finder.parse_known_args(argv)
     except argparse.ArgumentError as error:
         raise InputError(f"--config: {error.message}") from error
-    return found.config, rest
+    return options.config, rest
 
 
 def _spellings(name: str) -> list[str]:
-    """The name of an option, and the same with hyphens."""
+    """The name of an option, and its form with hyphens."""
     return list(dict.fromkeys([name, f"--{name[2:].replace('_', '-')}"]))
 
 
@@ -370,8 +381,8 @@ def _default(field: dataclasses.Field) -> dict[str, Any]:
 def _reading(hint: Any) -> dict[str, Any]:
     """How `argparse` reads the words of an option whose field has the type `hint`.
 
-    Of the types of a union, a word is read as the first that is not text, as in `Strategy | str`. Where `None` is one
-    of them, it stays text if it may be, as in `dict | str | None`.
+    A word of a union is read as its first type that is not text, as in `Strategy | str`. In an optional union with
+    text, as in `dict | str | None`, it stays text.
     """
     union = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     optional = type(None) in union

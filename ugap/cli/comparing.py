@@ -1,4 +1,4 @@
-"""The options that the comparisons of a base with its tuned models share, and what is made of them."""
+"""The options that all comparisons of a base with its tuned models share, and the settings from them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions(BeforeAfterOptions):
-    """On what models are compared, and who reads what they write."""
+    """The texts and facts that models are compared on, and the scorers."""
 
     scorer: list[str] = option(
-        "who reads: self (the frozen base), or other models by name", default=["self"], group="scorers", metavar="NAME"
+        "scorers: self (the frozen base), or other models by name", default=["self"], group="scorers", metavar="NAME"
     )
     profile: list[str] = option(
         "human profiles of scorers: files, or names of shipped ones (default: the shipped ones)",
@@ -28,7 +28,7 @@ class CompareOptions(BeforeAfterOptions):
     )
     data: str = option("held-out human texts", group="texts", metavar="FILE")
     tune: str | None = option(
-        "other human texts, to match the temperature of the base on", default=None, group="texts", metavar="FILE"
+        "other human texts, to match the temperature of the base", default=None, group="texts", metavar="FILE"
     )
     decoding: list[str] = option(
         "decodings of base and tuned models",
@@ -37,18 +37,18 @@ class CompareOptions(BeforeAfterOptions):
         metavar="NAME",
     )
     match: bool = option(
-        "add the base at the temperature that matches people on the texts of --tune", default=False, group="decodings"
+        "add the base at the temperature that matches human text on --tune", default=False, group="decodings"
     )
     facts: Literal["held-out", "all", "none"] = option(
-        "facts of the probe: the half that trainings do not use, all, or none", default="held-out", group="probes"
+        "facts of the probe: the half that training does not use, all, or none", default="held-out", group="probes"
     )
-    facts_limit: int | None = option("ask N of them only, some of every kind", default=None, group="probes")
+    facts_limit: int | None = option("ask N facts only, some of every kind", default=None, group="probes")
 
 
 def compared(
     arguments: CompareOptions, model: str, tuned: "Sequence[Tuned]", **more: Any
 ) -> "tuple[list[TextRow], list[TextRow], BeforeAfterSettings]":
-    """The human texts, those to match the temperature on, and the settings that the options ask for.
+    """The human texts, the texts to match the temperature on, and the settings from the options.
 
     Args:
         arguments (`CompareOptions`): The options.
@@ -57,7 +57,7 @@ def compared(
         **more (`Any`): Further settings.
 
     Raises:
-        InputError: A file, profile or decoding is bad, or options do not go together.
+        InputError: A file, profile or decoding is bad, or options exclude each other.
     """
     from ugap.data.domain import load_domain
     from ugap.profile import HumanProfile

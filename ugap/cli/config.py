@@ -1,4 +1,4 @@
-"""The flat YAML file that `--config` names: reading it, and giving its values the types of a command's options."""
+"""Read the flat YAML file of `--config`, and convert its values to the types of a command's options."""
 
 import argparse
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from ugap.errors import InputError, reading
 from ugap.files import regular_file
 from ugap.unicode import text_fault
 
+# YAML aliases can make a small file stand for billions of values, and Python prints no integer of over 4,300 digits.
 _MAX_BYTES, _MAX_VALUES, _MAX_BITS = 2**20, 100_000, 1024
 _KINDS = {"int": "a whole number", "float": "a number", "truth": "yes or no"}
 TRUTH_VALUES = {
@@ -31,7 +32,7 @@ def truth(word: str) -> bool:
 
 
 def read_config(path: Path) -> dict[Any, Any]:
-    """Read the options of a YAML file; a file of nothing but comments has none.
+    """Read the options of a YAML file; a file of comments alone has none.
 
     Raises:
         InputError: The file cannot be read, is not YAML, or is not a mapping.
@@ -54,7 +55,7 @@ def _parse(path: Path, content: bytes) -> Any:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
-    with reading(f"{path}: not YAML"):  # among the rest, a date that does not exist or a number of 5,000 digits
+    with reading(f"{path}: not YAML"):  # such as a date that does not exist, or a number of 5,000 digits
         try:
             return yaml.safe_load(text)
         except yaml.MarkedYAMLError as error:
@@ -65,7 +66,7 @@ def _parse(path: Path, content: bytes) -> Any:
 
 
 def _check_values(path: Path, config: Any) -> None:
-    """Refuse what no option can hold, and aliases that stand for any number of values."""
+    """Refuse values that no option can hold, and aliases that expand without bound."""
     unseen, n_seen = [config], 0
     while unseen:
         value = unseen.pop()
@@ -91,11 +92,13 @@ def convert(action: argparse.Action, value: object) -> object:
     wrong = f"{action.dest}: {value!r}"
     if not isinstance(value, str | int | float):
         raise InputError(f"{wrong} is not one value")
+    # YAML reads `1e3`, `no` and `2020-01-01` as other types, and their text cannot be restored.
     if action.type is str and not isinstance(value, str):
         raise InputError(f"{wrong} is not text: put it in quotes")
     assert callable(action.type)
     converter: Callable[[str], object] = action.type
     try:
+        # As text, so that `1.5` for a whole number and `1` for a flag mean what they mean on the command line.
         converted = converter(str(value))
     except (ValueError, argparse.ArgumentTypeError) as error:
         raise InputError(f"{wrong} is not {_KINDS.get(converter.__name__, 'a value that fits')}") from error

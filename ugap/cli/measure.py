@@ -1,18 +1,20 @@
 """`ugap measure`: the human-model uncertainty gap of models on a text set, by domain, decoding and scorer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ugap.cli.arguments import option
+from ugap.cli.report import report_study
 from ugap.cli.texts import Texts, read_texts
 from ugap.study.options import GapOptions, values
 
 DESCRIPTION = """\
-Measure how much more uncertain people write than models do: models continue prefixes of human texts, both
+Measure how much more surprising human text is than model text: models continue prefixes of human texts, both
 continuations are scored, and the gap is estimated with 95% intervals.
 
 examples:
   ugap measure --model gemma-3-270m --data demo --limit 16 --output runs/gemma
-  ugap measure --model base-model --model chat-model --tag base-model=base --tag chat-model=instruct \\
+  ugap measure --model base-model --model chat-model --kind base-model=base --kind chat-model=instruct \\
       --data stories.jsonl --decoding ancestral top-p-0.9 "warm=temperature:1.1" --output runs/pair --resume
   ugap measure --scorer gemma-3-270m --data rewrites.jsonl --candidate gpt=gpt_text --output runs/given
 
@@ -25,7 +27,7 @@ The folder gets report.html, gap.json, gap.md, scores.parquet (every text with i
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """Who writes and how, and who reads."""
+    """The models that write, their decodings, and the scorers."""
 
     output: str = option("folder of the study", group="study", metavar="DIR")
     decoding: list[str] = option(
@@ -43,7 +45,7 @@ class Models:
         group="models",
         metavar="NAME",
     )
-    tag: list[str] = option(
+    kind: list[str] = option(
         "kind of a model for the contrasts: base, instruct or reasoning",
         default=[],
         group="models",
@@ -64,14 +66,14 @@ class Arguments(GapOptions, Texts, Models):
     candidate: list[str] = option(
         "given continuations, by the column that holds them", default=[], group="texts", metavar="NAME=COLUMN"
     )
-    domain: str | None = option("the domain of all texts, whatever the data say", default=None, group="texts")
-    resume: bool = option("go on with an interrupted study", default=False, group="study")
+    domain: str | None = option("one domain for all texts, instead of their own", default=None, group="texts")
+    resume: bool = option("resume an interrupted study", default=False, group="study")
 
     def __post_init__(self) -> None:
-        """See what can be seen before torch is imported.
+        """Refuse what can be refused before torch is imported, which takes seconds.
 
         Raises:
-            InputError: A decoding is unknown, there is nobody to compare with, or the folder holds a study.
+            InputError: A decoding is unknown, there is no model or candidate, or the folder holds a study.
         """
         from ugap.errors import InputError
         from ugap.files import refuse_results
@@ -84,54 +86,42 @@ class Arguments(GapOptions, Texts, Models):
 
 
 def run(arguments: Arguments) -> None:
-    """Measure, write the report and say what was found.
+    """Measure, write the report and print the findings.
 
     Raises:
         InputError: The input is bad, or another process writes there; finished units stay for `--resume`.
     """
-    from pathlib import Path
-
     from ugap.errors import require
     from ugap.study import STUDIED, StudySettings, parse_decodings, run_study
+    from ugap.study.contrasts import KINDS
 
+    # Before the measurement, which can take hours.
     require("report")
     settings = StudySettings(
         models=arguments.model,
         scorers=arguments.scorer,
         decodings=parse_decodings(arguments.decoding or list(STUDIED)) if arguments.model else {},
         promptings=arguments.prompting,
-        tags=_pairs("tag", arguments.tag, {"base", "instruct", "reasoning"}),
+        kinds=_pairs("kind", arguments.kind, KINDS),
         **values(arguments, GapOptions),
     )
     candidates = _pairs("candidate", arguments.candidate)
     rows = read_texts(arguments, skip_bad=arguments.skip_bad, domain=arguments.domain, candidates=candidates)
     result = run_study(rows, settings, arguments.output, data=arguments.data, resume=arguments.resume, progress=True)
-    from ugap.report import write_report  # plots take a second to import, and the study shows its progress first
-    from ugap.report.page import write_page
-
-    write_report(result, arguments.output, command=_command())
-    page = Path(arguments.output) / "report.html"
-    write_page([arguments.output], page)
-    print(f"To look at it, and to read the texts token by token, open {page} in a browser")
+    report_study(result, arguments.output)
 
 
-def _pairs(name: str, words: list[str], values: set[str] | None = None) -> dict[str, str]:
+def _pairs(name: str, words: list[str], values: Sequence[str] | None = None) -> dict[str, str]:
     """`["a=b"]` to `{"a": "b"}`."""
     from ugap.errors import InputError
 
-    out: dict[str, str] = {}
+    pairs: dict[str, str] = {}
     for word in words:
+        # A model may be a path with "=" in it, so the last one counts.
         key, equals, value = word.rpartition("=")
-        if not (equals and key and value) or key in out:
+        if not (equals and key and value) or key in pairs:
             raise InputError(f"--{name} {word}: give NAME=VALUE, every name once")
         if values is not None and value not in values:
-            raise InputError(f"--{name} {word}: {value!r} is none of {', '.join(sorted(values))}")
-        out[key] = value
-    return out
-
-
-def _command() -> str:
-    import shlex
-    import sys
-
-    return shlex.join(["ugap", *sys.argv[1:]])
+            raise InputError(f"--{name} {word}: {value!r} is none of {', '.join(values)}")
+        pairs[key] = value
+    return pairs

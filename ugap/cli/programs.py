@@ -1,8 +1,8 @@
-"""The programs and the configs, beside the package in a checkout and inside it when installed; `ugap eval` and `train`.
+"""Find the programs of `ugap eval` and `train` and the configs: next to the package in a checkout, else inside it.
 
 A program has the form of a command: `Arguments` (a dataclass), `DESCRIPTION` (its first line says what it does) and
-`run(arguments)`. It is found by the name of its file. A file is read, not run, to see whether it is one and what it
-does: the list answers at once.
+`run(arguments)`. It is found by the name of its file. The list of programs parses the files and runs
+none, so it answers at once.
 """
 
 import ast
@@ -34,19 +34,20 @@ def configs_folder() -> Path:
 def find_config(name: str) -> Path:
     """The config file `name`: a path, or else the path of a shipped config below the folder of configs.
 
-    Where there is neither, the path is returned as it was given, for the reader of the file to complain about.
+    If neither exists, the path is returned unchanged, and the reader of the file raises.
 
     Raises:
         InputError: The name is empty.
     """
     if not name:
         raise InputError("--config: '' names no file")
+    # Not Path.expanduser, which raises for the home of an unknown user.
     given, shipped = Path(os.path.expanduser(name)), configs_folder() / name
     return shipped if not given.exists() and shipped.is_file() else given
 
 
 def pick_program(kind: str, words: list[str]) -> Path | None:
-    """The file of the program that the first word names; `None` where the list was asked for, which is printed.
+    """The file of the program that the first word names; `None` after printing the list, for no word or `--help`.
 
     Raises:
         InputError: There is no such program.
@@ -56,25 +57,25 @@ def pick_program(kind: str, words: list[str]) -> Path | None:
         return None
     path = next((path for path in _files(kind) if path.stem == words[0]), None)
     if path is None or _description(path) is None:
-        sort, known = ("option", ["--help"]) if words[0].startswith("-") else ("program", list(programs(kind)))
-        raise InputError(f"unknown {sort} {words[0]!r}{did_you_mean(words[0], known)} (see ugap {kind} --help)")
+        sort, names = ("option", ["--help"]) if words[0].startswith("-") else ("program", list(programs(kind)))
+        raise InputError(f"unknown {sort} {words[0]!r}{did_you_mean(words[0], names)} (see ugap {kind} --help)")
     return path
 
 
 def programs(kind: str) -> dict[str, str]:
-    """What every program of a kind does, by name."""
-    found = {path.stem: _description(path) for path in _files(kind)}
-    return {name: description for name, description in found.items() if description is not None}
+    """The description of every program of a kind, by name."""
+    descriptions = {path.stem: _description(path) for path in _files(kind)}
+    return {name: description for name, description in descriptions.items() if description is not None}
 
 
 def _files(kind: str) -> list[Path]:
-    """The files that may be programs; benchmarks are in a folder of their own, which a checkout alone has."""
+    """The files that may be programs. Benchmarks have a folder of their own, which only a checkout has."""
     folder = programs_folder(kind)
     return [*sorted(folder.glob("*.py")), *sorted(folder.glob("benchmarks/*.py"))]
 
 
 def load_program(path: Path) -> ModuleType:
-    """Import a program from its file, under a name of its own."""
+    """Import a program from its file, as a module `ugap_FOLDER_NAME`."""
     name = f"ugap_{path.parent.name}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
@@ -86,7 +87,7 @@ def load_program(path: Path) -> ModuleType:
 
 
 def _description(path: Path) -> str | None:
-    """The first line of a program's `DESCRIPTION`; `None` where the file is no program."""
+    """The first line of a program's `DESCRIPTION`; `None` if the file is no program."""
     defined: dict[str, ast.AST] = {}
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
@@ -99,14 +100,14 @@ def _description(path: Path) -> str | None:
     return str(text.value).strip().partition("\n")[0]
 
 
-def _overview(kind: str, found: dict[str, str]) -> str:
-    width = max(map(len, found), default=0)
+def _overview(kind: str, descriptions: dict[str, str]) -> str:
+    width = max(map(len, descriptions), default=0)
     return "\n".join(
         [
             f"usage: ugap {kind} <program> [options]",
             "",
             "programs:",
-            *(f"  {name:<{width}}  {description}" for name, description in found.items()),
+            *(f"  {name:<{width}}  {description}" for name, description in descriptions.items()),
             "",
             f"`ugap {kind} <program> --help` shows the options of a program.",
         ]

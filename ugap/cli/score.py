@@ -1,9 +1,9 @@
-"""`ugap score`: texts in, surprisal, entropy, varentropy and rank of every token out."""
+"""`ugap score`: the surprisal, entropy, varentropy and rank of every token of texts."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from ugap.cli.arguments import option
+from ugap.cli.model import ModelOptions
 
 DESCRIPTION = """\
 Score texts token by token: surprisal, entropy, varentropy (nats) and rank under a model.
@@ -13,42 +13,36 @@ examples:
   ugap score --model org/model --input texts.csv --text_column body --output scores.parquet --pmi
   accelerate launch -m ugap.cli.main score --model org/model --input big.jsonl --output scores.parquet
 
-A text with a prompt is scored after it. The output has a row per text: id, text, token_ids, offsets (start and end of
-every token in the text), surprisal, entropy, varentropy, rank, straddles, and marginal_surprisal with --pmi.
+A text with a prompt is scored after the prompt. The output has a row per text: id, text, token_ids, offsets (start and
+end of every token in the text), surprisal, entropy, varentropy, rank, straddles, and marginal_surprisal with --pmi.
 
 The output head runs as plain torch on a GPU and as a compiled kernel on a CPU. UGAP_HEAD=triton asks for the Triton
 kernels, UGAP_HEAD=torch for plain torch everywhere."""
 
 
 @dataclass(kw_only=True)
-class Arguments:
+class Arguments(ModelOptions):
     """Arguments of `ugap score`."""
 
-    model: str = option("asset, folder, .gguf file or Hub id of the scorer", group="model", metavar="NAME")
     input: str = option(
         "texts: .jsonl(.gz), .csv(.gz), .parquet, a Hub data set, or demo", group="texts", metavar="FILE"
     )
     output: str = option("Parquet file to write", group="output", metavar="FILE")
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = option(
-        "type of the weights", default="float32", group="model"
-    )
-    device: str | None = option("where the model runs (default: the GPU if there is one)", default=None, group="model")
-    trust_remote_code: bool = option("run the code that a repository brings along", default=False, group="model")
     text_column: str = option("column of the text", default="text", group="texts", metavar="COLUMN")
-    id_column: str = option("column of the id; row numbers where it is missing", default="id", group="texts")
-    prompt_column: str = option("column of what comes before the text", default="prompt", group="texts")
+    id_column: str = option("column of the id (row numbers if it is missing)", default="id", group="texts")
+    prompt_column: str = option("column of the prompt before the text", default="prompt", group="texts")
     limit: int | None = option("score the first N texts only", default=None, group="texts")
     skip_bad: bool = option("log and skip bad rows instead of stopping", default=False, group="texts")
     pmi: bool = option("also score each text without its prompt", default=False, group="output")
     special_tokens: bool = option("read strings like <bos> as special tokens", default=False, group="texts")
-    resume: bool = option("go on with an interrupted run", default=False, group="output")
+    resume: bool = option("resume an interrupted run", default=False, group="output")
 
 
 def run(arguments: Arguments) -> None:
     """Score a file.
 
     Raises:
-        InputError: The input is bad; what is finished is kept beside the output for `--resume`.
+        InputError: The input is bad; finished parts stay next to the output for `--resume`.
     """
     from pathlib import Path
 
@@ -59,6 +53,7 @@ def run(arguments: Arguments) -> None:
     from ugap.scoring import Scorer
     from ugap.study.scoring_job import ScoringJob
 
+    # Before the model is loaded, which takes longer than a look at the folder.
     output_file(arguments.output)
     rows = load_texts(
         arguments.input,
@@ -69,12 +64,7 @@ def run(arguments: Arguments) -> None:
         limit=arguments.limit,
         skip_bad=arguments.skip_bad,
     )
-    scorer = Scorer.from_pretrained(
-        arguments.model,
-        dtype=arguments.dtype,
-        device=arguments.device,
-        trust_remote_code=arguments.trust_remote_code,
-    )
+    scorer = Scorer.from_pretrained(arguments.model, **arguments.loading())
     output = Path(arguments.output)
     with locked(output):
         job = ScoringJob(
@@ -84,13 +74,10 @@ def run(arguments: Arguments) -> None:
             skip_bad=arguments.skip_bad,
             special_tokens=arguments.special_tokens,
             resume=arguments.resume,
+            # A run with other values has other parts, so --resume refuses them.
             settings={
-                "input": arguments.input,
-                "dtype": arguments.dtype,
-                "limit": arguments.limit,
-                "text_column": arguments.text_column,
-                "id_column": arguments.id_column,
-                "prompt_column": arguments.prompt_column,
+                name: getattr(arguments, name)
+                for name in ("input", "dtype", "limit", "text_column", "id_column", "prompt_column")
             },
         )
         keys = job.run(
@@ -101,5 +88,5 @@ def run(arguments: Arguments) -> None:
             progress=True,
         )
         job.finish(output, keys)
-        if job.is_main:
+        if job.is_main:  # one of the processes of a launcher
             print(f"{output}: {pq.read_metadata(output).num_rows} texts scored by {scorer.name}")

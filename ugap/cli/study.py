@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ugap.cli.arguments import option
+from ugap.cli.report import command_line, print_page
 from ugap.cli.texts import Texts, read_texts
 from ugap.study.options import MultiOptions, values
 
@@ -19,25 +20,25 @@ examples:
 
 The YAML file holds the options and the list `models`; a model has a name, a family and a kind (base, instruct,
 reasoning), and may have a label, dtype, revision, chat (raw, template, both) and trust_remote_code. A model that
-cannot be run is skipped, with the reason, and tried again by the next run; what is finished is not run again.
+fails is skipped, with the reason, and tried again by the next run. Finished models are not run again.
 
-With --shard i/n a process runs every n-th model; start n of them, on as many machines as share the folder. Under
-`accelerate launch` every process takes its shard by itself. The one that ends last makes the contrasts.
+With --shard i/n a process runs every n-th model. Start n processes, on any machines that share the folder. Under
+`accelerate launch` every process takes its own shard. The process that ends last makes the contrasts.
 
-The folder gets report.html, a study per model (as of ugap measure), contrasts.json, study.md, models.png and lock.yaml:
-the commits of the Hub models. With --lock another study holds to them."""
+The folder gets report.html, a study per model (see ugap measure), contrasts.json, study.md, models.png and lock.yaml:
+the commits of the Hub models. --lock holds another study to these commits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """Who writes and how, and who reads."""
+    """The models that write, their decodings, and the scorers."""
 
     output: str = option("folder of the study", group="study", metavar="DIR")
     decoding: list[str] = option(
         "decodings: see ugap measure --help", default=["ancestral"], group="study", metavar="NAME"
     )
     models: list[dict[str, Any]] | str | None = option(
-        "the list of models; it stands in the YAML file", default=None, group="models", metavar="YAML"
+        "the list of models, in the YAML file", default=None, group="models", metavar="YAML"
     )
     scorer: list[str] = option(
         "who scores: self (each model itself) or one fixed model for all",
@@ -46,7 +47,7 @@ class Models:
         metavar="NAME",
     )
     lock: str | None = option(
-        "commits of the Hub models to hold to: the lock.yaml of a study", default=None, group="models", metavar="FILE"
+        "the lock.yaml of a study: use its commits of the Hub models", default=None, group="models", metavar="FILE"
     )
 
 
@@ -57,17 +58,15 @@ class Arguments(MultiOptions, Texts, Models):
     shard: str | None = option(
         "run the i-th of n shards of the models: i/n, from 0/n on", default=None, group="study", metavar="I/N"
     )
-    resume: bool = option("go on with an interrupted study", default=False, group="study")
+    resume: bool = option("resume an interrupted study", default=False, group="study")
 
 
 def run(arguments: Arguments) -> None:
-    """Run the models of this shard; where that ends the study, contrast them and say what was found.
+    """Run the models of this shard. If they are the last ones, contrast all models and print the findings.
 
     Raises:
-        InputError: The input is bad; what is finished stays for `--resume`.
+        InputError: The input is bad; finished models stay for `--resume`.
     """
-    import shlex
-    import sys
     from dataclasses import asdict
     from pathlib import Path
 
@@ -75,7 +74,7 @@ def run(arguments: Arguments) -> None:
     from ugap.report.multi import PLOT, RECORD, TABLE, write_multi
     from ugap.report.page import write_page
     from ugap.study import parse_decodings
-    from ugap.study.multi.contrasts import contrast_multi, read_levels
+    from ugap.study.multi.contrasts import contrast_multi, read_cells
     from ugap.study.multi.run import MultiSettings, model_folder, parse_models, read_lock, run_multi
     from ugap.terminal import Terminal
 
@@ -100,27 +99,26 @@ def run(arguments: Arguments) -> None:
         progress=True,
         say=lambda line: console.print(line, markup=False),
     )
+    # Only the process that ends last sees all models and makes the contrasts.
     waiting = [one.model.title for one in outcomes if one.status == "open"]
     if waiting:
         console.print(f"still to be run, by other shards: {', '.join(waiting)}", markup=False)
         return
     finished = [one for one in outcomes if one.status == "finished"]
-    levels = [level for one in finished for level in read_levels(arguments.output, one.model)]
-    contrasts = contrast_multi(levels, seed=settings.seed)
+    cells = [cell for one in finished for cell in read_cells(arguments.output, one.model)]
+    gaps, contrasts = contrast_multi(cells, seed=settings.seed)
     recorded = {**asdict(settings), "data": arguments.data}
-    for sentence in write_multi(
-        contrasts, outcomes, recorded, arguments.output, command=shlex.join(["ugap", *sys.argv[1:]])
-    ):
+    for sentence in write_multi(gaps, contrasts, outcomes, recorded, arguments.output, command=command_line()):
         console.print(f"- {sentence}", markup=False)
     console.print(f"\n{arguments.output}: {TABLE}, {RECORD}, {PLOT}", markup=False)
     if finished:
-        page = Path(arguments.output) / "report.html"
-        write_page([model_folder(arguments.output, one.model) for one in finished], page)
-        console.print(f"To look at it, and to read the texts token by token, open {page} in a browser", markup=False)
+        folders = [model_folder(arguments.output, one.model) for one in finished]
+        write_page(folders, Path(arguments.output) / "report.html")
+        print_page(arguments.output)
 
 
 def _listed(models: Any) -> Any:
-    """The list of models, which on the command line is a word of YAML.
+    """The list of models; on the command line it is one word of YAML.
 
     Raises:
         InputError: It is no YAML.
@@ -138,7 +136,7 @@ def _listed(models: Any) -> Any:
 
 
 def _shard(word: str | None) -> tuple[int, int]:
-    """Which shard this process runs: as it was told, else by its rank under a launcher.
+    """The shard of this process: from the option, else from its rank under a launcher.
 
     Raises:
         InputError: It is not `i/n`.
@@ -148,6 +146,7 @@ def _shard(word: str | None) -> tuple[int, int]:
     from ugap.errors import InputError
 
     if word is None:
+        # It reads the launcher's environment alone; `PartialState` would open a process group.
         process = get_cpu_distributed_information()
         return process.rank, max(1, process.world_size)
     index, slash, n = word.partition("/")

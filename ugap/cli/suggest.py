@@ -1,4 +1,4 @@
-"""Guess which known name was meant by an unknown one."""
+"""Suggest a known name for an unknown one."""
 
 import difflib
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""The options of a command that reads human texts from several sources, and the texts."""
+"""The options of a command that reads human texts from several sources, and their reader."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Texts:
-    """Where human texts are."""
+    """The sources of human texts, and their columns."""
 
     data: list[str] = option(
         "human texts: .jsonl(.gz), .csv(.gz), .parquet, a Hub data set, or demo; several are joined",
@@ -33,9 +33,9 @@ def read_texts(
     """The human texts of all sources.
 
     Args:
-        texts (`Texts`): Where they are.
+        texts (`Texts`): The sources and columns.
         skip_bad (`bool`): Log and skip bad rows instead of stopping.
-        domain (`str`, *optional*): The domain of all texts, whatever the data say.
+        domain (`str`, *optional*): One domain for all texts, instead of their own.
         candidates (`Mapping[str, str]`, *optional*): Columns of given continuations by name.
 
     Raises:

@@ -1,8 +1,8 @@
 """`ugap train PROGRAM`: runs a program of the folder `train` in this process, or in many through accelerate.
 
-A program has the form of a command with two dataclasses: `Arguments` and `CONFIG`, the config of its trainer. It has
-`DEFAULTS` beside, what it sets otherwise than the trainer, and `run(arguments, config)`. Both are read from one flat
-YAML file and from the command line, which wins. The file is a script as well: `accelerate launch train/sft.py ...`.
+A program has the form of a command with two dataclasses: `Arguments` and `CONFIG`, the config of its trainer. Both are
+read from one flat YAML file and from the command line, which wins. `DEFAULTS` are its defaults that differ from the
+trainer's, and `run(arguments, config)` runs it. Its file is a script too: `accelerate launch train/sft.py ...`.
 """
 
 import argparse
@@ -65,14 +65,14 @@ launch (on the command line alone; without them the program runs in this process
   --num_machines N, --machine_rank N, --main_process_ip ADDRESS, --main_process_port N
                               several machines: the same command on each, with its rank
 
---resume_from_checkpoint yes goes on where the run in the output folder was; a path, from that checkpoint.
-A run that gets SIGTERM saves a checkpoint behind its step and ends with status 143.
-All options of the trainer's config in TRL are taken as well: --help_all shows them."""
+--resume_from_checkpoint yes resumes the run in the output folder; a path resumes from that checkpoint.
+After SIGTERM a run finishes its step, saves a checkpoint and ends with status 143.
+All options of the trainer's config in TRL work too: --help_all shows them."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How many processes accelerate is asked to start, and where."""
+    """The processes for accelerate to start, and their machines."""
 
     num_processes: int | None = None
     accelerate: str | None = None
@@ -83,12 +83,12 @@ class Launch:
 
     @property
     def asked(self) -> bool:
-        """Whether anything was said."""
+        """Whether any option of the launch was given."""
         return self != Launch()
 
 
 def start(words: list[str]) -> int:
-    """Run the program that the first word names, or print the list; the exit status, 143 where SIGTERM has ended it.
+    """Run the program that the first word names, or print the list; returns the exit status (143 after SIGTERM).
 
     Raises:
         InputError: There is no such program, its options are wrong, or its input is bad.
@@ -97,7 +97,7 @@ def start(words: list[str]) -> int:
     if path is None:
         return 0
     with warnings.catch_warnings():
-        # TRL sets and reads what transformers has renamed.
+        # TRL uses options that transformers has renamed; its users can change nothing about it.
         warnings.filterwarnings("ignore", ".* is deprecated and will be removed in v6", FutureWarning)
         return _start(path, words[1:])
 
@@ -108,16 +108,16 @@ def _start(path: Path, words: Sequence[str]) -> int:
     module = load_program(path)
     try:
         with see_help(f"train {path.stem}"):
-            launch, own = split_launch(words)
+            launch, program_words = split_launch(words)
             reader = parser(path.stem, module)
             if not launch.asked:
-                arguments, config = reader.parse(own)
+                arguments, config = reader.parse(program_words)
             else:
-                reader.check(own)  # one line where something is misspelt, rather than one of each process
+                reader.check(program_words)  # an error is printed here once, rather than by each process
     except SystemExit:  # the help has been printed
         return 0
     if launch.asked:
-        return run_launched(path, launch, own)
+        return run_launched(path, launch, program_words)
     from ugap.cli.training import say
     from ugap.files import locked
     from ugap.training.termination import STATUS, Terminated
@@ -126,7 +126,7 @@ def _start(path: Path, words: Sequence[str]) -> int:
         with locked(config.output_dir):
             module.run(arguments, config)
     except Terminated as ended:
-        say(f"ugap: {ended}; --resume_from_checkpoint yes goes on from there", sys.stderr)
+        say(f"ugap: {ended}; --resume_from_checkpoint yes resumes it", sys.stderr)
         return STATUS
     return 0
 
@@ -135,43 +135,42 @@ def parser(name: str, module: "ModuleType") -> "CommandParser":
     """The parser of a program's two dataclasses."""
     from ugap.cli.arguments import CommandParser
 
-    own = own_fields(module.CONFIG)
     return CommandParser(
         [module.Arguments, module.CONFIG],
         f"train {name}",
         module.DESCRIPTION,
-        sections={**dict.fromkeys(own, "trainer"), **SHOWN},
+        sections={**dict.fromkeys(own_fields(module.CONFIG), "trainer"), **SHOWN},
         defaults=partial(defaults, name, module.DEFAULTS),
         closing=CLOSING,
     )
 
 
 def own_fields(config: type) -> list[str]:
-    """The options of a config that TRL's, which it is made from, does not have."""
-    trl = next(made for made in config.__mro__ if made.__module__.split(".")[0] == "trl")
-    known = {field.name for field in dataclasses.fields(trl)}
-    return [field.name for field in dataclasses.fields(config) if field.name not in known]
+    """The options that a config adds to the config of TRL that it is derived from."""
+    trl = next(base for base in config.__mro__ if base.__module__.split(".")[0] == "trl")
+    inherited = {field.name for field in dataclasses.fields(trl)}
+    return [field.name for field in dataclasses.fields(config) if field.name not in inherited]
 
 
-def defaults(name: str, own: Mapping[str, Any], given: argparse.Namespace) -> dict[str, Any]:
-    """What a training is set to where nobody says otherwise, in the place of TRL's defaults.
+def defaults(name: str, of_program: Mapping[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """The defaults of a training, instead of TRL's.
 
-    On a CPU there is no mixed precision and nothing to gain from gradient checkpointing; an adapter wants a higher
-    learning rate than all weights; and nothing is reported to a service that was not named.
+    On a CPU, mixed precision is off, and so is gradient checkpointing, which gains nothing there. An adapter gets a
+    higher learning rate than all weights. Nothing is reported to a service that was not named.
     """
     import torch
 
-    found: dict[str, Any] = {
+    values: dict[str, Any] = {
         "output_dir": f"runs/{name}",
         "report_to": "none",
-        "disable_tqdm": not sys.stderr.isatty(),  # transformers would go by how much it logs
-        "ddp_find_unused_parameters": False,  # there are none, and looking for them costs a pass over the graph
+        "disable_tqdm": not sys.stderr.isatty(),  # transformers would decide by its log level
+        "ddp_find_unused_parameters": False,  # none exist, and the search costs a pass over the graph
     }
-    if not given.full:
-        found["learning_rate"] = 1e-4
-    if given.use_cpu or not torch.cuda.is_available():
-        found |= {"use_cpu": True, "bf16": False, "gradient_checkpointing": False}
-    return {**found, **own}
+    if not options.full:
+        values["learning_rate"] = 1e-4
+    if options.use_cpu or not torch.cuda.is_available():
+        values |= {"use_cpu": True, "bf16": False, "gradient_checkpointing": False}
+    return {**values, **of_program}
 
 
 def split_launch(words: Sequence[str]) -> tuple[Launch, list[str]]:
@@ -185,12 +184,12 @@ def split_launch(words: Sequence[str]) -> tuple[Launch, list[str]]:
         kind = str if field.name in ("accelerate", "main_process_ip") else int
         finder.add_argument(f"--{field.name}", f"--{field.name.replace('_', '-')}", type=kind)
     try:
-        found, rest = finder.parse_known_args(words)
+        options, rest = finder.parse_known_args(words)
     except argparse.ArgumentError as error:
         raise InputError(f"{str(error.argument_name).partition('/')[0]}: {error.message}") from error
-    if found.num_processes is not None and found.num_processes < 1:
-        raise InputError(f"--num_processes is {found.num_processes}, and at least 1 is needed")
-    return Launch(**vars(found)), rest
+    if options.num_processes is not None and options.num_processes < 1:
+        raise InputError(f"--num_processes is {options.num_processes}, and at least 1 is needed")
+    return Launch(**vars(options)), rest
 
 
 def launch_words(launch: Launch) -> list[str]:
@@ -215,15 +214,16 @@ def launch_words(launch: Launch) -> list[str]:
         return [*words, "--config_file", str(config)]
     if launch.num_machines is None:
         words += ["--num_machines", "1"]
-    # The precision is an option of the trainer.
+    # Spelt out: accelerate takes missing options from the user's own config file.
+    # Precision is an option of the trainer: accelerate's own must not override it.
     return [*words, "--mixed_precision", "no", "--dynamo_backend", "no", *([] if n == 1 else ["--multi_gpu"])]
 
 
 def run_launched(path: Path, launch: Launch, words: Sequence[str]) -> int:
-    """Run a program in the processes that accelerate starts; the exit status of the first that failed, or 0.
+    """Run a program in processes of accelerate; returns the exit status of the first that failed, or 0.
 
     Raises:
-        InputError: accelerate cannot start them so.
+        InputError: accelerate cannot start them with these options.
     """
     import subprocess
 
@@ -231,6 +231,7 @@ def run_launched(path: Path, launch: Launch, words: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    # In this process, not by `accelerate launch`: its error would hide ours behind a traceback.
     options = launch_command_parser().parse_args([*launch_words(launch), str(path), *words])
     sys.stdout.flush()
     try:
@@ -249,10 +250,10 @@ def run_launched(path: Path, launch: Launch, words: Sequence[str]) -> int:
 
 
 def _accelerate_config(name: str) -> Path:
-    given, shipped = Path(name).expanduser(), configs_folder() / "accelerate" / f"{name.removesuffix('.yaml')}.yaml"
-    if given.is_file():
-        return given
+    path, shipped = Path(name).expanduser(), configs_folder() / "accelerate" / f"{name.removesuffix('.yaml')}.yaml"
+    if path.is_file():
+        return path
     if shipped.is_file():
         return shipped
-    known = sorted(path.stem for path in shipped.parent.glob("*.yaml"))
-    raise InputError(f"--accelerate {name}: neither a file nor one of {', '.join(known)}")
+    names = sorted(config.stem for config in shipped.parent.glob("*.yaml"))
+    raise InputError(f"--accelerate {name}: neither a file nor one of {', '.join(names)}")

@@ -1,4 +1,4 @@
-"""The options that the training programs share, and what they make of them: policy, data, evaluations, the end."""
+"""The options that the training programs share, and the policy, data and training run that they ask for."""
 
 import dataclasses
 import inspect
@@ -20,30 +20,30 @@ if TYPE_CHECKING:
     from ugap.study.excerpts import Excerpt
     from ugap.training.policy import Policy
 
-# Sections of the help whose options may change when a run goes on.
+# Sections of the help whose options may change when a run is resumed.
 FREE = ("evaluations", "output")
 
 
 @dataclass(kw_only=True)
 class PolicyOptions:
-    """What is trained."""
+    """The policy to train."""
 
     model: str = option("asset, folder, .gguf file or Hub id of the policy", group="policy", metavar="NAME")
     adapter: str | None = option(
-        "folder of a PEFT adapter to go on from, in the place of a new one", default=None, group="policy", metavar="DIR"
+        "folder of a PEFT adapter to continue, instead of a new one", default=None, group="policy", metavar="DIR"
     )
     full: bool = option("train all weights, no adapter", default=False, group="policy")
     lora_r: int = option("rank of the new LoRA adapter", default=16, group="policy")
-    lora_alpha: int = option("its scale, divided by the rank", default=32, group="policy")
-    lora_dropout: float = option("its dropout", default=0.0, group="policy")
+    lora_alpha: int = option("scale of the adapter; LoRA divides it by the rank", default=32, group="policy")
+    lora_dropout: float = option("dropout of the adapter", default=0.0, group="policy")
     lora_target_modules: list[str] = option(
-        "layers that it stands beside", default=["all-linear"], group="policy", metavar="NAME"
+        "layers that get the adapter", default=["all-linear"], group="policy", metavar="NAME"
     )
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = option(
         "type of the weights", default="float32", group="policy"
     )
     scorer: str | None = option(
-        "the frozen model that reads what the policy writes (default: the base of the policy)",
+        "frozen model that scores the policy's text (default: the base of the policy)",
         default=None,
         group="policy",
         metavar="NAME",
@@ -52,7 +52,7 @@ class PolicyOptions:
 
 @dataclass(kw_only=True)
 class DataOptions:
-    """What it is trained on."""
+    """The texts and facts to train on."""
 
     data: list[str] = option(
         "human texts with a domain (creative, functional): .jsonl(.gz), .csv(.gz), .parquet, a Hub data set, or demo",
@@ -65,34 +65,34 @@ class DataOptions:
     facts: bool = option("train on half of the factual probe too", default=True, group="data")
     functional_share: float = option("share of functional rows", default=0.3, group="data")
     limit: int | None = option("texts of each domain and file", default=None, group="data")
-    prefix_tokens: int = option("tokens of a prompt, where one is cut from a text", default=64, group="data")
+    prefix_tokens: int = option("tokens of a prompt that is cut from a text", default=64, group="data")
 
 
 @dataclass(kw_only=True)
 class EvaluationOptions:
-    """How the gap is measured at the start, on the way and at the end, and what is left in the end."""
+    """The evaluations of the gap, and the files that the run leaves."""
 
     eval_data: list[str] = option(
-        "held-out human texts (default: one in ten of the texts, which are not trained on then)",
+        "held-out human texts (default: one in ten of the texts, left out of training)",
         default=[],
         group="evaluations",
         metavar="FILE",
     )
     eval_limit: int = option("held-out prefixes of each domain", default=32, group="evaluations")
-    eval_tokens: int = option("tokens of a continuation there", default=64, group="evaluations")
-    eval_facts: int = option("facts of the other half of the probe that are asked", default=96, group="evaluations")
+    eval_tokens: int = option("tokens of a continuation in an evaluation", default=64, group="evaluations")
+    eval_facts: int = option("facts to ask, from the other half of the probe", default=96, group="evaluations")
     eval_decoding: str | None = option(
-        "how the policy writes there: see ugap measure --help, or setting:value,... "
-        "(default: as in training where it writes there, else ancestral)",
+        "decoding of the policy in evaluations: see ugap measure --help, or setting:value,... "
+        "(default: that of the training if it generates, else ancestral)",
         default=None,
         group="evaluations",
         metavar="NAME",
     )
     eval_every: int = option(
-        "steps between evaluations; 0 evaluates at the start and at the end alone", default=50, group="evaluations"
+        "steps between evaluations; 0 evaluates only at the start and the end", default=50, group="evaluations"
     )
     merge: bool = option(
-        "write the model with the adapter in its weights too, into output_dir/merged (one that is there is renewed)",
+        "also write the model with the adapter merged, into output_dir/merged (an existing one is replaced)",
         default=False,
         group="output",
     )
@@ -116,7 +116,7 @@ class Data:
 
 
 def policy_of(arguments: Any, config: Any) -> "Policy":
-    """The policy that the options ask for.
+    """Load the policy.
 
     Raises:
         InputError: It cannot be loaded, an adapter does not fit, or options exclude each other.
@@ -155,7 +155,7 @@ def policy_of(arguments: Any, config: Any) -> "Policy":
 
 
 def data_of(arguments: Any, tokenizer: "PreTrainedTokenizerBase") -> Data:
-    """The texts and facts that the options ask for.
+    """Load the texts and facts.
 
     Raises:
         InputError: A text set is bad or too short, or held-out texts are trained on.
@@ -171,6 +171,7 @@ def data_of(arguments: Any, tokenizer: "PreTrainedTokenizerBase") -> Data:
     texts = read_texts(arguments.data, arguments.functional, limit=arguments.limit)
     if arguments.eval_data:
         held = read_texts(arguments.eval_data)
+        # By text, as ids of two files have nothing in common.
         trained = {row.text for row in texts}
         for row in held:
             if row.text in trained:
@@ -190,7 +191,7 @@ def data_of(arguments: Any, tokenizer: "PreTrainedTokenizerBase") -> Data:
 
 
 def frozen_scorer(arguments: Any, config: Any) -> "Scorer | None":
-    """The frozen scorer, where it is another model than the policy's base, which a full fine-tuning leaves none of."""
+    """The frozen scorer, unless it is the policy's base. A full fine-tuning changes its base, so it needs a scorer."""
     from ugap.scoring import Scorer
 
     name = arguments.scorer or (arguments.model if arguments.full else None)
@@ -218,17 +219,17 @@ def decoding_of(word: str | None, default: Mapping[str, Any]) -> Mapping[str, An
 
 
 def settings_of(program: str, arguments: Any) -> dict[str, Any]:
-    """What a run that goes on shares with the one it goes on from."""
+    """The settings that a resumed run has to share with the run before."""
     fields = [field for field in dataclasses.fields(arguments) if field.metadata.get("group") not in FREE]
     return {"program": program, **{field.name: getattr(arguments, field.name) for field in fields}}
 
 
 @contextmanager
 def in_one_line() -> Iterator[None]:
-    """What TRL, PEFT or the Hub does not like about the settings, in one line; without the bars of `datasets`.
+    """Raise errors of TRL, PEFT and the Hub as one line, and hide the bars of `datasets`.
 
     Raises:
-        InputError: In the place of their ValueError, and of what the Hub or the network raises.
+        InputError: Instead of their ValueError, and of the errors of the Hub and the network.
     """
     from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
@@ -241,11 +242,11 @@ def in_one_line() -> Iterator[None]:
     except InputError:
         raise
     except NETWORK_ERRORS as error:
-        if getattr(error, "errno", None) is not None:  # of the machine
+        if getattr(error, "errno", None) is not None:  # an error of the machine, not of the Hub
             raise
-        raise InputError(f"the Hub: {' '.join(str(error).split())}") from error
+        raise InputError(f"the Hub: {_line(error)}") from error
     except ValueError as error:
-        raise InputError(" ".join(str(error).split())) from error
+        raise InputError(_line(error)) from error
     finally:
         if not hidden:
             enable_progress_bars()
@@ -261,21 +262,21 @@ def train(
     scorer: "Scorer | None" = None,
     decoding: Mapping[str, Any],
 ) -> None:
-    """Train with evaluations of the gap, then save, print what was measured, push and close, as TRL's scripts do.
+    """Train with evaluations of the gap; then save, print the evaluations, push and close, as TRL's scripts do.
 
     Args:
         program (`str`): Name of the program.
         trainer (`Trainer`): A trainer whose card is measured, see `ugap.training.evaluation.card.MeasuredCard`.
         arguments (`Any`): The options; `PolicyOptions`, `DataOptions` and `EvaluationOptions` are among them.
-        data (`Data`): What is held out.
-        checkpoint (`Path`, *optional*): Where to go on from.
+        data (`Data`): The held-out prefixes and facts.
+        checkpoint (`Path`, *optional*): The checkpoint to resume from.
         scorer (`Scorer`, *optional*): The frozen scorer; by default the policy's base.
-        decoding (`Mapping[str, Any]`): How the policy writes at an evaluation.
+        decoding (`Mapping[str, Any]`): Decoding of the policy in evaluations.
 
     Raises:
         InputError: The evaluations do not fit the training, a tracker does not begin, memory does not suffice, or
             logits are not finite.
-        Terminated: The run was told to end, and has saved where it was.
+        Terminated: The run got SIGTERM, and has saved a checkpoint.
     """
     from ugap.training.evaluation.callback import UncertaintyGapCallback
     from ugap.training.evaluation.card import before_and_after
@@ -301,10 +302,11 @@ def train(
     say(f"training into {args.output_dir}: {_effective(args)}")
     with within_memory(args), saving_at_sigterm(trainer):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    # From here as in TRL's scripts, which save, write the card, push and end.
     folder = Path(args.output_dir)
     trainer.save_model(str(folder))
     trainer.create_model_card(model_name=(args.hub_model_id or folder.resolve().name).split("/")[-1])
-    # A merged model that is there is of the adapter that was there before.
+    # A merged model of an earlier run would not belong to the new adapter.
     if trainer.is_world_process_zero() and (arguments.merge or (folder / MERGED).is_dir()):
         save_merged(arguments.model, folder, folder / MERGED, dtype=arguments.dtype, trust_remote_code=_trusted(args))
     say(f"\n{before_and_after(gap.evaluations[0], gap.evaluations[-1])}\n\nsaved in {folder}")
@@ -315,9 +317,9 @@ def train(
 
 
 def trained_on(trainer: "Trainer", data: Data) -> dict[str, str]:
-    """Fingerprints of the base and of the texts, which names of folders and files do not tell.
+    """Fingerprints of the base and of the texts, as names of folders and files do not show a change.
 
-    Of a model that is sharded as it is loaded, no process has the weights: it has no fingerprint.
+    A model that is sharded while loading has no fingerprint, as no process has all weights.
     """
     from ugap.data import content_hash
     from ugap.scoring.fingerprint import weight_hash
@@ -325,6 +327,7 @@ def trained_on(trainer: "Trainer", data: Data) -> dict[str, str]:
 
     policy: Any = trainer.accelerator.unwrap_model(trainer.model)
     base = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
+    # ZeRO-3 leaves empty parameters where other processes hold the weights.
     whole = all(parameter.numel() for parameter in base.parameters())
     return {
         "data_hash": content_hash((rows_hash(data.texts), list(data.facts))),
@@ -333,10 +336,10 @@ def trained_on(trainer: "Trainer", data: Data) -> dict[str, str]:
 
 
 def check_trackers(config: Any) -> None:
-    """See that the trackers which the run reports to are installed.
+    """Check that the trackers of the run are installed.
 
     Raises:
-        InputError: One is not, or there is none of that name.
+        InputError: A tracker is unknown or not installed.
     """
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
@@ -350,10 +353,10 @@ def check_trackers(config: Any) -> None:
 
 
 def begin_trackers(trainer: "Trainer") -> None:
-    """Begin the trackers' runs, as transformers does when training begins.
+    """Start the trackers' runs, as transformers does when training begins, but with errors as one line.
 
     Raises:
-        InputError: One refuses: it has no key, or does not reach its service.
+        InputError: A tracker has no key, or does not reach its service.
     """
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
@@ -361,20 +364,23 @@ def begin_trackers(trainer: "Trainer") -> None:
     for callback in trainer.callback_handler.callbacks:
         if type(callback) not in names or not hasattr(callback, "setup"):
             continue
-        more = {"processing_class": trainer.processing_class}
-        taken = {name: more[name] for name in more.keys() & inspect.signature(callback.setup).parameters.keys()}
+        # Only some trackers take it.
+        optional = {"processing_class": trainer.processing_class}
+        accepted = {
+            name: optional[name] for name in optional.keys() & inspect.signature(callback.setup).parameters.keys()
+        }
         try:
-            callback.setup(trainer.args, trainer.state, trainer.model, **taken)
+            callback.setup(trainer.args, trainer.state, trainer.model, **accepted)
         except Exception as error:  # each tracker has errors of its own
             raise InputError(f"report_to {names[type(callback)]}: {_line(error)}") from error
 
 
 @contextmanager
 def within_memory(args: Any) -> Iterator[None]:
-    """Say in one line that the memory does not suffice for a training.
+    """Raise an error of too little memory as one line.
 
     Raises:
-        InputError: In the place of what torch and Python raise then.
+        InputError: Instead of the errors of torch and Python.
     """
     try:
         yield
@@ -400,7 +406,7 @@ def _line(error: Exception) -> str:
 
 
 def _effective(args: Any) -> str:
-    """The settings of a trainer that follow from the device and from other settings."""
+    """The settings of a trainer that depend on the device and on other settings, for the log."""
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no mixed precision"
     rows = f"{args.per_device_train_batch_size} rows x {args.gradient_accumulation_steps} x {args.world_size} processes"
     return (
@@ -410,7 +416,7 @@ def _effective(args: Any) -> str:
 
 
 def _device(config: Any) -> str | None:
-    return "cpu" if config.use_cpu else None
+    return "cpu" if config.use_cpu else None  # None: the GPU if there is one
 
 
 def _trusted(config: Any) -> bool:

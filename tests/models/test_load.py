@@ -231,7 +231,7 @@ def test_a_wrong_option_is_refused(save_tiny, refused):
 
 def test_a_hub_id_without_a_network_is_told_at_once(refused, monkeypatch):
     # A real client at a port where nobody listens.
-    monkeypatch.setattr("ugap.models.load.model_info", HfApi(endpoint="http://127.0.0.1:9").model_info)
+    monkeypatch.setattr("ugap.models.hub.model_info", HfApi(endpoint="http://127.0.0.1:9").model_info)
     assert "the Hub cannot be reached" in refused("nobody/no-such-model")
 
 
@@ -239,7 +239,7 @@ def test_the_offline_mode_of_the_hub_is_heeded(refused, monkeypatch):
     def offline(*args, **options):
         raise OfflineModeIsEnabled("offline mode is enabled")
 
-    monkeypatch.setattr("ugap.models.load.model_info", offline)
+    monkeypatch.setattr("ugap.models.hub.model_info", offline)
     assert "offline mode is enabled" in refused("nobody/no-such-model")
 
 
@@ -252,7 +252,7 @@ def test_without_a_network_a_cached_hub_model_loads(save_tiny, monkeypatch, tmp_
     (repository / "snapshots").mkdir()
     folder.rename(repository / "snapshots" / ("0" * 40))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
-    monkeypatch.setattr("ugap.models.load.model_info", HfApi(endpoint="http://127.0.0.1:9").model_info)
+    monkeypatch.setattr("ugap.models.hub.model_info", HfApi(endpoint="http://127.0.0.1:9").model_info)
     monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("a request was tried again"))
     model, _ = load_model("somebody/tiny")
     assert model.config.vocab_size == 260

@@ -1,9 +1,84 @@
-"""What the Hub's client raises where the network gives no answer."""
+"""Models on the Hub: which commit a revision means, asked once, or answered by the cache where there is no network."""
 
+import re
+from pathlib import Path
 from typing import cast
 
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import model_info, try_to_load_from_cache
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from ugap.errors import InputError
 
 # The base error of the HTTP client under huggingface_hub, which changes with its version, and OSError. Answers of the
 # Hub, such as 404, are of the subclass `HfHubHTTPError`: catch them first.
 NETWORK_ERRORS = cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def is_local(name: str) -> bool:
+    """Whether a model is an asset, a folder or a file: one that has no revisions.
+
+    Example:
+        >>> is_local("gemma-3-270m"), is_local("some/model")
+        (True, False)
+    """
+    from ugap.models.assets import ASSETS  # imports torch, which readers of a data set on the Hub do without
+
+    return name in ASSETS or Path(name).exists()
+
+
+def is_commit(revision: str | None) -> bool:
+    """Whether a revision is a whole commit hash, which can mean one thing only."""
+    return revision is not None and _COMMIT.fullmatch(revision) is not None
+
+
+def resolve_commit(name: str, revision: str | None = None) -> str:
+    """The commit hash that a revision of a Hub model means now; without a network, what the Hub's cache holds.
+
+    Args:
+        name (`str`): A Hub id.
+        revision (`str`, *optional*): Branch, tag or commit; by default the main branch.
+
+    Raises:
+        InputError: If there is no such model or revision, it may not be read, or neither Hub nor cache answers.
+    """
+    if revision is not None and is_commit(revision):
+        return revision
+    commit, snapshot = look_up(name, revision)
+    commit = snapshot.name if snapshot else commit  # the cache keeps a snapshot under its commit
+    if not is_commit(commit):
+        raise InputError(f"{name}: the Hub names no commit of revision {revision or 'main'!r}")
+    return str(commit)
+
+
+def look_up(name: str, revision: str | None = None) -> tuple[str | None, Path | None]:
+    """The commit of a model, asked of the Hub, or the folder of its snapshot in the cache where the Hub is unreachable.
+
+    Raises:
+        InputError: As `resolve_commit`.
+    """
+    try:
+        # transformers would try for half a minute before it says that there is no network.
+        return model_info(name, revision=revision, timeout=10).sha, None
+    except HFValidationError as error:
+        raise InputError(f"{name}: neither a folder, nor an asset, nor a Hub id") from error
+    except GatedRepoError as error:
+        raise InputError(f"{name}: the Hub gives it only to those who accepted its terms and are logged in") from error
+    except RepositoryNotFoundError as error:
+        reason = "no folder here, no asset, and no such model on the Hub (or a private one)"
+        raise InputError(f"{name}: {reason}") from error
+    except RevisionNotFoundError as error:
+        raise InputError(f"{name}: the Hub has no revision {revision!r} of it") from error
+    except NETWORK_ERRORS as error:
+        config = try_to_load_from_cache(name, "config.json", revision=revision)
+        if isinstance(config, str):
+            return None, Path(config).parent
+        line = str(error).strip().partition("\n")[0]
+        reason = f"the Hub cannot be reached and its cache has no copy ({line})"
+        raise InputError(f"{name}: no folder here, no asset, and {reason}") from error

@@ -15,13 +15,6 @@ from typing import Any, Literal
 
 import torch
 from accelerate.utils import get_cpu_distributed_information
-from huggingface_hub import model_info, try_to_load_from_cache
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from safetensors import safe_open
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -40,7 +33,7 @@ from ugap.files import regular_file
 from ugap.models.assets import ASSETS, asset_path
 from ugap.models.console import announced, quiet_transformers
 from ugap.models.gguf import read_gguf
-from ugap.models.hub import NETWORK_ERRORS
+from ugap.models.hub import look_up
 from ugap.models.sizes import HIDDEN, LAYERS, WIDTHS, check_sizes
 from ugap.unicode import text_fault
 
@@ -95,7 +88,10 @@ def load_model(
         elif path.exists() or not _HUB_ID.fullmatch(name) or path.suffix == ".gguf":
             raise InputError(f"{name}: neither a folder, nor a .gguf file, nor a Hub id, nor an asset")
         else:
-            source = _hub_source(name, revision)
+            _, snapshot = look_up(name, revision)
+            source = {"pretrained_model_name_or_path": name, "revision": revision}
+            if snapshot:  # as a plain folder: by its id, transformers would ask for files that the cache lacks
+                source = {"pretrained_model_name_or_path": str(snapshot), "local_files_only": True}
         model, tokenizer = _from_pretrained(name, source, torch_dtype, trust_remote_code)
     with reading(f"{name}: cannot be loaded"):
         return _ready_model(model, torch_device), _ready_tokenizer(name, tokenizer)
@@ -119,7 +115,8 @@ def _device(device: str | None) -> torch.device:
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise InputError(f"device {device!r}: {_first_line(error)}") from error
+        line = str(error).strip().partition("\n")[0]
+        raise InputError(f"device {device!r}: {line}") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device {device!r}: torch finds no GPU here")
     return chosen
@@ -134,34 +131,6 @@ def _check_folder(path: Path) -> None:
     for part in path.iterdir():
         if part.exists() and not part.is_dir():
             regular_file(part)  # a library would open a pipe, and wait for ever
-
-
-def _hub_source(name: str, revision: str | None) -> dict[str, Any]:
-    """Ask the Hub once: transformers would try for half a minute before it says that there is no network."""
-    try:
-        model_info(name, revision=revision, timeout=10)
-    except HFValidationError as error:
-        raise InputError(f"{name}: neither a folder nor a Hub id: {_first_line(error)}") from error
-    except GatedRepoError as error:
-        raise InputError(f"{name}: the Hub gives it only to those who accepted its terms and are logged in") from error
-    except RepositoryNotFoundError as error:
-        raise InputError(
-            f"{name}: no folder here, no asset, and no such model on the Hub (or a private one)"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise InputError(f"{name}: the Hub has no revision {revision!r} of it") from error
-    except NETWORK_ERRORS as error:
-        config = try_to_load_from_cache(name, "config.json", revision=revision)
-        if not isinstance(config, str):
-            reason = f"the Hub cannot be reached and its cache has no copy ({_first_line(error)})"
-            raise InputError(f"{name}: no folder here, no asset, and {reason}") from error
-        # The copy as a plain folder: by its id, transformers would still ask for files that it does not hold.
-        return {"pretrained_model_name_or_path": str(Path(config).parent), "local_files_only": True}
-    return {"pretrained_model_name_or_path": name, "revision": revision}
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
 
 
 def _from_pretrained(

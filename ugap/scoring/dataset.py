@@ -27,13 +27,12 @@ from datasets.distributed import split_dataset_by_node
 from ugap import __version__
 from ugap.errors import InputError
 from ugap.scoring.fingerprint import weight_hash
-from ugap.scoring.records import TokenScores
+from ugap.scoring.records import STATISTICS, TokenScores
 
 if TYPE_CHECKING:
     from ugap.scoring.scorer import Scorer
 
 AnyDataset = TypeVar("AnyDataset", Dataset, IterableDataset)
-_FLOATS = ("surprisal", "entropy", "varentropy", "rank")
 
 
 def score_dataset(
@@ -97,7 +96,7 @@ def score_dataset(
 
 def _features(pmi: bool) -> dict[str, Any]:
     """Types of the added columns, in their order."""
-    floats = (*_FLOATS, "marginal_surprisal") if pmi else _FLOATS
+    floats = (*STATISTICS, "marginal_surprisal") if pmi else STATISTICS
     integers = {"token_ids": List(Value("int32")), "offsets": List(Value("int32"))}
     return {**integers, **{name: List(Value("float32")) for name in floats}, "straddles": Value("bool")}
 

@@ -11,6 +11,8 @@ import numpy as np
 # Defaults of CPMI, van der Poel, Cotterell and Meister (2022), arXiv 2210.13210.
 CPMI_TAU = 3.5987
 CPMI_LAMBDA = 0.0656
+# The fields of `TokenScores` that the output head computes, in the order of `HeadStatistics`.
+STATISTICS = ("surprisal", "entropy", "varentropy", "rank")
 
 
 class ScorerId(NamedTuple):

@@ -25,7 +25,7 @@ from ugap.scoring.head.bfloat16 import FloatProducts, has_bfloat16_units
 from ugap.scoring.head.dispatch import Impl
 from ugap.scoring.head.lm_head import LMHead, backbone, input_device
 from ugap.scoring.head.tiles import Precision
-from ugap.scoring.records import ScorerId, TokenScores
+from ugap.scoring.records import STATISTICS, ScorerId, TokenScores
 from ugap.scoring.tokenise import Encoded, encode
 
 if TYPE_CHECKING:
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from ugap.scoring.dataset import AnyDataset
 
 logger = logging.getLogger(__name__)
-
-STATISTICS = ("surprisal", "entropy", "varentropy", "rank")
 
 
 class Scorer:

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import yaml
 
-import ugap.models.revision
+import ugap.models.hub
 import ugap.study.multi.run
 from ugap.cli.programs import configs_folder
 from ugap.data import TextRow
 from ugap.errors import InputError
 from ugap.files import locked
-from ugap.models.revision import resolve_commit
+from ugap.models.hub import resolve_commit
 from ugap.scoring import Scorer
 from ugap.statistics import holm, paired_gap
 from ugap.study.contrasts import CONTRAST_MEASURES
@@ -245,7 +245,7 @@ def test_a_branch_is_resolved_once_and_held_to(settings, rows, tmp_path, monkeyp
 
 
 def test_a_commit_is_what_it_is(monkeypatch):
-    monkeypatch.setattr(ugap.models.revision, "model_info", lambda *args, **options: pytest.fail("asked the Hub"))
+    monkeypatch.setattr(ugap.models.hub, "model_info", lambda *args, **options: pytest.fail("asked the Hub"))
     assert resolve_commit("some/model", COMMIT) == COMMIT
 
 
@@ -253,12 +253,12 @@ def test_without_a_network_the_cache_says_the_commit(monkeypatch, tmp_path):
     def refuse(*args, **options):
         raise OSError("no network")
 
-    monkeypatch.setattr(ugap.models.revision, "model_info", refuse)
+    monkeypatch.setattr(ugap.models.hub, "model_info", refuse)
     cached = tmp_path / "snapshots" / COMMIT / "config.json"
-    monkeypatch.setattr(ugap.models.revision, "try_to_load_from_cache", lambda *args, **options: str(cached))
+    monkeypatch.setattr(ugap.models.hub, "try_to_load_from_cache", lambda *args, **options: str(cached))
     assert resolve_commit("some/model", "main") == COMMIT
-    monkeypatch.setattr(ugap.models.revision, "try_to_load_from_cache", lambda *args, **options: None)
-    with pytest.raises(InputError, match=r"^some/model: the Hub cannot be reached and its cache has no copy"):
+    monkeypatch.setattr(ugap.models.hub, "try_to_load_from_cache", lambda *args, **options: None)
+    with pytest.raises(InputError, match=r"^some/model: no folder here, no asset, and the Hub cannot be reached and its cache"):
         resolve_commit("some/model")
 
 

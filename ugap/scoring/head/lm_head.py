@@ -81,10 +81,11 @@ class LMHead:
         projection: Any = model.get_output_embeddings()
         with ExitStack() as stack:
             stack.enter_context(align_module_device(projection))
-            if hasattr(projection.weight, "ds_status") and not projection.weight.numel():  # ZeRO-3's empty shard
-                from deepspeed.zero import GatheredParameters
-
-                stack.enter_context(GatheredParameters(list(projection.parameters())))
+            if hasattr(projection.weight, "ds_status") and not projection.weight.numel():
+                # Between calls of its module, a parameter of ZeRO-3 is empty; DeepSpeed gives it these two methods.
+                parameters = list(projection.parameters())
+                projection.weight.all_gather(param_list=parameters)
+                stack.callback(projection.weight.partition, param_list=parameters)
             weight, bias = projection.weight, getattr(projection, "bias", None)
             if isinstance(weight, DTensor):
                 # Each process contributes the gradient of its own tokens; by default, a shard would get just that one.

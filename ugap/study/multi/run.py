@@ -27,7 +27,7 @@ import yaml
 from ugap.data import TextRow, content_hash
 from ugap.errors import InputError, is_out_of_memory
 from ugap.files import locked, refuse_results, replacing, write_json
-from ugap.models.revision import is_commit, is_local, resolve_commit
+from ugap.models.hub import is_commit, is_local, resolve_commit
 from ugap.study.decodings import DECODINGS, Settings
 from ugap.study.gap.run import PARTS, StudySettings, run_locked
 from ugap.study.options import Dtype, MultiOptions, values

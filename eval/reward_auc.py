@@ -1,4 +1,4 @@
-"""The reward before any training: does it tell how people go on from noise, loops, and what a model writes?"""
+"""Test the reward before any training: does it rank human continuations above noise, loops and model text?"""
 
 import json
 import math
@@ -23,25 +23,25 @@ if TYPE_CHECKING:
     from ugap.training import UncertaintyReward
 
 DESCRIPTION = """\
-Tell human continuations from corrupted ones by the uncertainty reward, and by each of its measures alone: the AUC, the
-probability that the human one of two texts has the higher reward.
+Compare human continuations with corrupted ones by the uncertainty reward, and by each of its measures alone. The AUC is
+the probability that a human text has a higher reward than another text.
 
 examples:
   ugap eval reward_auc --model smollm2-135m-instruct --data stories.test.jsonl --output runs/reward
   ugap eval reward_auc --model smollm2-135m-instruct --scorer gemma-3-270m --data stories.test.jsonl --limit 40
 
-Prefixes of held-out texts are continued by the person who wrote them; by random tokens; by the person's words shuffled;
-by loops of the first 8 and of the first 20 of them; by a person in another text; and by the model under each decoding.
-The reward is that of ugap train grpo: closeness of a completion to the human profile under a frozen scorer. Intervals
-are 95% bootstrap intervals over source texts.
+Prefixes of held-out texts are continued by their author, by random tokens, by the author's words shuffled, by loops of
+the first 8 and of the first 20 words, by a person in another text, and by the model under each decoding. The reward is
+that of ugap train grpo: closeness of a completion to the human profile under a frozen scorer. Intervals are 95%
+bootstrap intervals over source texts.
 
 The folder gets reward_auc.json: mean rewards, AUCs, and the mean distances of each kind of text from people in human
-standard deviations; and parts, from which --resume goes on."""
+standard deviations. It also gets parts, from which --resume continues."""
 
 NAME, PARTS = "reward_auc", "parts"
 VERSION = 1
 HUMAN, ALL = "human", "uncertainty"
-SHORT = {"surprisal": "s", "entropy": "h", "deviation": "dev", "repetition": "rep"}  # in the head of a table
+SHORT = {"surprisal": "s", "entropy": "h", "deviation": "dev", "repetition": "rep"}  # column heads of a table
 DECODINGS = ["greedy", "temperature-0.7", "temperature-1.5=temperature:1.5", "ancestral"]
 
 
@@ -49,9 +49,9 @@ DECODINGS = ["greedy", "temperature-0.7", "temperature-1.5=temperature:1.5", "an
 class Arguments:
     """Arguments of `ugap eval reward_auc`."""
 
-    model: str = option("asset, folder, .gguf file or Hub id of the model that writes", group="models", metavar="NAME")
+    model: str = option("asset, folder, .gguf file or Hub id of the writer", group="models", metavar="NAME")
     scorer: str | None = option(
-        "frozen model behind the reward (default: the one that writes)", default=None, group="models", metavar="NAME"
+        "frozen model behind the reward (default: the writer)", default=None, group="models", metavar="NAME"
     )
     profile: str | None = option(
         "human profile of the scorer, a file or the name of a shipped one (default: the shipped one)",
@@ -63,10 +63,10 @@ class Arguments:
         "type of the weights", default="float32", group="models"
     )
     device: str | None = option("where models run (default: the GPU if there is one)", default=None, group="models")
-    trust_remote_code: bool = option("run the code that a repository brings along", default=False, group="models")
+    trust_remote_code: bool = option("run the code of the model's repository", default=False, group="models")
     data: str = option("held-out human texts", group="texts", metavar="FILE")
-    domain: str = option("domain of the texts that are taken", default="creative", group="texts")
-    limit: int | None = option("prefixes, at most", default=None, group="texts")
+    domain: str = option("domain of the texts", default="creative", group="texts")
+    limit: int | None = option("maximum number of prefixes", default=None, group="texts")
     per_text: int = option("prefixes of one text", default=2, group="texts")
     prefix_tokens: int = option("tokens of a prefix", default=64, group="texts")
     max_new_tokens: int = option("tokens of a continuation", default=64, group="texts")
@@ -76,14 +76,14 @@ class Arguments:
         group="texts",
         metavar="NAME",
     )
-    batch_size: int = option("prefixes that are continued side by side", default=16, group="texts")
+    batch_size: int = option("prefixes continued at once", default=16, group="texts")
     output: str = option("folder of the results", default="runs/reward_auc", group="output", metavar="DIR")
-    resume: bool = option("go on with an interrupted run, or add decodings to one", default=False, group="output")
+    resume: bool = option("resume an interrupted run, or add decodings to one", default=False, group="output")
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A text and its rewards, by name: that of all measures, and that of each alone."""
+    """A text and its rewards by name: of all measures together, and of each alone."""
 
     source: str
     rewards: Mapping[str, float]
@@ -94,7 +94,7 @@ def run(arguments: Arguments) -> None:
     """Write, judge, compare, print the tables and write `reward_auc.json`.
 
     Raises:
-        InputError: The input is bad; what is finished stays for `--resume`.
+        InputError: The input is bad. Finished parts stay for `--resume`.
     """
     from ugap.data.domain import load_domain
     from ugap.errors import InputError
@@ -111,6 +111,7 @@ def run(arguments: Arguments) -> None:
     rows = load_domain(arguments.data, arguments.domain)
 
     with locked(output):
+        # JSON has no NaN.
         record = without_nan(measure(arguments, rows, decodings))
         write_json(output / f"{NAME}.json", record)
     console = Terminal()
@@ -144,6 +145,7 @@ def measure(
     check_writer(writer, decodings.values(), [arguments.domain])
     scorer = writer if arguments.scorer in (None, arguments.model) else load(str(arguments.scorer))
     reward = UncertaintyReward(arguments.profile, scorer, domain=arguments.domain)
+    # Fails before any text is written if the profile does not fit the scorer.
     reward.bind(None, None)
     excerpts = cut_excerpts(
         rows,
@@ -153,6 +155,7 @@ def measure(
         limit=arguments.limit,
         per_text=arguments.per_text,
     )
+    # Parts of other settings are refused. Decodings are part of the key instead, so that more can be added.
     settings = {
         **{name: getattr(arguments, name) for name in ("domain", "max_new_tokens", "batch_size", "dtype")},
         "writer": list(writer.id),
@@ -177,7 +180,7 @@ def measure(
 
 @dataclass(frozen=True)
 class Kind:
-    """How the texts of one kind are made, batch by batch; `key` tells it from another of the same name."""
+    """Makes the texts of one kind, batch by batch. `key` names its parts, with the settings of a decoding."""
 
     key: str
     texts: "Callable[[Sequence[Excerpt]], list[str]]"
@@ -186,16 +189,18 @@ class Kind:
 def kinds(
     writer: "Scorer", excerpts: "Sequence[Excerpt]", decodings: Mapping[str, Mapping[str, Any]], arguments: Arguments
 ) -> dict[str, Kind]:
-    """Every kind of text by its name: people's own first."""
+    """Every kind of text by its name, human text first."""
     from ugap.errors import InputError
     from ugap.study.analysis.corruptions import looped, of_other_sources, random_tokens, shuffled_words
     from ugap.study.continuations import contexts_of
     from ugap.study.generation import generate_continuations, seed_of
 
     n, tokenizer = arguments.max_new_tokens, writer.tokenizer
+    # Each prefix with the continuation of another source.
     others = {one.id: text for one, text in zip(excerpts, of_other_sources(excerpts), strict=True)}
 
     def rng(excerpt: "Excerpt") -> random.Random:
+        # By the excerpt, so that a resumed run or another limit corrupts a text in the same way.
         return random.Random(excerpt.id)
 
     def each(make: "Callable[[Excerpt], str]") -> "Callable[[Sequence[Excerpt]], list[str]]":
@@ -209,6 +214,7 @@ def kinds(
                 contexts_of(writer, batch),
                 how,
                 max_new_tokens=n,
+                # By the prefixes: a batch draws the same texts in a resumed run.
                 seed=seed_of("reward", *(one.prefix for one in batch)),
                 domain=arguments.domain,
                 names=[f"{one.where}, text {one.id!r}" for one in batch],
@@ -216,7 +222,7 @@ def kinds(
 
         return write
 
-    made: dict[str, Callable[[Excerpt], str]] = {
+    corrupted: dict[str, Callable[[Excerpt], str]] = {
         HUMAN: lambda one: one.human,
         "random tokens": lambda one: random_tokens(tokenizer, n, rng(one)),
         "shuffled words": lambda one: shuffled_words(one.human, rng(one)),
@@ -225,10 +231,10 @@ def kinds(
         "another story": lambda one: others[one.id],
     }
     for name in decodings:
-        if name in made:
+        if name in corrupted:
             raise InputError(f"decoding {name!r}: the name is taken")
     return {
-        **{name: Kind(name, each(one)) for name, one in made.items()},
+        **{name: Kind(name, each(one)) for name, one in corrupted.items()},
         **{name: Kind(f"{name}|{json.dumps(how, sort_keys=True)}", written(how)) for name, how in decodings.items()},
     }
 
@@ -242,7 +248,7 @@ def judge(
     parts: "PartStore",
     advance: Callable[[int], object],
 ) -> list[Judged]:
-    """The rewards of the texts of one kind; finished batches are kept and read again."""
+    """The rewards of the texts of one kind. Finished batches are kept, and read by a resumed run."""
     from ugap.errors import InputError
     from ugap.profile.texts import FEATURES
 
@@ -254,16 +260,17 @@ def judge(
             texts = kind.texts(batch)
             judged = reward.judge([one.prefix for one in batch], texts)
             rows = []
-            for one, text, found in zip(batch, texts, judged, strict=True):
-                if math.isnan(found.reward):
+            for one, text, details in zip(batch, texts, judged, strict=True):
+                if math.isnan(details.reward):
                     raise InputError(
                         f"{one.where}, text {one.id!r} ({name}): the logits of {reward.scorer.name} are not finite"
                     )
-                z = None if found.standardised is None else found.standardised.tolist()
-                rows.append({"text": text, "reward": found.reward, "standardised": z})
+                z = None if details.standardised is None else details.standardised.tolist()
+                rows.append({"text": text, "reward": details.reward, "standardised": z})
             parts.write(key, rows)
         for one, row in zip(batch, parts.read(key), strict=True):
             z = row["standardised"]
+            # A text that the reward could not score has reward 0, so it has 0 by each measure too.
             single = {feature: 0.0 if z is None else alone(z[i]) for i, feature in enumerate(FEATURES)}
             out.append(Judged(one.source, {ALL: row["reward"], **single}, z))
         advance(len(batch))
@@ -271,40 +278,40 @@ def judge(
 
 
 def alone(z: float) -> float:
-    """The reward of one measure: `1 / (1 + d² / 4)` as of the class, whose squared distance is then that of one."""
+    """The reward of one measure: `1 / (1 + d² / 4)` as in `UncertaintyReward`, with `d` the measure's own distance."""
     return 1 / (1 + z**2 / 4)
 
 
 def compare(kind: str, human: Sequence[Judged], texts: Sequence[Judged]) -> dict[str, Any]:
-    """One kind of text: its mean rewards, its mean distances from people, and the AUC of people's texts against it."""
+    """One kind of text: its mean rewards, its mean distances from people, and the AUC of human texts against it."""
     import numpy as np
 
     from ugap.profile.texts import FEATURES
     from ugap.statistics.auc import auc
 
-    known = [text.standardised for text in texts if text.standardised is not None]
-    found: dict[str, Any] = {
+    scored = [text.standardised for text in texts if text.standardised is not None]
+    row: dict[str, Any] = {
         "kind": kind,
         "n": len(texts),
         "n_sources": len({text.source for text in texts}),
-        "n_not_scored": len(texts) - len(known),
+        "n_not_scored": len(texts) - len(scored),
         "reward": {name: float(np.mean([text.rewards[name] for text in texts])) for name in (ALL, *FEATURES)},
-        "standardised": dict(zip(FEATURES, np.mean(known, axis=0).tolist(), strict=True)) if known else None,
+        "standardised": dict(zip(FEATURES, np.mean(scored, axis=0).tolist(), strict=True)) if scored else None,
     }
     if kind == HUMAN:
-        return found
+        return row
     sides = [[one.source for one in side] for side in (human, texts)]
     areas = {}
     for name in (ALL, *FEATURES):
         values = [[one.rewards[name] for one in side] for side in (human, texts)]
-        if np.isfinite(values[0] + values[1]).all():  # a profile may lack a measure
+        if np.isfinite(values[0] + values[1]).all():  # NaN where the profile lacks a measure
             area = auc(values[0], sides[0], values[1], sides[1])
             areas[name] = {"auc": area.auc, "ci95": list(area.ci95)}
-    return {**found, "auc": areas}
+    return {**row, "auc": areas}
 
 
 def print_tables(record: Mapping[str, Any], console: "Console") -> None:
-    """The mean reward and the AUC of the whole reward, and the AUCs of the single measures."""
+    """Print the mean reward and AUC of the whole reward, and the AUCs of single measures."""
     from ugap.profile.texts import FEATURES
     from ugap.report.terminal import figure, text_table, with_interval
 

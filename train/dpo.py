@@ -1,4 +1,4 @@
-"""DPO toward human uncertainty, on pairs of the policy's own continuations that the reward has ranked."""
+"""DPO toward human uncertainty, on pairs of the policy's own continuations, ranked by the reward."""
 
 import sys
 from dataclasses import dataclass
@@ -39,17 +39,17 @@ from ugap.training.run_folder import made_once, note_run, open_run
 DESCRIPTION = """\
 Fine-tune a model toward human uncertainty on preferences among its own continuations (DPO).
 
-Of its continuations of a creative prompt, the one nearest to people is preferred to the farthest; of a fact, the right
-answer to a wrong one.
+Among continuations of a creative prompt, the nearest to people is preferred to the farthest. For a fact, the right
+answer is preferred to a wrong one.
 
 examples:
   ugap train dpo --model smollm2-135m-instruct --data stories.jsonl --sample_temperature 0.7
   ugap train dpo --config dpo_smollm2.yaml --data stories.jsonl --output_dir runs/dpo
   ugap train dpo --config dpo_smollm2.yaml --data stories.jsonl --output_dir runs/dpo --resume_from_checkpoint yes
 
-Options come from the command line or from a YAML file (--config). The pairs are drawn and ranked before training and
-kept in pairs.jsonl of the output folder, which also gets the adapter, checkpoints, a model card with the gap before and
-after, ugap_gap.jsonl (every evaluation of the gap) and ugap_run.json (all settings)."""
+Options come from the command line or from a YAML file (--config). The pairs are drawn and ranked before training. The
+output folder gets pairs.jsonl, the adapter, checkpoints, a model card with the gap before and after, ugap_gap.jsonl
+(every evaluation of the gap) and ugap_run.json (all settings)."""
 
 NAME = "dpo"
 CONFIG = DPOConfig
@@ -59,14 +59,14 @@ PAIRS = "pairs.jsonl"
 
 @dataclass(kw_only=True)
 class Arguments(EvaluationOptions, DataOptions, PolicyOptions):
-    """Arguments of `ugap train dpo`, beside those of the trainer's config."""
+    """Arguments of `ugap train dpo`, in addition to those of the trainer's config."""
 
     prompts: int = option("creative prompts", default=256, group="pairs")
     per_text: int = option("prompts of one text, at most", default=4, group="pairs")
-    samples_per_prompt: int = option("continuations of each, of which two are a pair", default=4, group="pairs")
-    sample_temperature: float = option("temperature that they are drawn at", default=1.0, group="pairs")
-    sample_tokens: int = option("longest of them, in tokens", default=64, group="pairs")
-    min_margin: float = option("least difference of the rewards of a pair", default=0.1, group="pairs")
+    samples_per_prompt: int = option("continuations of each prompt, two of which make a pair", default=4, group="pairs")
+    sample_temperature: float = option("temperature of the continuations", default=1.0, group="pairs")
+    sample_tokens: int = option("longest continuation, in tokens", default=64, group="pairs")
+    min_margin: float = option("smallest difference of the rewards of a pair", default=0.1, group="pairs")
     profile: str | None = option(
         "human profile of the scorer, a file or the name of a shipped one (default: the shipped one)",
         default=None,
@@ -82,6 +82,7 @@ def run(arguments: Arguments, config: DPOConfig) -> None:
         InputError: The input is bad, or no two continuations differ enough.
     """
     settings = settings_of(NAME, arguments)
+    # Before anything is loaded: a folder with another run is refused at once.
     checkpoint = open_run(config.output_dir, config.resume_from_checkpoint, settings)
     evaluated_by = decoding_of(arguments.eval_decoding, {"temperature": arguments.sample_temperature})
     if not 0 <= arguments.functional_share < 1:
@@ -92,6 +93,7 @@ def run(arguments: Arguments, config: DPOConfig) -> None:
     scorer = frozen_scorer(arguments, config)
     reward = UncertaintyReward(arguments.profile, scorer or base_scorer(policy))
     reward.bind(policy.model, policy.tokenizer)
+    # Recorded before the pairs, so that a run that ends while drawing them can resume.
     note_run(config.output_dir, settings)
     pairs = made_once(Path(config.output_dir) / PAIRS, lambda: make_pairs(arguments, config, policy, data, reward))
     n = sum(pair["domain"] == CREATIVE for pair in pairs)
@@ -109,16 +111,17 @@ def run(arguments: Arguments, config: DPOConfig) -> None:
 
 
 def base_scorer(policy: Policy) -> Scorer:
-    """The policy's base as the scorer of the pairs: it has not been trained yet."""
+    """The policy's base as the scorer of the pairs."""
     if isinstance(policy.model, PeftModel):
         return SharedScorer(policy.model, policy.tokenizer)
+    # The pairs are ranked before training: without an adapter to continue, the policy still is its base.
     return Scorer(policy.model, policy.tokenizer)
 
 
 def make_pairs(
     arguments: Arguments, config: Any, policy: Policy, data: Data, reward: UncertaintyReward
 ) -> list[dict[str, Any]]:
-    """Pairs of continuations, and of facts."""
+    """Pairs of continuations and of facts."""
     excerpts = cut_excerpts(
         [text for text in data.texts if text.domain == CREATIVE],
         policy.tokenizer,
@@ -131,6 +134,7 @@ def make_pairs(
     if not excerpts:
         raise InputError("the texts have no creative domain to train on")
     with progress_bar(disable=config.disable_tqdm) as bar:
+        # The bar shows the share of this process.
         total = len(excerpts) * arguments.samples_per_prompt // config.world_size
         task = bar.add_task("continuations for pairs", total=total)
         pairs = creative_pairs(
@@ -145,6 +149,7 @@ def make_pairs(
             seed=config.seed,
             advance=lambda n: bar.advance(task, n),
         )
+    # From share = functional / (creative + functional).
     wanted = round(len(pairs) * arguments.functional_share / (1 - arguments.functional_share))
     return pairs + functional_pairs(data.facts, policy.tokenizer, wanted if data.facts else 0, seed=config.seed)
 

@@ -1,4 +1,4 @@
-"""GRPO toward human uncertainty, with a reward for closeness to people and one for right answers."""
+"""GRPO toward human uncertainty: one reward for closeness to people, one for right answers."""
 
 import sys
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ from ugap.training.run_folder import open_run
 DESCRIPTION = """\
 Fine-tune a model toward human uncertainty on its own completions (GRPO).
 
-Completions of creative prompts are rewarded for being as surprising as people are, answers to facts for being right.
+A completion of a creative prompt is rewarded for the surprise of human text, the answer to a fact for being right.
 
 examples:
   ugap train grpo --model smollm2-135m-instruct --data stories.jsonl --temperature 0.7 --constraint_margin 0.02
@@ -46,9 +46,9 @@ examples:
   ugap train grpo --config grpo_smollm2.yaml --data stories.jsonl --output_dir runs/grpo --resume_from_checkpoint yes
   ugap train grpo --accelerate multi_gpu --num_processes 8 --model NAME --scorer NAME --data stories.jsonl
 
-Options come from the command line or from a YAML file (--config). Without --scorer the frozen base of the policy reads
-the completions, at no second model. The output folder gets the adapter, checkpoints, a model card with the gap before
-and after, ugap_gap.jsonl (every evaluation of the gap) and ugap_run.json (all settings)."""
+Options come from the command line or from a YAML file (--config). Without --scorer, the frozen base of the policy
+scores the completions, and no second model is loaded. The output folder gets the adapter, checkpoints, a model card
+with the gap before and after, ugap_gap.jsonl (every evaluation of the gap) and ugap_run.json (all settings)."""
 
 NAME = "grpo"
 CONFIG = UncertaintyGRPOConfig
@@ -57,7 +57,7 @@ DEFAULTS: dict[str, Any] = {"max_completion_length": 64}
 
 @dataclass(kw_only=True)
 class Arguments(EvaluationOptions, DataOptions, PolicyOptions):
-    """Arguments of `ugap train grpo`, beside those of the trainer's config."""
+    """Arguments of `ugap train grpo`, in addition to those of the trainer's config."""
 
     per_text: int = option("prompts of one text, at most", default=4, group="data")
     profile: str | None = option(
@@ -67,7 +67,7 @@ class Arguments(EvaluationOptions, DataOptions, PolicyOptions):
         metavar="NAME",
     )
     answers: Literal["exact", "contrastive"] = option(
-        "a completion is right that starts with the answer, or that names it before a wrong one",
+        "a completion is right if it starts with the answer (exact), or names it before a wrong one (contrastive)",
         default="exact",
         group="rewards",
     )
@@ -80,9 +80,10 @@ def run(arguments: Arguments, config: UncertaintyGRPOConfig) -> None:
     """Train.
 
     Raises:
-        InputError: The input is bad, or most rewards of a step were NaN.
+        InputError: The input is bad, or most rewards of a step are NaN.
     """
     checkpoint = open_run(config.output_dir, config.resume_from_checkpoint, settings_of(NAME, arguments))
+    # Evaluations decode as training does, unless --eval_decoding says otherwise.
     evaluated_by = decoding_of(arguments.eval_decoding, rolled_out(arguments, config))
     check_trackers(config)
     policy = policy_of(arguments, config)
@@ -116,27 +117,29 @@ def run(arguments: Arguments, config: UncertaintyGRPOConfig) -> None:
 
 
 def rolled_out(arguments: Arguments, config: UncertaintyGRPOConfig) -> dict[str, Any]:
-    """The decoding of the completions that are trained on."""
+    """The decoding of the rollouts, for the evaluations."""
     if arguments.rollouts == "policy":
         return {"temperature": config.temperature}
-    own = own_profile(arguments)
-    return {"human_weight": 1.0, **({} if own is None else {"human_profile": own})}
+    profile = policy_profile(arguments)
+    return {"human_weight": 1.0, **({} if profile is None else {"human_profile": profile})}
 
 
 def sampler(arguments: Arguments, policy: Policy) -> HumanEntropyLogitsProcessor | None:
-    """The sampler at human uncertainty, if it was asked for, by the human profile of the policy's base."""
+    """The sampler of `--rollouts human`, with the human profile of the policy's base."""
     if arguments.rollouts == "policy":
         return None
     if arguments.full:
         raise InputError("rollouts at human uncertainty need the human profile of the policy, which --full changes")
+    # With a new adapter, the trainer wraps the model later.
     model = policy.model if policy.lora is not None else policy.model.get_base_model()
-    unwritten = suppressed_tokens(model, policy.tokenizer)
-    profile = profile_of(model, own_profile(arguments))
-    return HumanEntropyLogitsProcessor(profile, CREATIVE, draw=True, suppress_tokens=unwritten)
+    suppressed = suppressed_tokens(model, policy.tokenizer)
+    profile = profile_of(model, policy_profile(arguments))
+    return HumanEntropyLogitsProcessor(profile, CREATIVE, draw=True, suppress_tokens=suppressed)
 
 
-def own_profile(arguments: Arguments) -> str | None:
-    """The human profile of the policy's base, where it is given: that of the scorer, unless this is another model."""
+def policy_profile(arguments: Arguments) -> str | None:
+    """The human profile of the policy's base, if it was given."""
+    # --profile belongs to the scorer, which is the policy's base unless --scorer names another model.
     return arguments.profile if arguments.scorer is None else None
 
 

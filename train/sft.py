@@ -1,4 +1,4 @@
-"""Supervised fine-tuning toward human uncertainty on human texts, or toward a model's own sharpened samples."""
+"""Supervised fine-tuning toward human uncertainty on human texts, or on a model's own samples."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -37,8 +37,8 @@ from ugap.training.samples import sample_continuations
 DESCRIPTION = """\
 Fine-tune a model toward human uncertainty on human texts (SFT).
 
-On creative texts its entropy is brought to how surprising they really are; on functional texts and facts it is held
-near what it was.
+On creative texts, the model's entropy moves to the surprisal of the texts. On functional texts and facts, the model
+stays near its base.
 
 examples:
   ugap train sft --model smollm2-135m-instruct --data stories.jsonl --mode balanced --constraint_limit 0.02
@@ -49,8 +49,8 @@ examples:
 Options come from the command line or from a YAML file (--config). The output folder gets the adapter, checkpoints, a
 model card with the gap before and after, ugap_gap.jsonl (every evaluation of the gap) and ugap_run.json (all settings).
 
-With --self_samples the model is trained on its own continuations at --self_decoding, in the place of human texts: so a
-model that has collapsed can be made. The constraint and functional rows are no part of that."""
+With --self_samples, the model trains on its own continuations at --self_decoding instead of human texts. That can make
+a collapsed model for comparison. There is then no constraint, and there are no functional rows."""
 
 NAME = "sft"
 CONFIG = UncertaintySFTConfig
@@ -60,16 +60,16 @@ SAMPLES = "self_samples.jsonl"
 
 @dataclass(kw_only=True)
 class Arguments(EvaluationOptions, DataOptions, PolicyOptions):
-    """Arguments of `ugap train sft`, beside those of the trainer's config."""
+    """Arguments of `ugap train sft`, in addition to those of the trainer's config."""
 
     piece_tokens: int = option("longest piece of a text, in tokens", default=256, group="data")
     self_samples: int = option(
-        "train on N continuations that the model writes itself, in the place of the texts", default=0, group="data"
+        "train on N continuations by the model itself instead of the texts", default=0, group="data"
     )
     self_decoding: str = option(
-        "how it writes them: see ugap measure --help, or setting:value,...", default="ancestral", group="data"
+        "their decoding: see ugap measure --help, or setting:value,...", default="ancestral", group="data"
     )
-    self_tokens: int = option("longest of them, in tokens", default=128, group="data")
+    self_tokens: int = option("longest self-written continuation, in tokens", default=128, group="data")
 
 
 def run(arguments: Arguments, config: UncertaintySFTConfig) -> None:
@@ -79,20 +79,23 @@ def run(arguments: Arguments, config: UncertaintySFTConfig) -> None:
         InputError: The input is bad.
     """
     settings = settings_of(NAME, arguments)
+    # Before anything is loaded: a folder with another run is refused at once.
     checkpoint = open_run(config.output_dir, config.resume_from_checkpoint, settings)
     evaluated_by, writes = decoding_of(arguments.eval_decoding, {}), decoding_of(arguments.self_decoding, {})
     if arguments.self_samples < 0:
         raise InputError(f"self_samples is {arguments.self_samples}, a negative number")
     if arguments.self_samples and config.constrained:
-        raise InputError("self_samples has no functional rows, and the constraint is held on them: choose one")
+        raise InputError("self_samples has no functional rows, and the constraint needs them: choose one")
     check_trackers(config)
     policy = policy_of(arguments, config)
     data = data_of(arguments, policy.tokenizer)
     if arguments.self_samples:
+        # Recorded before the samples, so that a run that ends while drawing them can resume.
         note_run(config.output_dir, settings)
         rows = made_once(
             Path(config.output_dir) / SAMPLES, lambda: own_samples(arguments, config, policy, data.texts, writes)
         )
+        # The file also has the texts, for people.
         keys = ("input_ids", "labels", "domain")
         dataset = Dataset.from_list([{key: row[key] for key in keys} for row in rows])
     else:
@@ -121,7 +124,7 @@ def run(arguments: Arguments, config: UncertaintySFTConfig) -> None:
 def own_samples(
     arguments: Arguments, config: Any, policy: Policy, texts: Sequence[TextRow], decoding: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """Rows of what the policy writes itself behind the starts of creative texts; the starts are not learned."""
+    """Rows of the policy's own continuations of the starts of creative texts; the starts are not learned."""
     excerpts = cut_excerpts(
         [text for text in texts if text.domain == CREATIVE],
         policy.tokenizer,
@@ -132,7 +135,7 @@ def own_samples(
         per_text=arguments.self_samples,
     )
     n = len(excerpts)
-    # Starts that are too few come again, with other continuations.
+    # Where there are too few starts, they repeat with other continuations.
     prompts = [excerpts[number % n].prefix for number in range(arguments.self_samples)]
     with progress_bar(disable=config.disable_tqdm) as bar:
         task = bar.add_task("own samples", total=len(prompts) // config.world_size)

@@ -4,9 +4,9 @@ from .data import sft_dataset as sft_dataset
 from .data import start_with_bos as start_with_bos
 from .entropy_band import EntropyBandCallback as EntropyBandCallback
 from .evaluation.callback import UncertaintyGapCallback as UncertaintyGapCallback
+from .factuality import FactualityReward as FactualityReward
 from .grpo import UncertaintyGRPOTrainer as UncertaintyGRPOTrainer
 from .grpo_config import UncertaintyGRPOConfig as UncertaintyGRPOConfig
-from .rewards import FactualityReward as FactualityReward
 from .rewards import UncertaintyReward as UncertaintyReward
 from .rollouts import SampledGRPOTrainer as SampledGRPOTrainer
 from .rollouts import SampledRollouts as SampledRollouts

@@ -1,4 +1,4 @@
-"""What every constrained trainer shares: its settings, the step of the multiplier, and its state in the checkpoint."""
+"""What the SFT and the GRPO trainer share: the constraint with its settings, and a log of means over steps."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ class ConstrainedConfig:
     constraint_limit: float | None = field(
         default=None,
         metadata={
-            "help": "The most that the functional cost may be; unset, there is no constraint. SFT: KL(base || policy) "
+            "help": "Limit of the functional cost; without it there is no constraint. SFT: KL(base || policy) "
             "in nats per token of functional text. GRPO: share of functional completions that are wrong."
         },
     )
@@ -32,21 +32,22 @@ class ConstrainedConfig:
         default=1.0, metadata={"help": "Step of the multiplier's logarithm, per unit of cost above the limit."}
     )
     constraint_initial: float = field(default=1.0, metadata={"help": "The multiplier at the start."})
-    constraint_minimum: float = field(default=0.01, metadata={"help": "The least it can be; above 0."})
-    constraint_maximum: float = field(default=100.0, metadata={"help": "The most it can be."})
-    constraint_window: int = field(default=10, metadata={"help": "Steps of which the cost is the mean."})
-    constraint_warmup: int = field(default=10, metadata={"help": "First steps, in which the multiplier stays."})
+    constraint_minimum: float = field(default=0.01, metadata={"help": "Its lower bound; above 0."})
+    constraint_maximum: float = field(default=100.0, metadata={"help": "Its upper bound."})
+    constraint_window: int = field(default=10, metadata={"help": "Steps over which the cost is averaged."})
+    constraint_warmup: int = field(default=10, metadata={"help": "First steps, which leave the multiplier."})
     constraint_damping: float = field(
-        default=0.0, metadata={"help": "Gain of a proportional term, per unit of cost: damps oscillation."}
+        default=0.0, metadata={"help": "Gain of a proportional term, per unit of cost, which damps oscillation."}
     )
 
     @property
     def constrained(self) -> bool:
         """Whether there is a constraint."""
+        # GRPO alone has a margin.
         return self.constraint_limit is not None or getattr(self, "constraint_margin", None) is not None
 
     def constraint(self) -> LagrangianConstraint | None:
-        """The constraint that the settings ask for; its limit may be set later.
+        """The constraint of these settings. Its limit may be set later.
 
         Raises:
             InputError: If a setting is out of its range.
@@ -72,15 +73,15 @@ class ConstrainedConfig:
 class ConstrainedTrainer(MeasuredCard):
     """A mixin for TRL's trainers: `self.constraint` moves once an optimiser step and is saved with checkpoints.
 
-    What is logged is a mean over tokens or rows, however they are spread over micro-batches, steps and processes.
+    The log has means over tokens or rows, however they are spread over micro-batches, steps and processes.
     """
 
     constraint: LagrangianConstraint | None
-    # By mode and name, the sum and the count in this process since the last log.
+    # By mode and name: sum and count `(2,)` in this process since the last log.
     _sums: defaultdict[str, dict[str, Tensor]]
 
     def _watch_constraint(self, constraint: LagrangianConstraint | None) -> None:
-        """Take charge of a constraint; called once, when the trainer is built."""
+        """Use a constraint; called once, when the trainer is built."""
         self.constraint = constraint
         self._sums = defaultdict(dict)
         if constraint is not None:
@@ -94,15 +95,18 @@ class ConstrainedTrainer(MeasuredCard):
         return accelerator.reduce(sums.to(accelerator.device), reduction="sum")
 
     def _add_to_log(self, mode: str, figures: Mapping[str, tuple[float | Tensor, float]]) -> None:
-        """Add to sums and counts whose quotient is logged next; every process adds the same names."""
+        """Add sums and counts, whose quotient the next log gets. Every process has to add the same names."""
+        # One copy to the CPU for all: each copy would wait for the GPU.
         flat = torch.stack([torch.as_tensor(x).detach().cpu().double() for pair in figures.values() for x in pair])
         for name, pair in zip(figures, flat.view(-1, 2), strict=True):
             self._sums[mode][name] = self._sums[mode].get(name, 0) + pair
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, as TRL does, with the means over everything since the last log and over all processes."""
+        """Log, as TRL does, with means over all processes since the last log."""
+        # As TRL does: it keeps metrics by the same two names.
         mode = "train" if self.model.training else "eval"  # type: ignore[attr-defined]
         sums = self._sums.pop(mode, {})
+        # Processes agree on the names, see _add_to_log, so all of them enter the reduction.
         if sums:
             for name, (total, count) in zip(sums, self._reduced(torch.stack([*sums.values()])).tolist(), strict=True):
                 if count:
@@ -110,7 +114,7 @@ class ConstrainedTrainer(MeasuredCard):
         super().log(logs, start_time)  # type: ignore[misc]
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        # Before the rest: a checkpoint that is whole, which its trainer_state.json says, has the multiplier.
+        # Saved first: transformers writes trainer_state.json last, so a finished checkpoint has the multiplier.
         if self.constraint is not None and self.args.should_save:  # type: ignore[attr-defined]
             folder = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"  # type: ignore[attr-defined]
             self.constraint.save(Path(self._get_output_dir(trial=trial)) / folder)  # type: ignore[attr-defined]
@@ -123,13 +127,13 @@ class ConstrainedTrainer(MeasuredCard):
 
 
 class _DualStep(TrainerCallback):
-    """One step of the multiplier behind every step of the optimiser."""
+    """Moves the multiplier after every step of the optimiser."""
 
     def __init__(self, trainer: ConstrainedTrainer):
         self.trainer = trainer
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Update the multiplier and keep its figures for the log."""
+        """Update the multiplier and log its figures."""
         constraint = self.trainer.constraint
         assert constraint is not None
         constraint.update(self.trainer._reduced)

@@ -23,7 +23,7 @@ STREAM_ROWS = 10_000
 
 
 def start_with_bos(tokenizer: PreTrainedTokenizerBase | ProcessorMixin) -> list[int]:
-    """Make the tokenizer put its BOS before a text, as the scorer does. Returns what stands there: BOS, or nothing.
+    """Make the tokenizer put its BOS before a text, as the scorer does. Returns the ids there: BOS, or none.
 
     Some tokenizers have a BOS and do not add it. TRL tokenises prompts as the tokenizer does, and training has to start
     texts as scoring does. The trainers of this package call this function. A chat template writes its own start.
@@ -39,6 +39,7 @@ def start_with_bos(tokenizer: PreTrainedTokenizerBase | ProcessorMixin) -> list[
     bos = tokenizer.bos_token_id
     if bos is None:
         return []
+    # Tested on an example: attributes alone do not tell what the post-processor adds.
     if tokenizer("a")["input_ids"][0] != bos:
         tokenizer.add_bos_token = True
     if tokenizer("a")["input_ids"][:2].count(bos) != 1:
@@ -86,6 +87,7 @@ def sft_dataset(
         ids += [tokenizer.eos_token_id] if end and tokenizer.eos_token_id is not None else []
         return {"input_ids": bos + ids, "labels": [-100] * len(bos) + ids, "domain": domain}
 
+    # To see whether a piece ends its text.
     full = {text.id: text.text for text in texts}
     pieces = cut_excerpts(
         texts, tokenizer, prefix_tokens=0, max_new_tokens=max_tokens, min_new_tokens=FEWEST_TOKENS, per_text=10**6
@@ -97,6 +99,7 @@ def sft_dataset(
     statements = [row(f"{fact.prompt} {fact.answer}.", FUNCTIONAL, False) for fact in facts]
     if not creative:
         raise InputError("the texts have no creative domain to train on")
+    # From share = functional / (creative + functional).
     wanted = round(len(creative) * functional_share / (1 - functional_share))
     everything = creative + _repeated([functional, statements], wanted, rng)
     rng.shuffle(everything)
@@ -200,6 +203,7 @@ def functional_rows(dataset: Dataset | IterableDataset, most: int) -> list[Mappi
     for n, row in enumerate(rows, 1):  # noqa: B007
         if not is_creative(row.get("domain")):
             functional.append(row)
+        # A stream may be endless, so stop as soon as there are enough rows.
         if len(functional) == most:
             break
     if not functional:
@@ -227,14 +231,14 @@ def evaluation_sets(datasets: Any) -> dict[str, Any]:
     return {f"the evaluation set {name}".rstrip(): one for name, one in named.items() if one is not None}
 
 
-def is_creative(domain: object, place: str = "a row of the training or evaluation set") -> bool:
+def is_creative(domain: object, where: str = "a row of the training or evaluation set") -> bool:
     """Whether a row is creative, by its `domain`.
 
     Raises:
         InputError: If the row has neither domain.
     """
     if domain not in (CREATIVE, FUNCTIONAL):
-        raise InputError(f"{place} is of domain {domain!r}, not {CREATIVE!r} or {FUNCTIONAL!r}")
+        raise InputError(f"{where} is of domain {domain!r}, not {CREATIVE!r} or {FUNCTIONAL!r}")
     return domain == CREATIVE
 
 
@@ -271,6 +275,7 @@ def _repeated(kinds: Sequence[list[dict[str, Any]]], wanted: int, rng: random.Ra
     kinds = [kind for kind in kinds if kind]
     out: list[dict[str, Any]] = []
     for number, kind in enumerate(kinds):
+        # The first kinds get one row more where the division has a remainder.
         n = wanted // len(kinds) + (number < wanted % len(kinds))
         passes = [rng.sample(kind, len(kind)) for _ in range(-(-n // len(kind)))]
         out += [row for one in passes for row in one][:n]

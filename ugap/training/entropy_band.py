@@ -1,7 +1,7 @@
-"""A stop for runs that go wrong: training ends when the policy's entropy leaves a band.
+"""Stop a run that goes wrong: training ends when the policy's entropy leaves a band.
 
-A reward on the text alone does not see the policy's own entropy, which can collapse to a few stock texts or dissolve
-into noise. The band catches both, from what the trainer logs anyway.
+A reward on the text does not see the policy's own entropy. The policy can collapse to a few stock texts or dissolve
+into noise. The band catches both, on an entropy that the trainer logs anyway.
 """
 
 import logging
@@ -15,15 +15,14 @@ logger = logging.getLogger(__name__)
 
 
 class EntropyBandCallback(TrainerCallback):
-    """End a run whose policy entropy stays outside of `[low, high]`; the model is saved as it is then.
+    """End a run whose policy entropy stays outside of `[low, high]`, and save the model.
 
-    The metric must be in every log of the trainer, and the same in every process, as TRL's `entropy` is. That is the
-    entropy at the sampling temperature, in nats per token. NaN is outside of any band, and so is None, which TRL
-    logs in its place.
+    The metric must be in every log of the trainer, and the same in every process. TRL's `entropy` is: the entropy at
+    the sampling temperature, in nats per token. NaN is outside of any band, and so is `None`, which TRL logs for NaN.
 
     Args:
-        low (`float`): The least entropy that is well, in nats.
-        high (`float`): The most; infinity for no upper end.
+        low (`float`): The lowest entropy that is healthy, in nats.
+        high (`float`): The highest; infinity for no upper end.
         metric (`str`, *optional*, defaults to `"entropy"`): The name under which the trainer logs it.
         patience (`int`, *optional*, defaults to `1`): Logs in a row that must lie outside.
 
@@ -45,6 +44,7 @@ class EntropyBandCallback(TrainerCallback):
 
     def __init__(self, low: float, high: float, metric: str = "entropy", patience: int = 1):
         for name, value in (("low", low), ("high", high)):
+            # bool is a number to Python, but not a number of nats.
             if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
                 raise ValueError(f"{name}: expected a number of nats, got {value!r}")
         if not 0 <= low < math.inf:
@@ -79,11 +79,13 @@ class EntropyBandCallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Compare a logged entropy with the band; a log without one, such as an evaluation's, changes nothing."""
+        """Compare a logged entropy with the band. A log without entropy, such as an evaluation's, changes nothing."""
         if self.stopped or not logs or self.metric not in logs:
             return
         self._seen = True
+        # TRL logs None for NaN, which JSON does not have.
         entropy = math.nan if logs[self.metric] is None else float(logs[self.metric])
+        # A comparison with NaN is false, so NaN counts as outside.
         self._outside = 0 if self.low <= entropy <= self.high else self._outside + 1
         if self._outside < self.patience:
             return
@@ -98,6 +100,6 @@ class EntropyBandCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Say so if there was nothing to compare."""
+        """Warn if no log had the metric."""
         if not self._seen:
             logger.warning("no log of this run held %r: its band was not watched", self.metric)

@@ -195,7 +195,7 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
             output |= {"creative": creative, **self._references(step, output)}
         return output
 
-    # 2. Rewards. In the place of TRL's method, which does not show how a reward came about.
+    # 2. Rewards. Replaces TRL's method, which keeps only the values of a reward.
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
         step = self.step
@@ -267,14 +267,14 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
             ahead = self._ahead(step, output)
         else:
             ahead = torch.full_like(target, math.nan)
-        known = ahead.isfinite()
-        total = torch.where(known, ahead, 0.0).sum().double()
+        estimated = ahead.isfinite()
+        total = torch.where(estimated, ahead, 0.0).sum().double()
         n_tokens = (mask & base_logps.isfinite()).sum()
         n_targets = (target.isfinite() & mask.any(1)).sum()
         # One reduction: every process has to take part in it, whatever its rows are.
-        sums = self._reduced(torch.stack([total, known.sum(), n_tokens, n_targets]))
+        sums = self._reduced(torch.stack([total, estimated.sum(), n_tokens, n_targets]))
         if self.args.target_entropy_coef:
-            self._add_to_log(self._mode, {"entropy/divergence": (total, float(known.sum()))})
+            self._add_to_log(self._mode, {"entropy/divergence": (total, float(estimated.sum()))})
             divergence = (sums[0] / sums[1].clamp(min=1)).clamp(min=0)
             target = torch.where(step.creative, target - divergence, target).clamp(min=0).to(target)
         return {
@@ -350,24 +350,24 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
         (logps, entropies), self.step.forward = self.step.forward, None  # the step outlives the graph
         completion_mask = inputs["completion_mask"]
         mask = completion_mask * inputs["tool_mask"] if "tool_mask" in inputs else completion_mask
-        # In the place of TRL's metric, which is a mean over means of micro-batches.
+        # Replaces TRL's metric, which is a mean over means of micro-batches.
         figures: dict[str, tuple[torch.Tensor, int]] = {"entropy": ((entropies * mask).sum(), int(mask.sum()))}
         if self.args.functional_beta:
             # TRL's estimate of KL(policy || base): r - 1 - log r, with r = base / policy; never negative.
             log_ratio = inputs["base_logps"] - logps
-            known = completion_mask.bool() & log_ratio.isfinite()
-            log_ratio = torch.where(known, log_ratio, 0.0)
+            functional = completion_mask.bool() & log_ratio.isfinite()  # (b, T)
+            log_ratio = torch.where(functional, log_ratio, 0.0)
             kl = (log_ratio.exp() - 1 - log_ratio).sum()
             loss = loss + self.args.functional_beta * self._part_of_mean(kl, inputs["n_functional_tokens"])
-            figures["functional/kl"] = kl, int(known.sum())
+            figures["functional/kl"] = kl, int(functional.sum())
         if self.args.target_entropy_coef:
             target, creative = inputs["entropy_target"], inputs["creative"]
             entropy = _row_means(entropies, completion_mask)
-            known = target.isfinite() & completion_mask.bool().any(1)
-            distance = torch.where(known, entropy - target.nan_to_num(), 0.0)
+            has_target = target.isfinite() & completion_mask.bool().any(1)  # (b,)
+            distance = torch.where(has_target, entropy - target.nan_to_num(), 0.0)
             term = self._part_of_mean((distance**2).sum(), inputs["n_targets"])
             loss = loss + self.args.target_entropy_coef * term
-            for domain, rows in ((CREATIVE, known & creative), (FUNCTIONAL, known & ~creative)):
+            for domain, rows in ((CREATIVE, has_target & creative), (FUNCTIONAL, has_target & ~creative)):
                 figures[f"entropy/{domain}"] = entropy[rows].sum(), int(rows.sum())
                 figures[f"entropy/{domain}_target"] = target[rows].sum(), int(rows.sum())
         self._add_to_log(self._mode, figures)

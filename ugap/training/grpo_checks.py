@@ -20,7 +20,7 @@ from ugap.errors import InputError
 from ugap.sampling import DrawLogitsProcessor
 from ugap.sampling.batch import continue_contexts, drawn_config
 from ugap.scoring.shared import evaluating
-from ugap.training.rewards import FactualityReward
+from ugap.training.factuality import FactualityReward
 
 if TYPE_CHECKING:
     from ugap.training.grpo import UncertaintyGRPOTrainer
@@ -40,6 +40,7 @@ def check_rewards(rewards: Sequence[Any]) -> None:
         name = reward if isinstance(reward, str) else getattr(reward, "__name__", type(reward).__name__)
         if isinstance(reward, torch.nn.Module) or not callable(reward):
             raise InputError(f"reward {name}: this trainer takes functions, and no models")
+        # An async __call__ of a class does not make its instances coroutine functions.
         if inspect.iscoroutinefunction(reward) or inspect.iscoroutinefunction(type(reward).__call__):
             raise InputError(f"reward {name}: this trainer takes no async functions")
 
@@ -57,6 +58,7 @@ def check_answers(rewards: Sequence[Reward], sets: Mapping[str, Any]) -> None:
     for name, dataset in sets.items():
         if isinstance(dataset, IterableDataset):
             continue
+        # Other columns, such as images, could be slow to decode.
         columns = [column for column in ("domain", "answer", "wrong") if column in dataset.column_names]
         for reward in rewards:
             if isinstance(reward, FactualityReward):
@@ -88,6 +90,7 @@ def factual_cost(trainer: "UncertaintyGRPOTrainer", reward: Reward, rows: Sequen
     Raises:
         InputError: If the reward can judge none of the rows.
     """
+    # A generator of its own: measuring the cost must not shift the draws of the training.
     generator = torch.Generator(trainer.accelerator.device).manual_seed(trainer.args.seed)
     warpers = [TemperatureLogitsWarper(trainer.temperature)] if trainer.temperature != 1 else []
     prompts = [row["prompt"] for row in rows]
@@ -152,4 +155,5 @@ class NanRewards(TrainerCallback):
                     f"{name}: {n_nan:.0f} of {n:.0f} rewards of step {state.global_step} are NaN; "
                     f"the run has ended, and what was trained is saved in {args.output_dir}"
                 )
+                # An exception here would leave other processes waiting, and lose what was trained.
                 control.should_training_stop = control.should_save = True

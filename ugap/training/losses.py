@@ -1,16 +1,16 @@
 """Losses of fine-tuning toward human uncertainty, on per-token quantities of the fused head.
 
-The trade-off is that of Sinha, Song and Zhou (arXiv 2306.02295): a creativity loss against a reality loss, weighted, in
+The trade-off follows Sinha, Song and Zhou (arXiv 2306.02295): a creativity loss against a reality loss, weighted, in
 the modes creative, balanced and precise. Only their abstract could be read: the formulas are ours.
 
-- Creativity: on human creative text, the model is to be as uncertain as the text is surprising. Maximising entropy
-  would not do: where people are certain, so should the model be.
+- Creativity: on human creative text, the model should be as uncertain as the text is surprising. Maximising entropy is
+  wrong: where people are certain, the model should be certain too.
 - Reality: on reference text cross-entropy, and on functional text the KL divergence from the base model.
 
-All arguments are flat tensors of the tokens that count, see `ugap.scoring.head.autograd`: masks are applied before. An
-empty tensor, of a batch without such tokens, keeps the graph and gives 0. A mean over tokens divides by `n_tokens`
-where it is given, so that micro-batches and processes that divide by the tokens of the whole optimiser step add up to
-its loss. The bins of the calibration are those of a call, unless it is given what `bin_differences` found.
+All arguments are flat tensors of the tokens that count (see `ugap.scoring.head.autograd`): callers apply masks first.
+An empty tensor, of a batch without such tokens, keeps the graph and gives 0. A mean over tokens divides by `n_tokens`
+where it is given. So micro-batches and processes can divide by the tokens of the whole optimiser step, and add up to
+its loss. The bins of the calibration are those of one call, unless the call gets the result of `bin_differences`.
 """
 
 import math
@@ -22,21 +22,21 @@ from torch import Tensor
 from ugap.sampling import weight_of
 
 BINS = 8
-# A mean surprisal of fewer tokens is mostly noise.
+# The mean surprisal of fewer tokens is mostly noise.
 TOKENS_PER_BIN = 16
-# Entropies, in nats, that differ by less are of one bin. The first tokens of all texts have the same one: which of them
-# stood in which bin would hang on the order of the rows, and on rounding.
+# Entropies that differ by less, in nats, go into one bin. The first tokens of all texts have the same entropy: their
+# bins would depend on the order of the rows, and on rounding.
 TIED = 1e-4
 
 
 class Loss(NamedTuple):
-    """A loss and what it is made of.
+    """A loss and its parts.
 
     Args:
-        total (`Tensor` of shape `()`): To be minimised.
+        total (`Tensor` of shape `()`): The loss to minimise.
         parts (`dict[str, Tensor]`): `creativity` (nats²), `cross_entropy`, `kl` or `gem` (nats) before their weights,
-            detached; those alone of which there were tokens. Like the total they divide by `n_tokens` where it is
-            given, and are to be summed then.
+            detached. A part without tokens is absent. Like the total, parts divide by `n_tokens` where it is given, and
+            sum up over micro-batches then.
     """
 
     total: Tensor
@@ -44,22 +44,22 @@ class Loss(NamedTuple):
 
 
 def bin_differences(surprisal: Tensor, entropy: Tensor, *, share: float = 1.0, bins: int = BINS) -> Tensor:
-    """How far from calibrated the entropy bin of each token is: `mean_b(entropy) - share * mean_b(surprisal)`.
+    """Distance of each token's entropy bin from calibration: `mean_b(entropy) - share * mean_b(surprisal)`.
 
-    The loss of a bin is the square of its difference, so its gradient needs the bin of the whole optimiser step. The
-    micro-batches of a step that are given their parts of these differences have its bins, its loss and its gradient.
+    The loss of a bin is the square of its difference, so its gradient needs the bin of the whole optimiser step.
+    Micro-batches that get their parts of these differences have the step's bins, loss and gradient.
 
     Args:
-        surprisal (`Tensor` of shape `(N,)`): As of `creativity_loss`, of all micro-batches and processes.
+        surprisal (`Tensor` of shape `(N,)`): As in `creativity_loss`, of all micro-batches and processes.
         entropy (`Tensor` of shape `(N,)`): Likewise.
-        share (`float`, *optional*, defaults to `1.0`): As of `creativity_loss`.
-        bins (`int`, *optional*, defaults to `8`): As of `creativity_loss`.
+        share (`float`, *optional*, defaults to `1.0`): As in `creativity_loss`.
+        bins (`int`, *optional*, defaults to `8`): As in `creativity_loss`.
 
     Returns:
         `Tensor` of shape `(N,)`: Nats, without gradient.
 
     Raises:
-        ValueError: As of `creativity_loss`.
+        ValueError: As in `creativity_loss`.
 
     Example:
         >>> surprisal, entropy = torch.arange(64.0) + 0.5, torch.arange(64.0, requires_grad=True)
@@ -72,13 +72,15 @@ def bin_differences(surprisal: Tensor, entropy: Tensor, *, share: float = 1.0, b
     """
     _check_calibration(surprisal, entropy, share, bins)
     difference = (entropy - share * surprisal).detach()
+    # Fewer bins for few tokens: a bin of a handful is noise.
     n = max(1, min(bins, len(entropy) // TOKENS_PER_BIN))
+    # Equal entropies form a group, which goes as a whole to the bin of its middle.
     values, group, counts = (entropy.detach() / TIED).round().unique(return_inverse=True, return_counts=True)
     middle = counts.cumsum(0) - (counts + 1) / 2
     ends = torch.tensor([len(entropy) // n + (i < len(entropy) % n) for i in range(n)], device=values.device).cumsum(0)
-    place = torch.bucketize(middle, ends - 0.5)[group]
-    sums, sizes = (difference.new_zeros(n).index_add(0, place, x) for x in (difference, torch.ones_like(difference)))
-    return (sums / sizes.clamp(min=1))[place]
+    bin_of = torch.bucketize(middle, ends - 0.5)[group]  # (N,)
+    sums, sizes = (difference.new_zeros(n).index_add(0, bin_of, x) for x in (difference, torch.ones_like(difference)))
+    return (sums / sizes.clamp(min=1))[bin_of]
 
 
 def creativity_loss(
@@ -90,35 +92,35 @@ def creativity_loss(
     differences: Tensor | None = None,
     n_tokens: int | Tensor | None = None,
 ) -> Loss:
-    """Entropy calibration on human creative text: how far the model's entropy is from the text's surprisal.
+    """Entropy calibration on human creative text: the distance of the model's entropy from the text's surprisal.
 
-    The tokens are sorted by the model's entropy into `bins` bins of equal count, equal entropies into one. With `n_b`
-    tokens in bin `b`,
+    The tokens are sorted by the model's entropy into `bins` bins of equal count; equal entropies share a bin. With
+    `n_b` tokens in bin `b`,
 
         `loss = sum_b (n_b / N) (mean_b(entropy) - share * mean_b(surprisal))²`.
 
-    It is two-sided, and a bin that is too certain does not make up for one that is too uncertain. The gradient flows
-    through the entropy alone: through the surprisal, the model would learn to find human text surprising, which is as
-    good for the loss and the opposite of modelling it. Still nothing here holds the surprisal, and the two may meet at
-    another level than the text's: to hold it, give the same text to `reality_loss` as well.
+    The loss is two-sided, and a bin that is too certain does not make up for one that is too uncertain. The gradient
+    flows through the entropy alone. Through the surprisal, the model would learn to find human text surprising: as good
+    for the loss, and the opposite of modelling the text. Nothing here holds the surprisal itself, and both may meet
+    away from the text's mean surprisal. To hold it, give the same text to `reality_loss`.
 
-    What a calibrated model writes is still more surprising to a frozen scorer than people are: by the divergence of the
-    two, and by what its own mistakes lead to. A `share` below 1 leaves room for that.
+    The text of a calibrated model is still more surprising to a frozen scorer than people are: by the divergence of
+    model and scorer, and by the model's own mistakes. A `share` below 1 leaves room for both.
 
-    The bins depend on the entropy alone, so the gradient is 0 in expectation for a calibrated model. The loss is not: a
-    mean of few tokens is noisy, and its floor is about the number of bins times the mean varentropy, over `N`.
+    The bins depend on the entropy alone, so the gradient of a calibrated model is 0 in expectation. The loss is not 0:
+    a mean of few tokens is noisy. Its floor is about the number of bins times the mean varentropy, divided by `N`.
 
     Args:
         surprisal (`Tensor` of shape `(N,)`): Surprisal of the human tokens under the model, nats.
         entropy (`Tensor` of shape `(N,)`): Entropy of the model there, nats, with gradient.
-        share (`float`, *optional*, defaults to `1.0`): Entropy that is aimed at, per nat of surprisal; above 0.
-        bins (`int`, *optional*, defaults to `8`): Bins; fewer where they would hold less than 16 tokens each.
-        differences (`Tensor` of shape `(N,)`, *optional*): Of `bin_differences`, where the tokens are a part of an
-            optimiser step; by default they are all of it.
-        n_tokens (`int` or `Tensor`, *optional*): Creative tokens of the whole optimiser step, in the place of `N`.
+        share (`float`, *optional*, defaults to `1.0`): Target entropy per nat of surprisal; above 0.
+        bins (`int`, *optional*, defaults to `8`): Number of bins; fewer where they would hold less than 16 tokens each.
+        differences (`Tensor` of shape `(N,)`, *optional*): From `bin_differences`, if the tokens are a part of an
+            optimiser step; by default they are all of the step.
+        n_tokens (`int` or `Tensor`, *optional*): Creative tokens of the whole optimiser step, instead of `N`.
 
     Returns:
-        `Loss`: Of part `creativity`, nats².
+        `Loss`: With the part `creativity`, nats².
 
     Raises:
         ValueError: If the shapes differ, the share is not a positive number, or there is less than one bin.
@@ -156,11 +158,11 @@ def reality_loss(
         surprisal (`Tensor` of shape `(N,)`, *optional*): Surprisal of reference tokens, nats, with gradient.
         kl (`Tensor` of shape `(M,)`, *optional*): `KL(base || policy)` at functional tokens, nats, with gradient.
         kl_weight (`float`, *optional*, defaults to `1.0`): Weight of the divergence.
-        n_tokens (`int` or `Tensor`, *optional*): Reference tokens of the whole optimiser step, in the place of `N`.
-        n_kl_tokens (`int` or `Tensor`, *optional*): Functional tokens of it, in the place of `M`.
+        n_tokens (`int` or `Tensor`, *optional*): Reference tokens of the whole optimiser step, instead of `N`.
+        n_kl_tokens (`int` or `Tensor`, *optional*): Functional tokens of the step, instead of `M`.
 
     Returns:
-        `Loss`: Of the parts `cross_entropy` and `kl`, nats.
+        `Loss`: With the parts `cross_entropy` and `kl`, nats.
 
     Raises:
         ValueError: If neither is given, one is not flat, or the weight is negative or not finite.
@@ -187,16 +189,16 @@ def reality_loss(
 def creativity_reality_loss(weight: float | str, creativity: Loss | None = None, reality: Loss | None = None) -> Loss:
     """The trade-off `weight * creativity + (1 - weight) * reality`.
 
-    A loss whose weight is 0 is logged and costs no backward pass, unless it is the only one: its gradient is 0 then.
+    A loss of weight 0 is logged and costs no backward pass. If it is the only loss, its gradient is 0.
 
     Args:
         weight (`float` or `str`): In [0, 1], or a mode: `creative` (1), `balanced` (0.5) or `precise` (0).
-        creativity (`Loss`, *optional*): Of `creativity_loss`; `None` where the batch has no creative text.
-        reality (`Loss`, *optional*): Of `reality_loss`; `None` where the batch has neither references nor functional
+        creativity (`Loss`, *optional*): From `creativity_loss`; `None` if the batch has no creative text.
+        reality (`Loss`, *optional*): From `reality_loss`; `None` if the batch has neither references nor functional
             text.
 
     Returns:
-        `Loss`: Of the parts of both.
+        `Loss`: With the parts of both.
 
     Raises:
         InputError: If the mode is unknown, or the weight is not in [0, 1].
@@ -220,10 +222,10 @@ def gem_loss(gem: Tensor, *, n_tokens: int | Tensor | None = None) -> Loss:
 
     Args:
         gem (`Tensor` of shape `(N,)`): GEM's loss at the tokens, nats, with gradient.
-        n_tokens (`int` or `Tensor`, *optional*): Tokens of the whole optimiser step, in the place of `N`.
+        n_tokens (`int` or `Tensor`, *optional*): Tokens of the whole optimiser step, instead of `N`.
 
     Returns:
-        `Loss`: Of part `gem`, nats.
+        `Loss`: With the part `gem`, nats.
 
     Raises:
         ValueError: If the values are not flat.
@@ -245,6 +247,7 @@ def _loss(name: str, total: Tensor, values: Tensor) -> Loss:
 
 
 def _weighted(terms: list[tuple[float, Loss]]) -> Loss:
+    # A loss of weight 0 would still cost its backward pass.
     live = [(weight, loss) for weight, loss in terms if weight > 0] or terms
     total = torch.stack([weight * loss.total for weight, loss in live]).sum()
     return Loss(total, {name: value for _, loss in terms for name, value in loss.parts.items()})
@@ -254,6 +257,7 @@ def _denominator(values: Tensor, n_tokens: int | Tensor | None) -> int | Tensor:
     """At least 1: a step may hold no token of a kind."""
     if n_tokens is None:
         return max(1, len(values))
+    # The counts come from the CPU.
     return n_tokens.to(values.device).clamp(min=1) if isinstance(n_tokens, Tensor) else max(1, n_tokens)
 
 

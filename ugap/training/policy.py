@@ -68,6 +68,7 @@ def load_policy(
     start_with_bos(tokenizer)
     if adapter is not None:
         adapted = with_adapter(model, adapter, name)
+        # PEFT loads adapters for inference: saved again, this one would say so.
         adapted.active_peft_config.inference_mode = False
         adapted.set_adapter(adapted.active_adapter)  # trainable again
         return Policy(adapted, tokenizer, None)
@@ -79,6 +80,7 @@ def load_policy(
 
 
 def _check_targets(model: PreTrainedModel, lora: LoraConfig, name: str) -> None:
+    # PEFT finds the layers itself, and leaves out the output head.
     if lora.target_modules == ALL_LINEAR:
         return
     layers = {module.rpartition(".")[2] for module, _ in model.named_modules()} - {""}
@@ -133,6 +135,7 @@ def save_merged(
     """
     model, tokenizer = load_model(base, dtype=dtype, device="cpu", trust_remote_code=trust_remote_code)
     start_with_bos(tokenizer)
+    # safe_merge refuses weights that become NaN.
     merged = with_adapter(model, adapter, base).merge_and_unload(safe_merge=True)
     folder = Path(folder)
     temporary = folder.with_name(f".{folder.name}.tmp")
@@ -140,5 +143,6 @@ def save_merged(
     with quiet_transformers():
         merged.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+    # A folder cannot be replaced by a rename, so the old one goes first.
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)

@@ -1,12 +1,11 @@
-"""Preference pairs for DPO, made by the policy and a reward: of what it writes itself, the best beside the worst.
+"""Preference pairs for DPO: the best and the worst of the policy's own continuations, ranked by a reward.
 
-- *Creative pairs.* The policy continues each prompt some times, the reward ranks the continuations, and the best and
-  the worst are a pair where their rewards differ enough: a pair within the reward's noise would teach noise.
-- *Functional pairs.* A fact with its answer beside the same with a wrong one, so that moving the creative level does
-  not cost what the policy knows.
+- *Creative pairs.* The policy continues each prompt several times, and the reward ranks the continuations. The best and
+  the worst make a pair if their rewards differ enough. A pair within the reward's noise would teach noise.
+- *Functional pairs.* A fact with its right and a wrong answer, so that the policy keeps its knowledge.
 
-Rows hold token ids beside the texts, those that were drawn. TRL's `DPOTrainer` would tokenise the texts anew and end
-each with the end token, also where a continuation is cut in the middle of a sentence; `PreferenceTrainer` takes the
+Rows hold the drawn token ids in addition to the texts. TRL's `DPOTrainer` would tokenise the texts anew and end each
+with the end token, even where a continuation stops in the middle of a sentence; `PreferenceTrainer` takes the
 ids.
 """
 
@@ -47,7 +46,7 @@ def creative_pairs(
     seed: int = 0,
     advance: Callable[[int], object] | None = None,
 ) -> list[dict[str, Any]]:
-    """Let the policy continue prompts, rank what it writes, and pair the best with the worst.
+    """Let the policy continue prompts, rank the continuations, and pair the best with the worst.
 
     Args:
         policy (`PreTrainedModel` or `PeftModel`): The policy in eval mode, not sharded.
@@ -56,10 +55,10 @@ def creative_pairs(
             [`UncertaintyReward`][ugap.training.UncertaintyReward]. Samples for which it is None or NaN are left out.
         prompts (`Sequence[str]`): Creative prompts.
         samples_per_prompt (`int`, *optional*, defaults to `4`): Continuations of each.
-        temperature (`float`, *optional*, defaults to `1.0`): Temperature that they are drawn at.
+        temperature (`float`, *optional*, defaults to `1.0`): Temperature of the draws.
         max_new_tokens (`int`, *optional*, defaults to `64`): Longest continuation in tokens.
-        min_margin (`float`, *optional*, defaults to `0.1`): Least difference of the two rewards.
-        batch_size (`int`, *optional*, defaults to `16`): Continuations that are drawn at once.
+        min_margin (`float`, *optional*, defaults to `0.1`): Smallest difference of the two rewards.
+        batch_size (`int`, *optional*, defaults to `16`): Continuations drawn at once.
         seed (`int`, *optional*, defaults to `0`): Seed of the draws.
         advance (`Callable[[int], object]`, *optional*): Called with the number of samples drawn since the last call.
 
@@ -86,6 +85,7 @@ def creative_pairs(
         advance=advance,
     )
 
+    # The reward scores the samples of one prompt together: they share the context.
     def work(number: int) -> dict[str, Any] | None:
         return best_and_worst(samples[number], reward, min_margin)
 
@@ -99,21 +99,21 @@ def creative_pairs(
 
 
 def best_and_worst(samples: Sequence[Sample], reward: Reward, min_margin: float) -> dict[str, Any] | None:
-    """The pair of one prompt, or `None` where the rewards of its samples differ by less than `min_margin`."""
+    """The pair of one prompt, or `None` if the rewards of its samples differ by less than `min_margin`."""
     rewards = reward(
         [sample.prompt for sample in samples],
         [sample.text for sample in samples],
         [sample.ids for sample in samples],
         domain=[CREATIVE] * len(samples),
     )
-    told = [
+    ranked = [
         (value, sample)
         for value, sample in zip(rewards, samples, strict=True)
         if value is not None and math.isfinite(value)
     ]
-    if not told:
+    if not ranked:
         return None
-    (best, chosen), (worst, rejected) = max(told, key=lambda pair: pair[0]), min(told, key=lambda pair: pair[0])
+    (best, chosen), (worst, rejected) = max(ranked, key=lambda pair: pair[0]), min(ranked, key=lambda pair: pair[0])
     if best - worst < min_margin:
         return None
     return {
@@ -132,23 +132,25 @@ def best_and_worst(samples: Sequence[Sample], reward: Reward, min_margin: float)
 def functional_pairs(
     facts: Sequence[Fact], tokenizer: PreTrainedTokenizerBase, n: int, *, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """`n` pairs of facts: the answer against a wrong one, another one each time that a fact comes again.
+    """`n` pairs of facts: the right answer against a wrong one, another one each time that a fact repeats.
 
     Args:
-        facts (`Sequence[Fact]`): Facts to hold; the half that is not asked afterwards.
+        facts (`Sequence[Fact]`): Facts to hold: the half of the probe that evaluations do not ask.
         tokenizer (`PreTrainedTokenizerBase`): The policy's tokenizer.
         n (`int`): Pairs.
         seed (`int`, *optional*, defaults to `0`): Seed of the order.
 
     Returns:
-        `list[dict]`: Rows as of `creative_pairs`, with rewards 1 and 0.
+        `list[dict]`: Rows as in `creative_pairs`, with rewards 1 and 0.
     """
     rng = random.Random(seed)
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     rows: list[dict[str, Any]] = []
+    # Rounded up: the last pass may be cut.
     for number in range(-(-n // max(1, len(facts)))):
         for fact in rng.sample(list(facts), len(facts)):
             chosen, rejected = f" {fact.answer}.", f" {fact.wrong[number % len(fact.wrong)]}."
+            # Tokenised together with the prompt, as scoring does it.
             right, wrong = (encode(tokenizer, text, fact.prompt, bos=bos) for text in (chosen, rejected))
             rows.append(
                 {
@@ -167,16 +169,18 @@ def functional_pairs(
 
 
 class PreferenceTrainer(MeasuredCard, DPOTrainer):
-    """TRL's `DPOTrainer` that takes tokenised pairs as they are: `prompt_ids`, `chosen_ids`, `rejected_ids`.
+    """TRL's `DPOTrainer`, which takes tokenised pairs as they are: `prompt_ids`, `chosen_ids`, `rejected_ids`.
 
-    Other data are tokenised as TRL does it, with a BOS before the prompt if the tokenizer has one. The model card has
-    the measured gap, see `ugap.training.evaluation.card.MeasuredCard`.
+    Other data are tokenised as in TRL, with a BOS before the prompt if the tokenizer has one. The model card gets the
+    measured gap, see `ugap.training.evaluation.card.MeasuredCard`.
     """
 
     _tag_names = ["trl", "dpo", "ugap"]  # noqa: RUF012  (as TRL declares it)
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, *args: Any, **kwargs: Any) -> Any:
+        # Before TRL tokenises anything.
         start_with_bos(processing_class)
         if isinstance(dataset, Dataset) and set(IDS) <= set(dataset.column_names):
             return dataset
+        # Other data need TRL's own tokenisation.
         return super()._prepare_dataset(dataset, processing_class, *args, **kwargs)

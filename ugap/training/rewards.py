@@ -1,14 +1,13 @@
-"""Rewards for TRL's GRPO: how near a completion is to the human level, and whether an answer is right.
+"""The uncertainty reward for TRL's GRPO: how near a completion is to the human level.
 
 TRL calls a reward with `prompts, completions, completion_ids` and every other column of the data set. The reward gives
 a number in [0, 1] for each completion, or `None` for a row of another domain. Prompts and completions are strings, or
 lists of chat messages. When a trainer calls, and the scorer shares the policy's vocabulary, the scorer reads the
 policy's own token ids of a prompt. They come from the trainer's own method, with the chat template and its arguments.
 
-- [`UncertaintyReward`][] scores the completion after its prompt with a frozen scorer. It compares the completion's
-  features with those of human texts of that length (`ugap.profile.texts`). The comparison is two-sided and on all
-  features together, because text that no person writes can match each feature alone.
-- [`FactualityReward`][] looks for the answer.
+[`UncertaintyReward`][] scores the completion after its prompt with a frozen scorer. It compares the completion's
+features with those of human texts of that length (`ugap.profile.texts`). The comparison is two-sided and on all
+features together, because text that no person writes can match each feature alone.
 
 Ready instances (`uncertainty_reward`, `surprisal_reward`, `entropy_reward`, `pmi_reward`, `factuality_reward`) serve
 `trl grpo --reward_funcs ugap.training.rewards.NAME` and Python. A reward without a scorer takes the frozen base of a
@@ -19,26 +18,23 @@ import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ugap.data.domain import CREATIVE, FUNCTIONAL
+from ugap.data.domain import CREATIVE
 from ugap.errors import InputError
 from ugap.profile import HumanProfile
 from ugap.profile.texts import FEATURES, FEWEST_TOKENS
 from ugap.scoring import Scorer, SharedScorer, TokenScores
 from ugap.scoring.batching import Request
-from ugap.study.probes.facts import answer_words, first_named, starts_with
+from ugap.training.factuality import FactualityReward, Text, text_of
 from ugap.unicode import text_fault
 
-Message = Mapping[str, Any]
-Text = str | Sequence[Message]
 # A text, a chat, or token ids.
 Prompt = Text | Sequence[int]
 
@@ -112,11 +108,13 @@ class UncertaintyReward:
             profile = HumanProfile.shipped_for(scorer.id)
         elif not isinstance(profile, HumanProfile):
             profile = HumanProfile.load(profile)
+        # A profile of other weights would compare surprisals of two models.
         profile.check(scorer.id)
         if profile.domain(self.domain).texts is None:
             raise InputError(
                 f"the human profile of {self.domain!r} was fitted without features of whole texts: fit it again"
             )
+        # Levels and the comparison of vocabularies belong to one scorer.
         if scorer is not self._scorer:
             self._levels.clear()
             self._compared = None
@@ -131,6 +129,7 @@ class UncertaintyReward:
             return self._scorer
         if isinstance(self._given_scorer, str):
             return Scorer.from_pretrained(self._given_scorer)
+        # Without its adapters, the policy is the frozen base: no second model is loaded.
         if isinstance(policy, PeftModel):
             return SharedScorer(policy, tokenizer)
         if policy is None:
@@ -218,7 +217,7 @@ class UncertaintyReward:
         Raises:
             InputError: If the reward is not bound, or a chat prompt meets a scorer without a chat template.
         """
-        texts = [_text(completion) for completion in completions]
+        texts = [text_of(completion) for completion in completions]
         prefixes = [self._prefix(prompt) for prompt in prompts]
         # The scorer would warn of every empty completion, and of what is no text.
         fit = [i for i, text in enumerate(texts) if text_fault(text) is None and len(self._ids(text)) > 1]
@@ -271,7 +270,7 @@ class UncertaintyReward:
     ) -> dict[str, tuple[str | list[int], str]]:
         """Prefix and text of the human completions that were not scored yet, by their key in `_levels`."""
         return {
-            repr((prefix, text)): (prefix, _text(text))
+            repr((prefix, text)): (prefix, text_of(text))
             for prefix, text in zip(prefixes, human, strict=True)
             if text is not None and repr((prefix, text)) not in self._levels
         }
@@ -314,6 +313,7 @@ class UncertaintyReward:
         for i, (prompt, ids, one) in enumerate(zip(prompts, completions, details, strict=True)):
             if one is not None and one.nll is not None and (one.prompt, one.token_ids) == (prompt, ids):
                 nlls[i] = one.nll
+            # Some tokenizers have added tokens that the scorer has no embedding for.
             elif prompt and ids and max(prompt + ids) < len(self.scorer.head.weight):
                 requests.append(Request(i, 0, prompt, ids))
         if requests:
@@ -347,6 +347,7 @@ class UncertaintyReward:
         rendered = tokenizer.apply_chat_template(
             list(prompt), tokenize=False, add_generation_prompt=True, **(chat_template_kwargs or {})
         )
+        # The template writes BOS itself, where the model wants one.
         return tokenizer(rendered, add_special_tokens=False)["input_ids"]
 
     def _bind_to_caller(self, trainer: Any) -> None:
@@ -361,6 +362,7 @@ class UncertaintyReward:
             raise InputError(f"{self.__name__} has no scorer, and is not called by a trainer whose policy could be it")
 
     def _log(self, judged: Sequence["RewardDetails"], log_metric: Callable[[str, float], None]) -> None:
+        # Completions that could not be scored have no features.
         rows = [one.standardised for one in judged if one.standardised is not None]
         for feature, values in zip(FEATURES, zip(*rows, strict=True), strict=bool(rows)):
             finite = [value for value in values if math.isfinite(value)]
@@ -400,118 +402,6 @@ class RewardDetails:
     nll: float | None = None
     features: np.ndarray | None = None
     standardised: np.ndarray | None = None
-
-
-class FactualityReward:
-    """Whether completions give the right answer: 1 or 0. `None` for rows of another domain or without an answer.
-
-    Args:
-        kind (`str`, *optional*, defaults to `"exact"`): `"exact"`: the completion starts with an answer.
-            `"contrastive"`: the completion names a right answer before any wrong one of the column `wrong`, anywhere;
-            for answers in sentences.
-        domain (`str`, *optional*, defaults to `"functional"`): Rows of other domains get `None`. Without a column
-            `domain`, all rows count.
-        name (`str`, *optional*, defaults to `"factuality_reward"`): Name in logs.
-
-    Columns: `answer` (one answer, or a list of all right answers) and, for `"contrastive"`, `wrong` (a list). Answers
-    are compared word by word, ignoring case, accents and articles, see `ugap.study.probes.facts.answer_words`. A number
-    counts as its text: 12 and 12.0 as "12", True as "True".
-
-    Raises:
-        InputError: If the kind is unknown. When called: if a column is missing. In `check`, or when called: if an
-            answer is no text or number, or has no word.
-
-    Example:
-        >>> reward = FactualityReward()
-        >>> reward(["Two plus two is"] * 2, [" four.", " five."], answer=["four", ["four", "4"]])
-        [1.0, 0.0]
-    """
-
-    def __init__(
-        self,
-        kind: Literal["exact", "contrastive"] = "exact",
-        *,
-        domain: str = FUNCTIONAL,
-        name: str = "factuality_reward",
-    ):
-        if kind not in ("exact", "contrastive"):
-            raise InputError(f"kind {kind!r}: not exact or contrastive")
-        self.kind, self.domain, self.__name__ = kind, domain, name
-
-    def check(self, rows: Iterable[Mapping[str, Any]], name: str = "the training set") -> None:
-        """Refuse answers that no completion can match; trainers of this package call this before training.
-
-        Args:
-            rows (`Iterable[Mapping]`): The rows; those of other domains are skipped.
-            name (`str`, *optional*, defaults to `"the training set"`): The name that errors use.
-
-        Raises:
-            InputError: If an answer is no text or number, or has no word.
-        """
-        for number, row in enumerate(rows):
-            if row.get("domain", self.domain) == self.domain:
-                for column in ("answer", "wrong") if self.kind == "contrastive" else ("answer",):
-                    _listed(row.get(column), f"{name}'s row {number}, {column}")
-
-    def __call__(
-        self,
-        prompts: Sequence[Text],
-        completions: Sequence[Text],
-        completion_ids: Any = None,
-        *,
-        domain: Sequence[str] | None = None,
-        answer: Sequence[Any] | None = None,
-        wrong: Sequence[Any] | None = None,
-        **columns: Any,
-    ) -> list[float | None]:
-        """The reward of every completion."""
-        if answer is None:
-            raise InputError(f"{self.__name__}: the data have no column 'answer'")
-        if wrong is None:
-            if self.kind == "contrastive":
-                raise InputError(f"{self.__name__}: the data have no column 'wrong', which contrastive answers need")
-            wrong = [None] * len(completions)
-        rewards: list[float | None] = []
-        for i, completion in enumerate(completions):
-            row = f"{self.__name__}, row {i} of the batch"
-            applies = domain is None or domain[i] == self.domain
-            right = _listed(answer[i], f"{row}, answer") if applies else []
-            if not right:
-                rewards.append(None)
-            elif self.kind == "exact":
-                rewards.append(float(starts_with(_text(completion), right)))
-            else:
-                named = first_named(_text(completion), [*right, *_listed(wrong[i], f"{row}, wrong")])
-                rewards.append(float(named is not None and named < len(right)))
-        return rewards
-
-
-def _text(text: Text) -> str:
-    """A text, or the content of a chat's last message."""
-    if isinstance(text, str):
-        return text
-    return str(text[-1]["content"]) if text else ""
-
-
-def _listed(answers: Any, where: str) -> list[str]:
-    """The answers of a row as texts; `where` names them in errors."""
-    if answers is None:
-        return []
-    several = isinstance(answers, Sequence | np.ndarray) and not isinstance(answers, str)
-    return [_answer(answer, where) for answer in (answers if several else [answers])]
-
-
-def _answer(answer: Any, where: str) -> str:
-    if isinstance(answer, float | np.floating) and math.isfinite(answer):
-        # Tables store whole numbers as floats where another row has no answer.
-        text = np.format_float_positional(answer, trim="-")
-    elif isinstance(answer, str | int | np.integer | np.bool_ | Decimal):
-        text = str(answer)
-    else:
-        raise InputError(f"{where}: {answer!r} is no text and no number")
-    if not answer_words(text):
-        raise InputError(f"{where}: {answer!r} has no word, so no completion can match it")
-    return text
 
 
 uncertainty_reward = UncertaintyReward()

@@ -1,12 +1,12 @@
-"""GRPO rollouts through our samplers, with importance ratios that stay right.
+"""GRPO rollouts through our samplers, with the right importance ratios.
 
-TRL's trainer takes it that a rollout was drawn from the policy at `temperature`: the ratio of its loss compares the
-policy now with the policy then, and both are computed from the untouched logits. A sampler that cuts or re-tempers
-draws from another distribution `q`, and the ratio that is right is that to `q`. So:
+TRL's trainer assumes that rollouts are drawn from the policy at `temperature`. The ratio of its loss compares the
+policy now with the policy then, and both come from the untouched logits. A sampler that cuts or re-tempers draws from
+another distribution `q`, and the right ratio is that to `q`. So:
 
-- a plain draw, in two levels and faster than `torch.multinomial`, is from the policy itself: good for any trainer;
-- the sampler at human uncertainty needs a [`SampledGRPOTrainer`][], which puts `log q` of the drawn tokens in the place
-  of the old policy's log-probabilities. A trainer that would not is refused.
+- a plain draw comes from the policy itself and works with any trainer. It is faster than `torch.multinomial`;
+- the sampler at human uncertainty needs a [`SampledGRPOTrainer`][], which replaces the old policy's log-probabilities
+  by `log q` of the drawn tokens. Any other trainer is refused.
 """
 
 import warnings
@@ -22,7 +22,7 @@ from ugap.sampling import DrawLogitsProcessor, HumanEntropyLogitsProcessor
 from ugap.sampling.batch import continue_contexts, drawn_config
 from ugap.sampling.processor import DrawRecorder
 
-# Settings of GRPOConfig that change the distribution drawn from, with the values that do not.
+# Settings of GRPOConfig that change the distribution of the draws, with the values that leave it alone.
 _UNTOUCHED = {"top_p": (1.0,), "top_k": (0, None), "min_p": (None, 0.0), "repetition_penalty": (1.0,)}
 
 
@@ -35,9 +35,9 @@ class SampledRollouts:
         seed (`int`, *optional*): Seed of the draws; by default torch's own generator is used.
 
     Raises:
-        InputError: When called, if the trainer's log-probabilities would not be those of what is drawn from: the
-            sampler at human uncertainty under a trainer that is no [`SampledGRPOTrainer`][], vLLM, or
-            `top_p`, `top_k`, `min_p` or `repetition_penalty` in the trainer's config.
+        InputError: When called, if the trainer's log-probabilities would not be those of the draws: the sampler at
+            human uncertainty without a [`SampledGRPOTrainer`][], vLLM, or `top_p`, `top_k`, `min_p` or
+            `repetition_penalty` in the trainer's config.
 
     Example:
         ```python
@@ -55,10 +55,11 @@ class SampledRollouts:
         self._generator: torch.Generator | None = None
 
     def __call__(self, prompts: list[Any], trainer: GRPOTrainer) -> dict[str, Any]:
-        """Complete `prompts` (one completion for each); prompt ids, completion ids and log-probabilities."""
+        """Complete each prompt once. Returns prompt ids, completion ids, and log-probabilities or `None`."""
         self._check(trainer)
         device = trainer.accelerator.device
         if self.seed is not None and self._generator is None:
+            # Processes complete copies of one prompt, so each needs draws of its own.
             self._generator = torch.Generator(device).manual_seed(self.seed + trainer.accelerator.process_index)
         prompt_ids = trainer._tokenize_prompts(prompts)[0]
         config = drawn_config(trainer.max_completion_length)
@@ -68,6 +69,7 @@ class SampledRollouts:
             warpers = [TemperatureLogitsWarper(trainer.temperature)] if trainer.temperature != 1 else []
             processors = [*warpers, DrawLogitsProcessor(self._generator)]
         else:
+            # The processor follows the steps of one batch of texts.
             self.processor.reset()
             self.processor.generator = self._generator
             recorder = DrawRecorder(self.processor)
@@ -84,6 +86,7 @@ class SampledRollouts:
         logprobs = None
         if recorder is not None:
             by_row = recorder.rows("log_probability")
+            # The recorder goes on until the longest text of the batch ends.
             logprobs = [row[: len(ids)] for row, ids in zip(by_row, completion_ids, strict=True)]
         return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": logprobs}
 
@@ -104,11 +107,11 @@ class SampledRollouts:
 
 
 class SampledGRPOTrainer(GRPOTrainer):
-    """TRL's `GRPOTrainer` whose importance ratio is that of the policy to the distribution really drawn from.
+    """TRL's `GRPOTrainer` with the importance ratio of the policy to the distribution of the draws.
 
-    Where a rollout function returns log-probabilities, they are the denominator of the ratio. The loss clips the ratio
-    as ever, so far from 1 a token teaches nothing: widen `epsilon`, or take `loss_type="cispo"`, where the
-    sampler's temperatures are far from 1.
+    Log-probabilities from a rollout function are the denominator of the ratio. The loss clips the ratio as always, so a
+    token with a ratio far from 1 teaches nothing. Widen `epsilon` or use `loss_type="cispo"` where the sampler's
+    temperatures are far from 1.
 
     Raises:
         InputError: Before training, if `use_vllm` is set.
@@ -124,11 +127,13 @@ class SampledGRPOTrainer(GRPOTrainer):
                 "use_vllm=True: TRL corrects for vLLM by a ratio too, and the ratio would count twice: switch it off"
             )
         with warnings.catch_warnings():
+            # TRL calls rollout_func experimental on every construction.
             warnings.filterwarnings("ignore", "You are using 'rollout_func'")
             super().__init__(model, reward_funcs, args, *others, **kwargs)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
+        # TRL uses these for its vLLM correction alone. In the loss, they are the log q of the ratio.
         if output.get("sampling_per_token_logps") is not None:
             output["old_per_token_logps"] = output["sampling_per_token_logps"]
         return output

@@ -272,6 +272,7 @@ class UncertaintySFTTrainer(ConstrainedTrainer, SFTTrainer):
     ) -> StepTokens:
         """Run a forward pass: the per-token quantities of a micro-batch."""
         gem_beta = self.args.gem_beta if self.args.objective == "gem" else None
+        # The arguments of the forward pass that compare it with the base.
         extra: dict[str, Any] = {}
         if self._needs_base:
             # Sharded models wait for each other: a process without functional rows runs the base on its first row.
@@ -351,6 +352,7 @@ class UncertaintySFTTrainer(ConstrainedTrainer, SFTTrainer):
         some = _rows(rows, creative if creative.any() else _first(creative))
         with self.compute_loss_context_manager():
             out = self.model_wrapped(**some, tokens=TokenRequest())
+        # Drop the stand-in row's tokens.
         n = None if creative.any() else 0
         return out["surprisal"][:n], out["entropy"][:n]
 
@@ -368,6 +370,7 @@ class UncertaintySFTTrainer(ConstrainedTrainer, SFTTrainer):
     def _closed(self, mode: str) -> StepTokens:
         """All tokens of this process since the last call. Their differences are in bins of all of these tokens."""
         tokens = StepTokens.joined(self._seen.pop(mode))
+        # In training, the differences came with the micro-batches, in bins of the whole step.
         if mode == "eval" or not self._calibrates:
             (differences,) = self._differences([tokens.surprisal[tokens.creative]], [tokens.entropy[tokens.creative]])
             tokens = replace(tokens, differences=differences)

@@ -1,7 +1,7 @@
-"""A run that is told to end: it saves a checkpoint behind its step, and ends there.
+"""Answer SIGTERM: save a checkpoint after the current step, and end the run.
 
-Schedulers send SIGTERM and kill some seconds later. Transformers' `enable_jit_checkpoint` waits three seconds before it
-looks, saves in the middle of a step, and lets a program go on as if the training were done.
+Schedulers send SIGTERM and kill some seconds later. Transformers' `enable_jit_checkpoint` waits three seconds, saves in
+the middle of a step, and lets a program continue as if the training were done.
 """
 
 import signal
@@ -15,11 +15,11 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-STATUS = 128 + signal.SIGTERM  # as a shell says that a signal has ended a program
+STATUS = 128 + signal.SIGTERM  # the shell's exit status for a signal
 
 
 class Terminated(Exception):
-    """The run was told to end, and has saved where it was.
+    """SIGTERM has ended the run, after a checkpoint.
 
     Args:
         checkpoint (`Path`): The checkpoint.
@@ -32,10 +32,10 @@ class Terminated(Exception):
 
 @contextmanager
 def saving_at_sigterm(trainer: Trainer) -> Iterator[None]:
-    """Let a training in this block answer SIGTERM: by a checkpoint behind the step, then `Terminated`.
+    """Answer SIGTERM in this block: a checkpoint after the step, then `Terminated`.
 
-    All processes end at the same step, whichever of them was told. Python answers signals in the main thread alone: in
-    another one nothing is changed.
+    All processes end at the same step, whichever gets the signal. Python handles signals in the main thread alone, so
+    in another thread this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -51,26 +51,27 @@ def saving_at_sigterm(trainer: Trainer) -> Iterator[None]:
 
 
 class _SaveAtSigterm(TrainerCallback):
-    """Asks for a checkpoint at the end of the step in which the signal came, and ends the run behind it."""
+    """Asks for a checkpoint at the end of the step in which the signal came, then ends the run."""
 
     def __init__(self, trainer: Trainer):
         self.trainer = trainer
-        self.told = self.ending = False
+        self.signalled = self.ending = False
 
     def note(self, *_: Any) -> None:
-        """Answer the signal."""
-        self.told = True
+        """Note the signal; the step goes on."""
+        self.signalled = True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Ask for a checkpoint, if any process was told to end."""
+        """Ask for a checkpoint, if any process got the signal."""
         accelerator = self.trainer.accelerator
-        told = torch.tensor(float(self.told), device=accelerator.device)
-        self.ending = bool(accelerator.reduce(told, reduction="sum") > 0)
+        signalled = torch.tensor(float(self.signalled), device=accelerator.device)
+        self.ending = bool(accelerator.reduce(signalled, reduction="sum") > 0)
         if self.ending:
             control.should_save, control.should_evaluate = True, False
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """End the run, when all processes have saved: a launcher ends the others with the first that leaves."""
+        """End the run, once all processes have saved."""
         if self.ending:
+            # A launcher kills the other processes as soon as the first one leaves.
             self.trainer.accelerator.wait_for_everyone()
             raise Terminated(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")

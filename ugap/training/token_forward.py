@@ -1,7 +1,7 @@
-"""A forward pass that gives per-token quantities of the output head in the place of logits.
+"""A forward pass that returns per-token quantities of the output head instead of logits.
 
-The losses need them from inside `model(...)`: distributed wrappers prepare gradients, and gather sharded weights,
-around a call of the wrapped model and around nothing else.
+The losses need them from inside `model(...)`. Distributed wrappers prepare gradients and gather sharded weights around
+a call of the wrapped model, and nowhere else.
 """
 
 import functools
@@ -20,11 +20,11 @@ from ugap.scoring.head.lm_head import LMHead, backbone
 
 @dataclass(frozen=True)
 class TokenRequest:
-    """What is asked of a forward pass, for the `N` label positions of its batch that are not -100.
+    """What a forward pass returns for the `N` label positions of its batch that are not -100.
 
     Args:
-        hidden (`bool`): The hidden states `(N, H)` alone, for a reference.
-        head (`bool`): With them, a copy of the head as it is in that forward pass.
+        hidden (`bool`): Hidden states `(N, H)` alone, for a reference.
+        head (`bool`): With the hidden states, a copy of the head in that forward pass.
         gem_beta (`float`, *optional*): Also GEM's loss of every token, with this temperature of its target.
     """
 
@@ -36,20 +36,20 @@ class TokenRequest:
 def add_token_forward(model: PreTrainedModel, name: str) -> LMHead:
     """Let `model(..., labels=labels, tokens=TokenRequest())` return tensors of `N` tokens instead of logits.
 
-    They are `surprisal`, `entropy` (nats, differentiable), with a reference also `kl`, with `gem_beta` also `gem`. The
-    reference is `base_hidden` `(M, H)`, for the tokens of the rows that the mask `compared` `(B,)` names; where its
-    head is not the model's own, `within_base(compute, hidden)` calls `compute(head, hidden)` with the reference's head.
-    Without `tokens` the forward pass is what it was. A deep copy of the model runs its own weights.
+    The tensors are `surprisal` and `entropy` (nats, differentiable), with a reference also `kl`, with `gem_beta` also
+    `gem`. The reference is `base_hidden` `(M, H)`, for the tokens of the rows in the mask `compared` `(B,)`. If the
+    reference has another head, `within_base(compute, hidden)` calls `compute(head, hidden)` with that head. Without
+    `tokens`, the forward pass does not change. A deep copy of the model runs its own weights.
 
     Args:
-        model (`PreTrainedModel`): A causal language model; under PEFT the base model. It is changed in place.
-        name (`str`): How errors name it.
+        model (`PreTrainedModel`): A causal language model; under PEFT the base model. Changed in place.
+        name (`str`): Name in errors.
 
     Returns:
-        `LMHead`: How the model's hidden states become logits.
+        `LMHead`: The model's output head.
 
     Raises:
-        InputError: If the model's output head is of a kind that the scorer does not know.
+        InputError: If the kind of the model's output head is unknown.
     """
     recipe = LMHead.of(model, name)
     original = model.forward
@@ -65,7 +65,7 @@ def add_token_forward(model: PreTrainedModel, name: str) -> LMHead:
         **kwargs: Any,
     ) -> Any:
         if tokens is None:
-            # What was bound to the model that was copied would run that model.
+            # In a deep copy, `original` is still bound to the model that was copied.
             return original(*args, **kwargs) if self is model else type(self).forward(self, *args, **kwargs)
         labels = kwargs.pop("labels")[:, 1:]
         hidden = backbone(self)(*args, **{**kwargs, "use_cache": False}).last_hidden_state[:, :-1]

@@ -5,8 +5,8 @@ Design choices:
 - Scalars go through `transformers.Trainer.log`, past the `log` of TRL's trainers. TRL's `log` adds what it gathered
   since the last log, and empties it. An evaluation between two logs would cut those windows in pieces.
 - An evaluation runs when a step ends, the last one too: at the end of training most trackers have closed their run.
-- An evaluation leaves no trace in the training. It restores the state of the random generators, the mode of the model
-  and the flag that a log is due. A run with evaluations ends with the weights of one without.
+- An evaluation does not change the training. It restores the state of the random generators, the mode of the model and
+  the flag that a log is due. Runs with and without evaluations end with the same weights.
 - The log history holds the evaluations of a run, and every checkpoint holds the log history. A resumed run finds the
   first gap there, and reports what share of it is closed.
 """
@@ -45,47 +45,47 @@ PREFIX = "ugap/"
 
 
 class UncertaintyGapCallback(TrainerCallback):
-    """Logs how far the policy is from human uncertainty, by domain.
+    """Logs the policy's distance from human uncertainty, by domain.
 
     At every evaluation the policy continues the prefixes, and a frozen scorer reads its texts and those of people. The
     log gets these numbers (gaps are human less policy, paired by prefix, with 95% intervals):
 
-    | name | what |
+    | name | meaning |
     |---|---|
     | `ugap/{domain}/{measure}_gap`, `_gap_low`, `_gap_high` | the gap in `nll`, `entropy`, `pmi` and `deviation` |
     | `ugap/{domain}/{measure}_wasserstein` | distance between the distributions of the tokens |
-    | `ugap/{domain}/distinct_2`, `distinct_4`, `repetition` | of the policy; of people with `_human` behind it |
-    | `ugap/{domain}/gap_closed` | 1 less the size of the NLL gap as a share of that at the first evaluation |
-    | `ugap/{domain}/n_dropped` | excerpts left out because the policy (or the person) wrote too little |
-    | `ugap/facts/accuracy`, `accuracy_low`, `accuracy_high` | share of the probe's facts that it holds right |
+    | `ugap/{domain}/distinct_2`, `distinct_4`, `repetition` | of the policy; of people with the ending `_human` |
+    | `ugap/{domain}/gap_closed` | 1 less the ratio of the NLL gap's size to that at the first evaluation |
+    | `ugap/{domain}/n_dropped` | excerpts left out because a text is too short |
+    | `ugap/facts/accuracy`, `accuracy_low`, `accuracy_high` | share of right answers to the facts |
 
-    What cannot be estimated (an interval from a single source, say) is not logged. Transformers puts `train/` before
-    the names for wandb and TensorBoard. wandb also gets `ugap/calibration`, `ugap/distributions` and
+    A number that cannot be estimated, such as an interval from a single source, is not logged. Transformers puts
+    `train/` before the names for wandb and TensorBoard. wandb also gets `ugap/calibration`, `ugap/distributions` and
     `ugap/completions`, and `{output_dir}/ugap_gap.jsonl` holds a line for every evaluation.
 
     Args:
         trainer (`Trainer`): The trainer; add the callback to it by `trainer.add_callback(callback)`.
         excerpts (`Sequence[Excerpt]`): Held-out prefixes with their human continuations, of any number of domains,
             as `ugap.study.excerpts.cut_excerpts` cuts them.
-        scorer (`Scorer`, *optional*): The frozen scorer; by default the policy's base with the adapter disabled. A
-            full fine-tuning, which leaves no base, has to be given one.
+        scorer (`Scorer`, *optional*): The frozen scorer; by default the policy's base with the adapter disabled. Full
+            fine-tuning leaves no base and needs a scorer.
         facts (`Sequence[Fact]`, *optional*): Facts for the factual probe.
-        decoding (`Mapping[str, Any]`, *optional*): How the policy writes, see `ugap.study.decodings.DECODINGS`; by
+        decoding (`Mapping[str, Any]`, *optional*): Decoding of the policy, see `ugap.study.decodings.DECODINGS`; by
             default ancestral sampling.
         max_new_tokens (`int`, *optional*, defaults to `64`): Longest continuation in tokens.
-        eval_every (`int`, *optional*, defaults to `50`): Optimiser steps between evaluations; 0 evaluates only at the
-            start and at the end.
-        batch_size (`int`, *optional*, defaults to `16`): Prefixes that are continued at once. With several processes,
-            a domain should have several batches for them to share.
+        eval_every (`int`, *optional*, defaults to `50`): Optimiser steps between evaluations; 0 means at the start and
+            at the end alone.
+        batch_size (`int`, *optional*, defaults to `16`): Prefixes continued at once. Several processes share the
+            batches, so a domain should have several.
         seed (`int`, *optional*, defaults to `0`): Seed of draws and bootstrap, the same at every evaluation.
         table_rows (`int`, *optional*, defaults to `8`): Completions of each domain in the table for wandb.
 
     Attributes:
-        evaluations (`list[dict[str, float]]`): Every evaluation of this run: `step` and the logged numbers by name.
+        evaluations (`list[dict[str, float]]`): The evaluations of this run: `step` and the logged numbers by name.
 
     Raises:
-        InputError: If there is no frozen scorer, the excerpts are none or have an id twice, or a setting is out of
-            range. When training begins: if the policy's base cannot be the scorer, a human continuation cannot be
+        InputError: If there is no frozen scorer, there are no excerpts or two with one id, or a setting is out of
+            range. When training begins: if the policy's base cannot be the scorer, or a human continuation cannot be
             scored. At any evaluation: if logits are not finite.
 
     Example:
@@ -129,13 +129,14 @@ class UncertaintyGapCallback(TrainerCallback):
         self._scorer = scorer
         self._held_out: HeldOut | None = None
         _check_ids(self.excerpts, self.facts)
+        # A bad decoding should fail here, not after the first steps.
         generation_config(self.decoding, max_new_tokens=max_new_tokens)
         self._check_policy()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Read the human texts; evaluate for the first time, unless the resumed run has done so."""
+        """Score the human texts, and evaluate for the first time unless the run is resumed."""
         tokenizer = self._tokenizer()
         with self._undisturbed():
             self._held_out = HeldOut(
@@ -148,34 +149,34 @@ class UncertaintyGapCallback(TrainerCallback):
                 batch_size=self.batch_size,
                 seed=self.seed,
             )
-        self.evaluations = _looks(state.log_history)
+        self.evaluations = _evaluations_of(state.log_history)
         if self.evaluations:
             self._write(state)
         else:
             if state.global_step:
                 logger.warning("no evaluation in the run so far: the gap at step %d is the first", state.global_step)
-            self._look(args, state)
+            self._evaluate(args, state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Evaluate where it is due, and at the last step."""
+        """Evaluate every `eval_every` steps, and at the last step."""
         if control.should_training_stop or (self.eval_every and state.global_step % self.eval_every == 0):
-            self._look(args, state)
+            self._evaluate(args, state)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Evaluate for the last time where an evaluation or a log of the trainer has stopped the run."""
+        """Evaluate for the last time if an evaluation or a log of the trainer has stopped the run."""
         if control.should_training_stop:
-            self._look(args, state)
+            self._evaluate(args, state)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Evaluate once more if the last step was not evaluated, or if another step's weights were loaded since."""
+        """Evaluate once more if the last step was not evaluated, or if the weights of another step were loaded."""
         best = state.best_global_step if args.load_best_model_at_end else None
-        self._look(args, state, again=best not in (None, state.global_step))
+        self._evaluate(args, state, again=best not in (None, state.global_step))
 
-    def _look(self, args: TrainingArguments, state: TrainerState, *, again: bool = False) -> None:
+    def _evaluate(self, args: TrainingArguments, state: TrainerState, *, again: bool = False) -> None:
         if self.evaluations and self.evaluations[-1]["step"] == state.global_step and not again:
             return
         assert self._held_out is not None  # on_train_begin came first
@@ -191,20 +192,22 @@ class UncertaintyGapCallback(TrainerCallback):
             ) as unwrapped,
             evaluating(unwrapped),
         ):
-            task = bar.add_task(f"gap at step {state.global_step}", total=held_out.n_own)
+            task = bar.add_task(f"gap at step {state.global_step}", total=held_out.n_local)
+            # generate() of PEFT adds nothing: the adapter layers are in the base.
             policy = unwrapped.get_base_model() if isinstance(unwrapped, PeftModel) else unwrapped
             evaluation = held_out.evaluation(policy, lambda n: bar.advance(task, n))
         scalars = evaluation.scalars(self.seed)
         first = self.evaluations[0] if self.evaluations else scalars
         for domain in held_out.domains:
             name = f"{PREFIX}{domain}/nll_gap"
+            # A first gap of 0 leaves no share to close.
             if first.get(name) and name in scalars:
                 scalars[f"{PREFIX}{domain}/gap_closed"] = 1 - abs(scalars[name]) / abs(first[name])
-        earlier = [found for found in self.evaluations if found["step"] < state.global_step]
+        earlier = [one for one in self.evaluations if one["step"] < state.global_step]
         self.evaluations = [*earlier, {"step": state.global_step, **scalars}]
-        due = trainer.control.should_log
+        due = trainer.control.should_log  # Trainer.log clears it, and the trainer's own log has not come yet
         Trainer.log(trainer, dict(scalars))
-        trainer.control.should_log = due  # that was a log of its own, not the one that is due
+        trainer.control.should_log = due
         self._write(state)
         if "wandb" in args.report_to and state.is_world_process_zero:
             self._show(evaluation, state)
@@ -212,11 +215,12 @@ class UncertaintyGapCallback(TrainerCallback):
     def _write(self, state: TrainerState) -> None:
         if state.is_world_process_zero:
             lines = [json.dumps(evaluation, allow_nan=False) + "\n" for evaluation in self.evaluations]
+            # All lines anew: a resumed run drops evaluations after its checkpoint.
             with replacing(Path(self.trainer.args.output_dir) / EVALUATIONS_FILE) as temporary:
                 temporary.write_text("".join(lines), encoding="utf-8")
 
     def _show(self, evaluation: Evaluation, state: TrainerState) -> None:
-        """Plots and table for wandb; a training does not end for want of a picture."""
+        """Log plots and table to wandb. If they fail, the training goes on."""
         import wandb
 
         if wandb.run is None or wandb.run.disabled or self._held_out is None:
@@ -225,11 +229,12 @@ class UncertaintyGapCallback(TrainerCallback):
             with self._undisturbed(), tempfile.TemporaryDirectory() as folder:
                 media = wandb_media(evaluation.texts, self._held_out.human, evaluation.cells, self.table_rows, folder)
                 wandb.log({**media, "train/global_step": state.global_step})
+        # matplotlib and wandb raise errors of many kinds.
         except Exception as error:
             logger.warning("wandb has no plots of step %d: %s", state.global_step, error)
 
     def _tokenizer(self) -> Any:
-        # A processor of several kinds of input holds the tokenizer of its texts.
+        # A multimodal processor holds the tokenizer.
         return getattr(self.trainer.processing_class, "tokenizer", self.trainer.processing_class)
 
     def _check_policy(self) -> None:
@@ -250,9 +255,9 @@ class UncertaintyGapCallback(TrainerCallback):
                 )
         elif self._scorer is None and sharded:
             raise InputError("the policy is sharded over processes (FSDP): name a separate scorer for the gap")
-        own = policy.get_base_model() if isinstance(policy, PeftModel) else policy
-        if self._scorer is not None and self._scorer.model is own and not isinstance(self._scorer, SharedScorer):
-            raise InputError(f"scorer {self._scorer.name} is the policy itself, which does not stay as it is")
+        trained = policy.get_base_model() if isinstance(policy, PeftModel) else policy
+        if self._scorer is not None and self._scorer.model is trained and not isinstance(self._scorer, SharedScorer):
+            raise InputError(f"scorer {self._scorer.name} is the policy itself, which training changes")
         if self.facts and sharded:
             raise InputError(
                 "the policy is sharded over processes (FSDP): the factual probe cannot read it, drop facts"
@@ -260,7 +265,8 @@ class UncertaintyGapCallback(TrainerCallback):
 
     @contextmanager
     def _undisturbed(self) -> Iterator[None]:
-        """Python's, NumPy's and torch's random generators go on afterwards as if nothing had been."""
+        """Restore the random generators of Python, NumPy and torch after the block."""
+        # fork_rng restores the CPU generator and that of the listed devices.
         device = self.trainer.args.device
         python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002  (the state that others draw from)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -277,14 +283,14 @@ def _check_ids(excerpts: Sequence[Excerpt], facts: Sequence[Fact]) -> None:
     for kind, ids in (("excerpt", [excerpt.id for excerpt in excerpts]), ("fact", [fact.id for fact in facts])):
         twice = next((name for i, name in enumerate(ids) if name in ids[:i]), None)
         if twice is not None:
-            raise InputError(f"{kind} {twice!r} is there twice: each needs an id of its own")
+            raise InputError(f"{kind} {twice!r} is there twice: each needs its own id")
 
 
-def _looks(log_history: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
-    """The evaluations in the log history of a run that is resumed; of two at one step the later one."""
+def _evaluations_of(log_history: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
+    """The evaluations in the log history of a resumed run; of two at one step, the later one."""
     evaluations: dict[int, dict[str, float]] = {}
     for log in log_history:
         numbers = {name: value for name, value in log.items() if name.startswith(PREFIX)}
-        if any(name.endswith("/n_dropped") for name in numbers):  # every evaluation says it
+        if any(name.endswith("/n_dropped") for name in numbers):  # every evaluation has it
             evaluations[log["step"]] = {"step": log["step"], **numbers}
     return list(evaluations.values())

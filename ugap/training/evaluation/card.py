@@ -1,4 +1,4 @@
-"""The measured before and after in a model card."""
+"""The measured gap before and after training, in a model card."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,21 +15,21 @@ Evaluation = Mapping[str, float]
 class MeasuredCard:
     """A mixin for TRL's trainers: the model card ends with the first and the last evaluation of the gap callback.
 
-    It stands before the trainer among the bases. Without an [`UncertaintyGapCallback`][], or before it has
-    looked, the card is TRL's.
+    Put it before the trainer among the bases. Without an [`UncertaintyGapCallback`][], or before its first
+    evaluation, the card is TRL's.
     """
 
     def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
-        """Write `README.md` into the output folder, as TRL does, with the measured gap behind."""
+        """Write `README.md` into the output folder, as TRL does, and append the measured gap."""
         trainer: Any = self
         super().create_model_card(model_name=model_name, **kwargs)  # type: ignore[misc]
         callbacks = trainer.callback_handler.callbacks
-        gap = next((found for found in callbacks if isinstance(found, UncertaintyGapCallback)), None)
+        gap = next((one for one in callbacks if isinstance(one, UncertaintyGapCallback)), None)
         if gap is None or not gap.evaluations or not trainer.is_world_process_zero():
             return
         path = Path(trainer.args.output_dir) / "README.md"
         card = path.read_text(encoding="utf-8")
-        # TRL names a base model only if it is one of the Hub.
+        # TRL names a base model only if it comes from the Hub.
         base = Path(trainer.model.config.name_or_path).name
         card = card.replace("[None](https://huggingface.co/None)", base)
         with replacing(path) as temporary:
@@ -37,23 +37,23 @@ class MeasuredCard:
 
 
 def measured_section(gap: UncertaintyGapCallback) -> str:
-    """The section of the card: how it was measured, and the table of `before_and_after`."""
-    # A profile is a path of the machine that trained.
+    """The section of the card: the settings of the evaluations, and the table of `before_and_after`."""
+    # A profile can be a path of the machine that trained, so the card leaves it out.
     settings = ", ".join(f"{name} {value}" for name, value in gap.decoding.items() if name != "human_profile")
     n = len({excerpt.source for excerpt in gap.excerpts})
     return f"""\
 ## Human uncertainty, before and after
 
 On {len(gap.excerpts)} held-out prefixes from {n} texts: the policy's continuations ({settings or "ancestral sampling"},
-at most {gap.max_new_tokens} tokens) beside those of people, read by one frozen scorer. Gaps are human less policy, in
-nats per token, with 95% bootstrap intervals over texts. Distances are Wasserstein's, between the tokens of both.
+at most {gap.max_new_tokens} tokens) compared with those of people. One frozen scorer read both. Gaps are human less
+policy, in nats per token, with 95% bootstrap intervals over texts. Distances are Wasserstein distances between tokens.
 
 {before_and_after(gap.evaluations[0], gap.evaluations[-1])}
 """
 
 
 def before_and_after(first: Evaluation, last: Evaluation) -> str:
-    """Two evaluations side by side as a table in Markdown; what neither could estimate is left out.
+    """Two evaluations side by side as a table in Markdown, without rows that neither could estimate.
 
     Example:
         >>> first = {"step": 0, "ugap/creative/nll_gap": 0.8, "ugap/creative/nll_gap_low": 0.7,
@@ -63,6 +63,7 @@ def before_and_after(first: Evaluation, last: Evaluation) -> str:
         |---|---|---|
         | creative: gap in surprisal | +0.80 [+0.70, +0.90] | +0.10 |
     """
+    # A dict keeps the order of the domains.
     domains = dict.fromkeys(name.split("/")[1] for name in (*first, *last) if name.endswith("/nll_gap"))
     rows: list[tuple[str, ...]] = []
     for domain in domains:
@@ -78,8 +79,8 @@ def before_and_after(first: Evaluation, last: Evaluation) -> str:
             rows.append((f"{domain}: distance in {named}", *_plain((first, last), f"{name}_wasserstein")))
         for name, named in (("repetition", "repetition"), ("distinct_4", "distinct-4")):
             human = first.get(f"{start}/{name}_human", last.get(f"{start}/{name}_human"))
-            beside = "" if human is None else f" (people {human:.3f})"
-            rows.append((f"{domain}: {named}{beside}", *_plain((first, last), f"{start}/{name}")))
+            of_people = "" if human is None else f" (people {human:.3f})"
+            rows.append((f"{domain}: {named}{of_people}", *_plain((first, last), f"{start}/{name}")))
         closed = last.get(f"{start}/gap_closed")
         rows.append((f"{domain}: share of the surprisal gap closed", "", "" if closed is None else f"{closed:.0%}"))
     rows.append(("facts right", *(_interval(evaluation, "ugap/facts/accuracy", ".1%") for evaluation in (first, last))))

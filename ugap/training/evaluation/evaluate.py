@@ -1,13 +1,14 @@
-"""One evaluation of a policy: what it writes behind held-out prefixes, beside what people wrote there.
+"""One evaluation of a policy: its continuations of held-out prefixes, compared with those of people.
 
 Design choices:
 
 - The unit of work is a batch of one domain's prefixes. Its seed comes from the batch and not from the step. So
   evaluations at two steps draw with the same random numbers, and the difference between them is the policy's.
-- Processes share whole units: the texts, and so the numbers, do not depend on how many processes there are. All run
-  equally many units (the last ones may be run twice and kept once), because the forward passes of a sharded policy
-  wait for each other.
+- Processes share whole units, so the texts and the numbers do not depend on the number of processes. All processes run
+  equally many units, because the forward passes of a sharded policy wait for each other. Units that are run twice for
+  that are kept once.
 - A continuation that is empty or too short for a pair is left out and counted. Logits that are not finite end the run.
+- Nothing is kept on disk, as `ugap.study.continuations` does: the weights of a step never come back.
 """
 
 import math
@@ -23,15 +24,16 @@ from ugap.errors import InputError
 from ugap.scoring import Scorer, TokenScores
 from ugap.scoring.tokenise import encode
 from ugap.statistics import distinct_n, repetition
+from ugap.study.continuations import RAW
 from ugap.study.decodings import Settings
 from ugap.study.excerpts import Excerpt
 from ugap.study.gap.table import gap_table
 from ugap.study.generation import generate_continuations, seed_of
-from ugap.study.pairs import MIN_TOKENS, Cell, ScoredText, pair
+from ugap.study.pairs import HUMAN, MIN_TOKENS, Cell, ScoredText, pair
 from ugap.study.probes.facts import FactResult, accuracies, contrastive
 
-HUMAN, POLICY = "human", "policy"
-# What is logged of the measures of a study: the others follow from these or are for texts of several tokenizers.
+POLICY = "policy"
+# The logged measures of a study. The others follow from these, or compare texts of several tokenizers.
 MEASURES = ("nll", "entropy", "pmi", "deviation")
 
 Advance = Callable[[int], object]
@@ -39,7 +41,7 @@ Advance = Callable[[int], object]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one evaluation found.
+    """The result of one evaluation.
 
     Args:
         texts (`list[ScoredText]`): The policy's continuations that could be scored, in the order of the excerpts.
@@ -54,33 +56,34 @@ class Evaluation:
     facts: FactResult | None
 
     def scalars(self, seed: int) -> dict[str, float]:
-        """The numbers of this evaluation by the names that they are logged by; what could not be estimated is left out.
+        """The numbers of this evaluation by their names in the log, without those that could not be estimated.
 
         Args:
             seed (`int`): Seed of the bootstrap.
         """
-        found: dict[str, float] = {}
+        scalars: dict[str, float] = {}
         for row in gap_table(self.cells, seed=seed):
             if row["measure"] not in MEASURES:
                 continue
             name = f"ugap/{row['domain']}/{row['measure']}"
-            found[f"{name}_gap"] = row["gap"]
-            found[f"{name}_gap_low"], found[f"{name}_gap_high"] = row["ci95"]
-            found[f"{name}_wasserstein"] = float(row["wasserstein"])
+            scalars[f"{name}_gap"] = row["gap"]
+            scalars[f"{name}_gap_low"], scalars[f"{name}_gap_high"] = row["ci95"]
+            scalars[f"{name}_wasserstein"] = float(row["wasserstein"])
         for cell in self.cells:
             for of, side in (("", cell.generated), ("_human", cell.human)):
+                # Pairs are cut to one number of tokens: measure the same part of the text.
                 shown = [scores.text[: int(scores.offsets[-1, 1])] for scores in side]
                 for n in (2, 4):
-                    found[f"ugap/{cell.domain}/distinct_{n}{of}"] = distinct_n(shown, n)
+                    scalars[f"ugap/{cell.domain}/distinct_{n}{of}"] = distinct_n(shown, n)
                 repeated = repetition([scores.token_ids.tolist() for scores in side])
-                found[f"ugap/{cell.domain}/repetition{of}"] = repeated
+                scalars[f"ugap/{cell.domain}/repetition{of}"] = repeated
         for domain, n in self.n_dropped.items():
-            found[f"ugap/{domain}/n_dropped"] = n
+            scalars[f"ugap/{domain}/n_dropped"] = n
         if self.facts is not None:
             overall = accuracies([self.facts])[0]
-            found["ugap/facts/accuracy"] = overall.accuracy
-            found["ugap/facts/accuracy_low"], found["ugap/facts/accuracy_high"] = overall.ci95
-        return {name: value for name, value in found.items() if math.isfinite(value)}
+            scalars["ugap/facts/accuracy"] = overall.accuracy
+            scalars["ugap/facts/accuracy_low"], scalars["ugap/facts/accuracy_high"] = overall.ci95
+        return {name: value for name, value in scalars.items() if math.isfinite(value)}
 
 
 @dataclass(frozen=True)
@@ -91,23 +94,23 @@ class _Unit:
 
 
 class HeldOut:
-    """Held-out prefixes, what people wrote there, and the frozen scorer that reads it.
+    """Held-out prefixes with their human continuations, and the frozen scorer of both sides.
 
     Args:
         excerpts (`Sequence[Excerpt]`): Prefixes and human continuations, of any number of domains.
         scorer (`Scorer`): The frozen scorer.
         tokenizer (`PreTrainedTokenizerBase`): Tokenizer of the policy.
-        facts (`Sequence[Fact]`): Facts that the policy is asked; may be empty.
-        decoding (`Mapping[str, Any]`): How the policy writes, see `ugap.study.decodings.DECODINGS`.
+        facts (`Sequence[Fact]`): Facts to ask the policy; may be empty.
+        decoding (`Mapping[str, Any]`): Decoding of the policy, see `ugap.study.decodings.DECODINGS`.
         max_new_tokens (`int`): Longest continuation in tokens.
-        batch_size (`int`): Prefixes that are continued at once.
+        batch_size (`int`): Prefixes continued at once.
         seed (`int`): Seed of the draws, the same at every evaluation.
 
     Attributes:
         human (`dict[str, ScoredText]`): The human continuations by the id of their excerpt.
 
     Raises:
-        InputError: If a human continuation cannot be scored, or all of a domain are too short; the message names it.
+        InputError: If a human continuation cannot be scored, or all of a domain are too short.
     """
 
     def __init__(
@@ -128,6 +131,7 @@ class HeldOut:
         self._units: list[_Unit] = []
         for domain in self.domains:
             members = [excerpt for excerpt in excerpts if excerpt.domain == domain]
+            # A unit has one domain, because decodings can aim at the level of one.
             for number, begin in enumerate(range(0, len(members), batch_size)):
                 self._units.append(_Unit(number, domain, members[begin : begin + batch_size]))
         self.human: Mapping[str, ScoredText] = {text.id: text for text in self._together(self._read_people)}
@@ -136,10 +140,10 @@ class HeldOut:
                 raise InputError(f"domain {domain!r}: no human continuation has {MIN_TOKENS} tokens")
 
     def evaluation(self, policy: PreTrainedModel, advance: Advance | None = None) -> Evaluation:
-        """Let the policy continue the prefixes and answer the facts; the same result in every process.
+        """Let the policy continue the prefixes and answer the facts. Every process gets the same result.
 
         Args:
-            policy (`PreTrainedModel`): The policy in eval mode; of a PEFT model its base, with the adapter in it.
+            policy (`PreTrainedModel`): The policy in eval mode; for a PEFT model, its base with the adapter layers.
             advance (`Callable[[int], object]`, *optional*): Called with the number of prefixes and facts done since
                 the last call.
 
@@ -155,6 +159,7 @@ class HeldOut:
 
         texts = self._together(work)
         cells = pair([*self.human.values(), *texts])
+        # A domain whose excerpts were all dropped has no cell.
         paired = {cell.domain: len(cell.human) for cell in cells}
         n_dropped = {
             domain: sum(excerpt.domain == domain for excerpt in self.excerpts) - paired.get(domain, 0)
@@ -163,27 +168,28 @@ class HeldOut:
         return Evaluation(texts, cells, n_dropped, self._ask(policy, advance) if self.facts else None)
 
     @property
-    def n_own(self) -> int:
-        """How many prefixes and facts this process goes through at an evaluation."""
+    def n_local(self) -> int:
+        """Number of prefixes and facts of this process at an evaluation."""
         state = PartialState()
         facts = self.facts[state.process_index :: state.num_processes]
-        return sum(len(unit.excerpts) for unit, _ in self._own_units()) + len(facts)
+        return sum(len(unit.excerpts) for unit, _ in self._local_units()) + len(facts)
 
-    def _own_units(self) -> list[tuple[_Unit, bool]]:
-        """Units of this process, equally many in all, and whether their texts are to be kept."""
+    def _local_units(self) -> list[tuple[_Unit, bool]]:
+        """Units of this process, equally many in all processes, and whether their texts count."""
         state = PartialState()
+        # Rounded up; the modulo below gives idle processes a unit that others have too.
         rounds = -(-len(self._units) // state.num_processes)
-        places = [state.process_index + k * state.num_processes for k in range(rounds)]
-        return [(self._units[place % len(self._units)], place < len(self._units)) for place in places]
+        numbers = [state.process_index + k * state.num_processes for k in range(rounds)]
+        return [(self._units[number % len(self._units)], number < len(self._units)) for number in numbers]
 
     def _together(self, work: Callable[[_Unit], list[ScoredText]]) -> list[ScoredText]:
-        """What all processes make of their units, in the order of the excerpts."""
-        made: list[ScoredText] = []
-        for unit, kept in self._own_units():
+        """The texts of all processes' units, in the order of the excerpts."""
+        local: list[ScoredText] = []
+        for unit, kept in self._local_units():
             texts = work(unit)
-            made += texts if kept else []
-        place = {excerpt.id: i for i, excerpt in enumerate(self.excerpts)}
-        return sorted(gather_object(made), key=lambda text: place[text.id])
+            local += texts if kept else []
+        order = {excerpt.id: i for i, excerpt in enumerate(self.excerpts)}
+        return sorted(gather_object(local), key=lambda text: order[text.id])
 
     def _read_people(self, unit: _Unit) -> list[ScoredText]:
         return self._scored(unit.excerpts, [excerpt.human for excerpt in unit.excerpts], HUMAN)
@@ -191,7 +197,7 @@ class HeldOut:
     def _read_policy(self, unit: _Unit, policy: PreTrainedModel) -> list[ScoredText]:
         prefixes = [excerpt.prefix for excerpt in unit.excerpts]
         plain = self.tokenizer(prefixes, add_special_tokens=False, split_special_tokens=True)
-        # The policy's own BOS: a scorer of another family has another one.
+        # The BOS of the policy's tokenizer: a scorer of another family has another BOS.
         bos = [self.tokenizer.bos_token_id] if self.tokenizer.bos_token_id is not None else []
         written = generate_continuations(
             policy,
@@ -204,6 +210,7 @@ class HeldOut:
             names=[_name(excerpt, POLICY) for excerpt in unit.excerpts],
         )
         pairs = list(zip(unit.excerpts, written, strict=True))
+        # The scorer's own errors would end the run.
         kept = [(excerpt, text) for excerpt, text in pairs if self._can_be_scored(text, excerpt)]
         return self._scored([excerpt for excerpt, _ in kept], [text for _, text in kept], POLICY)
 
@@ -227,7 +234,7 @@ class HeldOut:
                 source=excerpt.source,
                 domain=excerpt.domain,
                 model=POLICY,
-                prompting="raw",
+                prompting=RAW,
                 decoding=author,
                 scorer=self.scorer.name,
                 prefix=excerpt.prefix,
@@ -238,8 +245,9 @@ class HeldOut:
 
     def _ask(self, policy: PreTrainedModel, advance: Advance | None) -> FactResult:
         state = PartialState()
-        own = self.facts[state.process_index :: state.num_processes]
-        result = contrastive(Scorer(policy, self.tokenizer), own, advance=advance)
+        local = self.facts[state.process_index :: state.num_processes]
+        result = contrastive(Scorer(policy, self.tokenizer), local, advance=advance)
+        # By id, because processes took every n-th fact.
         answers = gather_object(list(zip(result.ids, result.said, result.right.tolist(), strict=True)))
         by_id = {name: (said, right) for name, said, right in answers}
         said, right = zip(*(by_id[fact.id] for fact in self.facts), strict=True)

@@ -1,10 +1,10 @@
-"""What an evaluation shows in Weights & Biases beside its scalars: two plots and a table of completions.
+"""Two plots and a table of completions in Weights & Biases, for each evaluation.
 
 Design choices:
 
-- The table has the same prefixes at every evaluation. Behind each token stands its surprisal, as text: the column can
+- The table has the same prefixes at every evaluation. Each token is followed by its surprisal, as text: the column can
   be read, searched and downloaded like any other.
-- Both plots show tokens of paired texts, cut to one length, as the gaps do.
+- Both plots show the tokens of paired texts, cut to one length, like the gaps.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,9 +18,9 @@ from ugap.report.figure import FAINT, INK, framed, ordered_colours, wrapped
 from ugap.report.plots import Points, plot_calibration
 from ugap.scoring import TokenScores
 from ugap.study.measures import token_values
-from ugap.study.pairs import Cell, ScoredText
+from ugap.study.pairs import HUMAN, Cell, ScoredText
 from ugap.terminal import visible
-from ugap.training.evaluation.evaluate import HUMAN, POLICY
+from ugap.training.evaluation.evaluate import POLICY
 
 COLUMNS = ("domain", "prefix", "human", "completion", "nll", "nll_human", "surprisal")
 AXES = {
@@ -34,18 +34,20 @@ TAIL = 0.005
 def wandb_media(
     texts: Sequence[ScoredText], human: Mapping[str, ScoredText], cells: Sequence[Cell], n_rows: int, folder: str | Path
 ) -> dict[str, Any]:
-    """Plots and table of an evaluation, to be logged while `folder` is there.
+    """Plots and table of an evaluation. Log them before `folder` is removed.
 
     Args:
-        texts (`Sequence[ScoredText]`): What the policy wrote.
+        texts (`Sequence[ScoredText]`): The policy's texts.
         human (`Mapping[str, ScoredText]`): The human continuations by id.
         cells (`Sequence[Cell]`): Their pairs, by domain.
         n_rows (`int`): Completions of each domain in the table.
-        folder (`str` or `Path`): Where the plots are written.
+        folder (`str` or `Path`): Folder for the plots.
     """
+    # An optional extra, imported where it is used.
     import wandb
 
     media: dict[str, Any] = {"ugap/completions": wandb.Table(list(COLUMNS), completions(texts, human, n_rows))}
+    # Without a pair there is nothing to plot.
     if cells:
         folder = Path(folder)
         curves = {cell.domain: {HUMAN: _points(cell.human), POLICY: _points(cell.generated)} for cell in cells}
@@ -68,7 +70,7 @@ def completions(texts: Sequence[ScoredText], human: Mapping[str, ScoredText], n_
 
 
 def spelt_surprisal(scores: TokenScores) -> str:
-    """The text with the surprisal in nats behind every token.
+    """The text with the surprisal in nats after every token.
 
     Example:
         >>> row = np.array([6.1, 0.2, np.nan], np.float32)
@@ -114,6 +116,7 @@ def plot_tokens(cells: Sequence[Cell], path: str | Path) -> None:
 
 
 def _draw_shares(axes: Axes, sides: Mapping[str, np.ndarray]) -> None:
+    # A few extreme tokens would squeeze the rest of the curve.
     low, high = np.quantile(np.concatenate(list(sides.values())), [TAIL, 1 - TAIL]).tolist()
     grid = np.linspace(low, high, 400)
     evaluations: dict[str, dict[str, Any]] = {
@@ -121,6 +124,7 @@ def _draw_shares(axes: Axes, sides: Mapping[str, np.ndarray]) -> None:
         POLICY: {"color": ordered_colours(1)[0], "linewidth": 1.5},
     }
     for name, values in sides.items():
+        # Share of values above x, from the sorted values.
         share = 1 - np.searchsorted(np.sort(values), grid, side="right") / len(values)
         axes.plot(grid, 100 * share, label=f"{values.mean():.2f}  {name}", **evaluations[name])
     axes.grid(color=FAINT, linewidth=0.8)

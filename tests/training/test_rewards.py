@@ -249,6 +249,28 @@ def test_the_human_level_of_a_prompt(reward, scorer, human_texts, human_profile)
     assert own != level
 
 
+def test_a_batch_is_scored_in_one_pass(reward, scorer, human_texts, monkeypatch):
+    """Completions and human completions together; drawn ids again only where the text has other ids."""
+    scored = []
+    run_all = scorer._run_all
+    monkeypatch.setattr(scorer, "_run_all", lambda requests, *args: scored.append(requests) or run_all(requests, *args))
+    prompt = scorer.tokenizer(f"<bos>{PROMPT}")["input_ids"]
+    details = reward.judge([prompt] * 2, human_texts[:2], [human_texts[2], None])
+    assert len(scored) == 1
+    assert [one.human_level for one in details] == reward.human_levels([prompt] * 2, [human_texts[2], None])
+    ids = [one.token_ids for one in details]
+    assert ids[0] == scorer.tokenizer(human_texts[0], add_special_tokens=False)["input_ids"]
+    assert reward.token_nlls([prompt] * 2, ids, details) == [one.nll for one in details]
+    assert len(scored) == 1
+    letters = [i for letter in "once" for i in scorer.tokenizer(letter, add_special_tokens=False)["input_ids"]]
+    known, other, none = reward.token_nlls([prompt] * 3, [ids[0], letters, []], [*details, None])
+    (requests,) = scored[1:]
+    assert [request.token_ids for request in requests] == [letters]
+    assert known == details[0].nll
+    assert other == pytest.approx(run_all(requests, False)[1][0].mean())
+    assert math.isnan(none)
+
+
 def test_what_cannot_be_compared_is_refused(reward, human_profile, make_model, tokenizer, human_texts):
     other = Scorer(make_model("phi"), tokenizer, name="another")
     with pytest.raises(InputError, match="was fitted with 'tiny'"):

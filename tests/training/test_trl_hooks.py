@@ -1,10 +1,11 @@
-"""The private hooks of TRL that our trainers take for granted, by name and arguments: one that moves fails here."""
+"""The private hooks of TRL that our trainers rely on, by name and arguments: a hook that moves fails here."""
 
 import inspect
 
 import pytest
 from transformers import Trainer
 from trl import DPOTrainer, GRPOConfig, GRPOTrainer, RLOOTrainer, SFTConfig, SFTTrainer
+from trl.extras.profiling import profiling_context
 from trl.models import unwrap_model_for_generation
 
 HOOKS = [
@@ -19,6 +20,7 @@ HOOKS = [
     ),
     (GRPOTrainer, "_tokenize_prompts", ["prompts"]),
     (GRPOTrainer, "_log_metric", ["name", "value"]),
+    (GRPOTrainer, "_log_completion_extra", ["column", "values"]),
     (GRPOTrainer, "_save_checkpoint", ["model", "trial"]),
     (GRPOTrainer, "_load_optimizer_and_scheduler", ["checkpoint"]),
     (SFTTrainer, "_set_signature_columns_if_needed", []),
@@ -42,8 +44,8 @@ HOOKS = [
 
 @pytest.mark.parametrize(("trainer", "name", "arguments"), HOOKS, ids=[f"{t.__name__}.{n}" for t, n, _ in HOOKS])
 def test_the_hook_is_there(trainer, name, arguments):
-    found = list(inspect.signature(getattr(trainer, name)).parameters)
-    assert [argument for argument in arguments if argument not in found] == []
+    parameters = list(inspect.signature(getattr(trainer, name)).parameters)
+    assert [argument for argument in arguments if argument not in parameters] == []
 
 
 def test_the_settings_are_there():
@@ -61,6 +63,19 @@ def test_the_settings_are_there():
 def test_grpo_scales_its_own_loss_and_sft_leaves_it_to_the_trainer():
     assert GRPOTrainer.loss_is_scaled_for_ga is True
     assert "loss_is_scaled_for_ga" in inspect.getsource(Trainer.training_step)
-    assert "_pending_extra_logs" in inspect.getsource(GRPOTrainer._log_completion_extra)
-    assert "reward_weights" in inspect.getsource(GRPOTrainer.__init__)
-    assert "eos_token_ids" in inspect.getsource(GRPOTrainer.__init__)
+    source = inspect.getsource(GRPOTrainer.__init__)
+    for name in ("reward_funcs", "reward_func_names", "reward_weights", "environments", "eos_token_ids", "_logs"):
+        assert f"self.{name} = " in source
+    # Our trainer calls the rewards itself, with what TRL's own method hands over.
+    source = inspect.getsource(GRPOTrainer._calculate_rewards)
+    for name in (
+        "prompts",
+        "completions",
+        "completion_ids",
+        "trainer_state",
+        "log_extra",
+        "log_metric",
+        "environments",
+    ):
+        assert f"{name}=" in source or f'["{name}"]' in source
+    assert list(inspect.signature(profiling_context).parameters)[:2] == ["trainer", "name"]

@@ -310,7 +310,7 @@ class TestImport:
             (["cli.arguments"], ["torch", "numpy", "transformers", "trl"]),
             (["study.named"], ["torch", "numpy", "accelerate"]),
         ],
-        ids=" ".join,
+        ids=lambda names: names[0],
     )
     def test_names_load_no_more_than_they_need(self, names, heavy):
         imported = [name.partition(".") for name in names]

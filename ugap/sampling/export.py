@@ -84,6 +84,7 @@ def export_custom_generate(
     try:
         if folder.exists() and not _may_be_written(folder):
             raise InputError(f"{folder}: is there already and was not made by this export: choose another folder")
+        # `generate.py` is the last of them: a folder without it cannot be used half written.
         for path, content in files.items():
             with replacing(path) as temporary:
                 temporary.write_bytes(content)

@@ -125,6 +125,7 @@ def _profile() -> HumanProfile:
     return _loaded(name)
 
 
+# Read once: every request that arrives is checked against the profile.
 @lru_cache(maxsize=1)
 def _loaded(name: str) -> HumanProfile:
     return HumanProfile.load(name)
@@ -165,6 +166,7 @@ class Requests:
     def __init__(self, profile: HumanProfile, device: torch.device | str, suppress_tokens: Sequence[int] = ()):
         self._profile, self._device, self._suppress_tokens = profile, device, suppress_tokens
         self._samplers: dict[int, HumanSampler] = {}  # by slot; requests with the same settings share one
+        # Weak: a sampler ends with its last request.
         self._shared: WeakValueDictionary[Request, HumanSampler] = WeakValueDictionary()
         self._states = torch.zeros(len(State._fields), 0, device=device)  # (fields, slots)
         self._steps: dict[int, tuple[Step, int]] = {}  # by slot: the last step and its row in the step

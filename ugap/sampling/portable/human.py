@@ -271,6 +271,7 @@ class HumanSampler:
 
 def checked_weight(weight: float) -> float:
     """`weight` as a float; ValueError if it is no number in [0, 1]."""
+    # A bool is an int: `True` would pass as a weight of 1.
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
         raise ValueError(f"weight: expected a number in [0, 1], got {weight!r}")
     if not 0 <= weight <= 1:

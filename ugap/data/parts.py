@@ -76,6 +76,7 @@ class PartStore:
         self.folder = Path(folder)
         self.schema = schema.remove_metadata()
         self.folder.mkdir(parents=True, exist_ok=True)
+        # Through JSON and back, tuples are lists as in the file that they are compared with.
         self._check_settings(json.loads(json.dumps(dict(settings))))
 
     def done(self, key: str) -> bool:
@@ -95,6 +96,7 @@ class PartStore:
         schema = self.schema.with_metadata({_KEY: key.encode(), _ROWS: str(len(rows)).encode()})
         table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
         with replacing(self._path(key)) as temporary:
+            # Without checksums a flipped bit of a float would read as another number.
             pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
     def read(self, key: str) -> list[dict[str, Any]]:
@@ -145,6 +147,7 @@ class PartStore:
 
     def _path(self, key: str) -> Path:
         readable = re.sub(r"[^a-z0-9]+", "-", key.lower()).strip("-")[:48]
+        # A person finds the part by its readable half; the hash keeps keys apart that read alike.
         return self.folder / f"{readable}-{hashlib.sha256(key.encode()).hexdigest()[:32]}{_SUFFIX}"
 
     def _finished(self, key: str) -> pa.Table:

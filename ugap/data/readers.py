@@ -121,7 +121,7 @@ def _read_jsonl(path: Path, required: Sequence[str]) -> Iterator[tuple[int, Reco
                         line = file.readline(2**20)
                 continue
             if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
+                line = line.removeprefix(b"\xef\xbb\xbf")  # the byte order mark that Windows editors write
             if line.strip():
                 yield number, _parse_json(line, required)
 
@@ -135,7 +135,7 @@ def _parse_json(line: bytes, required: Sequence[str]) -> Record:
         return BadRow(f"NUL byte at character {text.index(chr(0)) + 1}")
     try:
         record = json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # thousands of nested brackets exhaust the stack
         return BadRow(f"invalid JSON: {one_line(error)}")
     if not isinstance(record, dict):
         return BadRow(f"a JSON object was expected, not {type(record).__name__}")
@@ -147,7 +147,7 @@ def _parse_json(line: bytes, required: Sequence[str]) -> Record:
 
 def _read_csv(path: Path, required: Sequence[str], optional: Sequence[str]) -> Iterator[tuple[int, Record]]:
     number = 0
-    previous_limit = csv.field_size_limit(_MAX_LINE)
+    previous_limit = csv.field_size_limit(_MAX_LINE)  # of the whole process, so it is put back
     try:
         with _open(path) as file, io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="") as text:
             rows = csv.reader(_csv_lines(text), strict=True)
@@ -254,15 +254,15 @@ def _offline() -> Iterator[None]:
     import datasets
     import huggingface_hub.constants
 
-    places: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
-    before = [place.HF_HUB_OFFLINE for place in places]
-    for place in places:
-        place.HF_HUB_OFFLINE = True
+    modules: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
+    before = [module.HF_HUB_OFFLINE for module in modules]
+    for module in modules:
+        module.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
-        for place, value in zip(places, before, strict=True):
-            place.HF_HUB_OFFLINE = value
+        for module, value in zip(modules, before, strict=True):
+            module.HF_HUB_OFFLINE = value
 
 
 def _batched(
@@ -281,9 +281,10 @@ def _batched(
 
 
 def _arrow_values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
-    if pa.types.is_dictionary(column.type):
+    if pa.types.is_dictionary(column.type):  # repeated strings that are stored once, such as pandas' categories
         column = column.cast(column.type.value_type)
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        # Arrow does not check UTF-8: to_pylist() of strings would raise at the first bad row and lose the others.
         binary = column.cast(pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary())
         return [None if value is None else value.decode("utf-8", "surrogateescape") for value in binary.to_pylist()]
     return column.to_pylist()

@@ -130,7 +130,7 @@ def load_texts(
             row_domain = _name(_string(record, domain_column), domain_column) if domain is None else domain
             if limit is not None and taken[row_domain] >= limit:
                 if domain is not None:
-                    break
+                    break  # all rows are of one domain: the rest of a large file need not be read
                 continue
             row_id = _id(record, id_column, number)
             if row_id in row_of_id:
@@ -188,7 +188,7 @@ def _id(record: Mapping[str, Any], column: str, number: int) -> str:
     value = record.get(column)
     if value is None or value == "":
         return str(number)
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if isinstance(value, bool) or not isinstance(value, str | int | float):  # a bool is an int to Python
         raise _RowError(f"column {column!r} holds {type(value).__name__}, not a string or a number")
     if isinstance(value, float) and not math.isfinite(value):
         raise _RowError(f"column {column!r} holds {value}, not a string or a number")

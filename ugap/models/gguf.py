@@ -53,8 +53,8 @@ def read_gguf(path: Path, dtype: torch.dtype = torch.float32) -> tuple[PreTraine
 
 
 def _check_metadata(path: Path, numbers: Mapping[str, Any], n_tensors: int) -> None:
-    known = ((_SIZES.get(key.partition(".")[2]), number) for key, number in numbers.items())
-    sizes = {name: number for name, number in known if name is not None}
+    named = ((_SIZES.get(key.partition(".")[2]), number) for key, number in numbers.items())
+    sizes = {name: number for name, number in named if name is not None}
     check_sizes(str(path), sizes, n_tensors=n_tensors, n_bytes=path.stat().st_size)
 
 
@@ -79,6 +79,7 @@ def convert_gguf(path: Path, folder: Path, *, bos_token: str | None = None, sing
     if single_digits:
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
         digits = pre_tokenizers.Digits(individual_digits=True)
+        # Digits first: the byte-level split would join a digit with the space before it.
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
     with quiet_transformers():
         tokenizer.save_pretrained(folder)

@@ -40,8 +40,8 @@ def read_numbers(path: Path) -> tuple[dict[str, Any], int]:
     if walk.number("I") & 0xFFFF == 0:  # the version, a small number
         walk.order = ">"
     n_tensors, n_keys = walk.number("Q"), walk.number("Q")
-    found = ((walk.string(), walk.value(walk.number("I"))) for _ in range(n_keys))
-    return {key: value for key, value in found if value is not None}, n_tensors
+    entries = ((walk.string(), walk.value(walk.number("I"))) for _ in range(n_keys))
+    return {key: value for key, value in entries if value is not None}, n_tensors
 
 
 class _Walk:
@@ -63,7 +63,7 @@ class _Walk:
 
     def string(self) -> str:
         length = self.number("Q")
-        self.skip(length)
+        self.skip(length)  # before the read, which would cut a damaged length short in silence
         return bytes(self.data[self.at - length : self.at]).decode("utf-8", "replace")
 
     def value(self, kind: int) -> Any:

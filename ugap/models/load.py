@@ -155,10 +155,10 @@ def _from_pretrained(
 
 def _check_causal(name: str, config: PreTrainedConfig) -> None:
     """Refuse what transformers would accept as a causal model though it reads both ways or has no such head."""
-    remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
-    encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.to_dict().get("is_decoder")
-    if not (known or remote) or config.is_encoder_decoder or (encoder and not remote):
+    has_remote_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    is_causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    is_encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.to_dict().get("is_decoder")
+    if not (is_causal or has_remote_code) or config.is_encoder_decoder or (is_encoder and not has_remote_code):
         raise InputError(f"{name}: not a causal language model: its type is {config.model_type!r}")
 
 
@@ -195,5 +195,5 @@ def _ready_tokenizer(name: str, tokenizer: PreTrainedTokenizerFast) -> PreTraine
         raise InputError(f"{name}: its tokenizer's model_max_length is {tokenizer.model_max_length!r}, not a number")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "left"
+    tokenizer.padding_side = "left"  # generate() continues after the last column
     return tokenizer

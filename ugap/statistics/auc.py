@@ -14,10 +14,9 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
-import scipy  # its `stats` loads at first use, in a third of a second
 from numpy.typing import ArrayLike
 
-from ugap.statistics.bootstrap import FEWEST_SOURCES, LEVEL, FloatArray, Sources, column
+from ugap.statistics.bootstrap import FEWEST_SOURCES, FloatArray, Sources, column, critical_value
 from ugap.statistics.proportions import wilson
 
 
@@ -78,11 +77,11 @@ def auc(
     of_x, of_y = ([index.setdefault(source, len(index)) for source in s] for s in (sources_higher, sources_lower))
     n = len(index)
     wins = (x[:, None] > y) + 0.5 * (x[:, None] == y)  # (n, m)
-    member_x, member_y = np.eye(n)[of_x], np.eye(n)[of_y]  # (n, G), (m, G)
+    member_x, member_y = np.eye(n)[of_x], np.eye(n)[of_y]  # (n, G), (m, G): rows that point at their source
     pairs = member_x.T @ wins @ member_y  # (G, G): what the texts of one source win against those of another
     estimate = float(wins.mean())
-    found = _interval(pairs, member_x.sum(0), member_y.sum(0), estimate, resamples, seed) if n > 1 else (np.nan, np.nan)
-    return Auc((len(x), len(y)), n, estimate, found)
+    ends = _interval(pairs, member_x.sum(0), member_y.sum(0), estimate, resamples, seed) if n > 1 else (np.nan, np.nan)
+    return Auc((len(x), len(y)), n, estimate, ends)
 
 
 def _interval(
@@ -93,17 +92,13 @@ def _interval(
         low, high = wilson(n * estimate, n)
         return low, high
     error = float(np.sqrt(_replicates(np.ones((1, n)), pairs, of_x, of_y)[1][0]))
-    critical = np.inf
+    shift = variance = np.zeros(0)
     if n >= FEWEST_SOURCES:
         weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
         value, variance = _replicates(weights, pairs, of_x, of_y)
-        known = np.isfinite(value)  # a resample without a text of one kind says nothing
-        spread = known & (np.sqrt(variance) > 1e-9 * error)
-        t = np.full(resamples, np.inf)
-        t[spread] = np.abs(value[spread] - estimate) / np.sqrt(variance[spread])
-        critical = float(np.quantile(t[known], LEVEL, method="inverted_cdf"))
-    if not np.isfinite(critical):
-        critical = float(scipy.stats.t.ppf((1 + LEVEL) / 2, n - 1))
+        defined = np.isfinite(value)  # a resample without a text of one kind says nothing
+        shift, variance = value[defined] - estimate, variance[defined]
+    critical = critical_value(shift, variance, error, n)
     return max(estimate - critical * error, 0.0), min(estimate + critical * error, 1.0)
 
 

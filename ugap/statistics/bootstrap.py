@@ -175,7 +175,7 @@ def interval(groups: Sequence[Group], *, resamples: int, seed: int) -> tuple[flo
     size = max(float(np.abs(part.source_means).max()) for group in groups for part in group.clusters)
     if error <= 1e-12 * size:  # the sources agree up to rounding
         return estimate, estimate
-    critical = float("inf")
+    shift = variance = np.zeros(0)
     if fewest >= FEWEST_SOURCES:
         rng = np.random.default_rng(seed)
         shift, variance = np.zeros(resamples), np.zeros(resamples)
@@ -183,10 +183,21 @@ def interval(groups: Sequence[Group], *, resamples: int, seed: int) -> tuple[flo
             group_shift, group_variance = group.replicates(rng, resamples)
             shift += group_shift
             variance += group_variance
-        spread = np.sqrt(variance) > 1e-9 * error
-        t = np.full(resamples, np.inf)
-        t[spread] = np.abs(shift[spread]) / np.sqrt(variance[spread])
-        critical = float(np.quantile(t, LEVEL, method="inverted_cdf"))
-    if not np.isfinite(critical):
-        critical = float(scipy.stats.t.ppf((1 + LEVEL) / 2, fewest - 1))
+    critical = critical_value(shift, variance, error, fewest)
     return estimate - critical * error, estimate + critical * error
+
+
+def critical_value(shift: FloatArray, variance: FloatArray, error: float, n_sources: int) -> float:
+    """How many standard errors the symmetric bootstrap-t interval reaches to either side.
+
+    Args:
+        shift (`np.ndarray` of shape `(resamples,)`): Resampled estimates less the estimate.
+        variance (`np.ndarray` of shape `(resamples,)`): Their jackknife variances.
+        error (`float`): Standard error of the estimate.
+        n_sources (`int`): Sources, for Student's t where resamples do not give a value.
+    """
+    spread = np.sqrt(variance) > 1e-9 * error
+    t = np.full(len(shift), np.inf)  # a resample without spread says that the estimate may be anywhere
+    t[spread] = np.abs(shift[spread]) / np.sqrt(variance[spread])
+    critical = float(np.quantile(t, LEVEL, method="inverted_cdf")) if len(t) else np.inf
+    return critical if np.isfinite(critical) else float(scipy.stats.t.ppf((1 + LEVEL) / 2, n_sources - 1))

@@ -105,10 +105,11 @@ def correlation(
     if abs(r) > limit:
         return Correlation(n, n_strata, r, (r, r), 0.0)
     drawn = _pooled(by_stratum, draw(groups, resamples, seed), method)
+    # Fisher's z has nearly the same spread for every r, so one standard error serves both ends.
     error = float(np.std(np.arctanh(np.clip(drawn[np.isfinite(drawn)], -limit, limit)), ddof=1))
-    place, critical = math.atanh(r), float(scipy.stats.t.ppf((1 + LEVEL) / 2, freedom))
-    ends = math.tanh(place - critical * error), math.tanh(place + critical * error)
-    return Correlation(n, n_strata, r, ends, float(2 * scipy.stats.t.sf(abs(place) / error, freedom)))
+    fisher_z, critical = math.atanh(r), float(scipy.stats.t.ppf((1 + LEVEL) / 2, freedom))
+    ends = math.tanh(fisher_z - critical * error), math.tanh(fisher_z + critical * error)
+    return Correlation(n, n_strata, r, ends, float(2 * scipy.stats.t.sf(abs(fisher_z) / error, freedom)))
 
 
 def strata_of(strata: Sources | None, n: int) -> list[NDArray[np.intp]]:
@@ -122,9 +123,9 @@ def strata_of(strata: Sources | None, n: int) -> list[NDArray[np.intp]]:
     if len(strata) != n:
         raise ValueError(f"strata: {len(strata)} for {n} values")
     index: dict[Hashable, list[int]] = {}
-    for place, name in enumerate(strata):
-        index.setdefault(name, []).append(place)
-    return [np.array(places) for places in index.values() if len(places) > 1]
+    for row, name in enumerate(strata):
+        index.setdefault(name, []).append(row)
+    return [np.array(rows) for rows in index.values() if len(rows) > 1]
 
 
 def draw(groups: list[NDArray[np.intp]], resamples: int, seed: int) -> list[FloatArray]:
@@ -137,7 +138,7 @@ def _draw(sizes: tuple[int, ...], resamples: int, seed: int) -> list[FloatArray]
     rng = np.random.default_rng(seed)
     drawn = [rng.multinomial(n, np.full(n, 1 / n), size=resamples).T.astype(np.float64) for n in sizes]
     for weights in drawn:
-        weights.setflags(write=False)
+        weights.setflags(write=False)  # the cache hands out the same arrays again
     return drawn
 
 
@@ -156,7 +157,7 @@ def _pooled(columns: list[FloatArray], weights: list[FloatArray], method: str) -
         centred = [_ranks(row, drawn) if method == "spearman" else _centred(row, drawn) for row in values]
         for i in range(k):
             weighted = drawn * centred[i]
-            for j in range(i, k):
+            for j in range(i, k):  # the upper half alone: the lower is never read
                 products[:, i, j] += np.einsum("nr,nr->r", weighted, centred[j])
     scale = np.sqrt(np.einsum("rii->ri", products))
     with np.errstate(divide="ignore", invalid="ignore"):  # a resample in which a side does not vary has none

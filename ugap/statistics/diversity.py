@@ -51,8 +51,8 @@ def repeated_n(texts: Sequence[str], n: int) -> float:
         >>> repeated_n(["so it goes so it goes", "so it went"], 2)
         0.2
     """
-    found = [grams for grams in (_grams(text, n) for text in texts) if grams]
-    shares = [1 - len(set(grams)) / len(grams) for grams in found]
+    grams_by_text = [grams for grams in (_grams(text, n) for text in texts) if grams]
+    shares = [1 - len(set(grams)) / len(grams) for grams in grams_by_text]
     return math.fsum(shares) / len(shares) if shares else float("nan")
 
 
@@ -106,7 +106,7 @@ def self_bleu(texts: Sequence[str]) -> float:
         return float("nan")
     bleu = BLEU(effective_order=True)
     scores = [bleu.sentence_score(text, [*texts[:i], *texts[i + 1 :]]).score for i, text in enumerate(texts)]
-    return min(math.fsum(scores) / len(scores) / 100, 1.0)
+    return min(math.fsum(scores) / len(scores) / 100, 1.0)  # sacrebleu counts to 100, and rounding beyond
 
 
 def compression_ratio(texts: Sequence[str]) -> float:
@@ -143,7 +143,7 @@ def vendi(embeddings: ArrayLike) -> float:
     """
     unit = _unit(embeddings)
     shares = np.linalg.eigvalsh(unit @ unit.T / len(unit))
-    shares = shares[shares > 1e-12]
+    shares = shares[shares > 1e-12]  # rounding makes zeros slightly negative, and log(0) is -inf
     return float(np.exp(-np.sum(shares * np.log(shares))))
 
 
@@ -168,7 +168,7 @@ def n_clusters(embeddings: ArrayLike, threshold: float = LIKE) -> int:
     if len(unit) < 2:
         return len(unit)
     distances = np.clip(1 - unit @ unit.T, 0.0, 2.0)
-    np.fill_diagonal(distances, 0.0)
+    np.fill_diagonal(distances, 0.0)  # `squareform` refuses a diagonal with rounding errors
     from scipy.cluster.hierarchy import fcluster, linkage  # half a second, and the sampler imports this module
     from scipy.spatial.distance import squareform
 

@@ -87,6 +87,7 @@ def mcnemar(a_right: ArrayLike, b_right: ArrayLike) -> McNemar:
     if len(a) != len(b):
         raise ValueError(f"b_right: {len(b)} values for {len(a)} of a_right")
     a_only, b_only = int((a & ~b).sum()), int((b & ~a).sum())
+    # SciPy's binomial test refuses zero trials.
     p_value = float(scipy.stats.binomtest(a_only, a_only + b_only).pvalue) if a_only + b_only else 1.0
     return McNemar(len(a), a_only, b_only, (a_only - b_only) / len(a), p_value)
 

@@ -11,8 +11,8 @@ _STEPS = 2000
 def wasserstein_to_quantiles(values: ArrayLike, levels: ArrayLike, quantiles: ArrayLike) -> float:
     """1-Wasserstein distance of a sample from quantiles: the mean distance of the two quantile functions.
 
-    Between two levels the quantiles are interpolated. Below the lowest and above the highest nothing is known, so the
-    shares of both beyond these levels are left out (0.1% at each end with the profiles of this package).
+    Quantiles between two levels are interpolated. Nothing is known below the lowest level and above the highest: the
+    shares beyond these levels are left out, 0.1% at each end with the profiles of this package.
 
     Args:
         values (`ArrayLike` of shape `(n,)`): The sample.
@@ -30,9 +30,12 @@ def wasserstein_to_quantiles(values: ArrayLike, levels: ArrayLike, quantiles: Ar
         1.0
     """
     sample = np.sort(column(values, "values"))
-    at, known = column(levels, "levels"), column(quantiles, "quantiles")
-    if len(at) != len(known):
-        raise ValueError(f"quantiles: {len(known)} values for {len(at)} levels")
-    middles = at[0] + (np.arange(_STEPS) + 0.5) / _STEPS * (at[-1] - at[0])
-    own = sample[np.minimum((middles * len(sample)).astype(np.intp), len(sample) - 1)]
-    return float(np.abs(own - np.interp(middles, at, known)).mean() * (at[-1] - at[0]))
+    probabilities, target_quantiles = column(levels, "levels"), column(quantiles, "quantiles")
+    if len(probabilities) != len(target_quantiles):
+        raise ValueError(f"quantiles: {len(target_quantiles)} values for {len(probabilities)} levels")
+    covered = probabilities[-1] - probabilities[0]
+    middles = probabilities[0] + (np.arange(_STEPS) + 0.5) / _STEPS * covered
+    sample_quantiles = sample[np.minimum((middles * len(sample)).astype(np.intp), len(sample) - 1)]
+    # The mean over the covered probabilities, times their share, is the integral over them.
+    distance = np.abs(sample_quantiles - np.interp(middles, probabilities, target_quantiles)).mean()
+    return float(distance * covered)

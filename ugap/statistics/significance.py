@@ -10,7 +10,7 @@ from ugap.statistics.bootstrap import FEWEST_SOURCES, FloatArray
 def signed_rank(differences: FloatArray) -> float:
     """Two-sided p of Wilcoxon's signed-rank test; 1 where every difference is zero, NaN with fewer than 5 of them."""
     if len(differences) > 1 and not differences.any():
-        return 1.0
+        return 1.0  # SciPy would drop all zeros and test nothing
     if len(differences) < FEWEST_SOURCES:
         return float("nan")
     return float(scipy.stats.wilcoxon(differences).pvalue)

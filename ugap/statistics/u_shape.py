@@ -96,8 +96,8 @@ def inverted_u(
 
     Example:
         >>> x = np.linspace(0, 4, 60)
-        >>> found = inverted_u(x, -((x - 1.5) ** 2) + 0.1 * np.cos(40 * x))
-        >>> found.found, round(found.peak, 1)
+        >>> result = inverted_u(x, -((x - 1.5) ** 2) + 0.1 * np.cos(40 * x))
+        >>> result.found, round(result.peak, 1)
         (True, 1.5)
     """
     if resamples < 2:
@@ -135,13 +135,14 @@ def inverted_u(
     quadratic = _term(square, drawn[:, 1], freedom)
     if square >= 0:
         return InvertedU(n, quadratic, math.nan, _NONE, UNKNOWN, UNKNOWN)
-    peak, peak_ci95 = -linear / (2 * square), _NONE
+    peak, peak_ci95 = -linear / (2 * square), _NONE  # in standard deviations of x, like all of `fit`
     if quadratic.sign < 0:
         bent = drawn[drawn[:, 1] < 0]
         low, high = np.quantile(-bent[:, 0] / (2 * bent[:, 1]), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         peak_ci95 = (middle + scale * float(low), middle + scale * float(high))
     lines = None
     if np.quantile(z[kept], EDGES[0]) < peak < np.quantile(z[kept], EDGES[1]):
+        # The third column lets the lines jump at the peak, so that neither leans on the other.
         over = (z >= peak).astype(np.float64)
         lines = fit((z - peak) * (1 - over), (z - peak) * over, over)
     below, above = (UNKNOWN if lines is None else _term(lines[0][i], lines[1][:, i], lines[2]) for i in (0, 1))
@@ -157,7 +158,7 @@ def _term(value: float, drawn: FloatArray, freedom: int) -> Term:
 
 def _resampled(design: list[FloatArray], groups: list[NDArray[np.intp]], weights: list[FloatArray]) -> FloatArray:
     fits = _fits(design, groups, weights)
-    assert fits is not None  # only the data themselves may not determine the coefficients
+    assert fits is not None  # `None` is for the data as a single resample, which `fit` has checked
     return fits
 
 
@@ -177,9 +178,10 @@ def _fits(design: list[FloatArray], groups: list[NDArray[np.intp]], weights: lis
     left, right = products[:, :-1, :-1], products[:, :-1, -1]
     size = np.sqrt(np.maximum(np.einsum("rii->ri", left), 1e-300))
     left = left / (size[:, :, None] * size[:, None, :])  # of one scale, so that a small one is no singular one
-    known = np.linalg.matrix_rank(left, tol=1e-9, hermitian=True) == k - 1
-    if len(known) == 1 and not known[0]:
+    determined = np.linalg.matrix_rank(left, tol=1e-9, hermitian=True) == k - 1
+    if len(determined) == 1 and not determined[0]:
         return None
-    out = np.full((len(known), k - 1), np.nan)
-    out[known] = np.linalg.solve(left[known], (right / size)[known][:, :, None])[:, :, 0] / size[known]
+    out = np.full((len(determined), k - 1), np.nan)
+    scaled = np.linalg.solve(left[determined], (right / size)[determined][:, :, None])[:, :, 0]
+    out[determined] = scaled / size[determined]
     return out

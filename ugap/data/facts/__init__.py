@@ -63,11 +63,11 @@ def load_facts(kinds: Sequence[str] | None = None, *, limit: int | None = None) 
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}, and at least 1 is needed")
-    known = fact_kinds()
+    shipped = fact_kinds()
     for kind in kinds or ():
-        if kind not in known:
-            raise InputError(f"unknown kind of facts {kind!r}: choose of {', '.join(known)}")
-    files = [_read(kind) for kind in (known if kinds is None else kinds)]
+        if kind not in shipped:
+            raise InputError(f"unknown kind of facts {kind!r}: choose of {', '.join(shipped)}")
+    files = [_read(kind) for kind in (shipped if kinds is None else kinds)]
     if limit is None:
         return list(chain.from_iterable(files))
     in_turn = chain.from_iterable(zip_longest(*files))

@@ -231,9 +231,9 @@ class _SurprisalEntropy(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             project = recipe.projection(weight, bias)
             sums = run(impl, weight, _sums, project, hidden.contiguous(), targets.contiguous())
-        maximum, s0, s1, own = sums.maximum, sums.s0, sums.s1, sums.own
+        maximum, s0, s1, target_logit = sums.maximum, sums.s0, sums.s1, sums.target_logit
         log_s0, mean = s0.log(), s1 / s0
-        surprisal = (maximum - own + log_s0).clamp_(min=0)
+        surprisal = (maximum - target_logit + log_s0).clamp_(min=0)
         entropy = (log_s0 - mean).clamp_(min=0, max=math.log(len(weight)))
         ctx.recipe, ctx.impl = recipe, impl
         ctx.save_for_backward(hidden, weight, bias, targets, maximum, s0, mean)

@@ -76,13 +76,13 @@ def check() -> None:
 
 def window(project: Projection, hidden: Tensor, targets: Tensor) -> Window:
     """Both ends `(n,)` of where the logits of the targets lie: the logits themselves."""
-    own = torch.cat(
+    target_logit = torch.cat(
         [
-            fold(project.rows(target), states, torch.arange(len(target))).own
+            fold(project.rows(target), states, torch.arange(len(target))).target_logit
             for states, target in zip(hidden.split(TILE_TOKENS), targets.split(TILE_TOKENS), strict=True)
         ]
     )
-    return own, own
+    return target_logit, target_logit
 
 
 def fold(
@@ -95,34 +95,34 @@ def fold(
     """
     n = len(hidden)
     missing = -n % TOKENS if n else TOKENS
-    own = hidden.new_zeros(n, dtype=torch.float32) if window is None else window[0]
-    known = Known(
+    target_logit = hidden.new_zeros(n, dtype=torch.float32) if window is None else window[0]
+    fold_targets = FoldTargets(
         pad(targets, (0, missing), value=-1).float(),
-        pad(own, (0, missing)),
-        pad(own.nextafter(own.new_tensor(torch.inf)), (0, missing)),
+        pad(target_logit, (0, missing)),
+        pad(target_logit.nextafter(target_logit.new_tensor(torch.inf)), (0, missing)),
         window is not None,
     )
     hidden = pad(hidden, (0, 0, 0, missing))
     # The micro-kernel multiplies pairs of bfloat16 numbers.
     by_kernel = project.units and hidden.shape[1] % 2 == 0
-    sums = (_fold_products if by_kernel else _fold_tiles)(project, hidden, known)
-    found = Sums(*(column[:n] for column in merged_sums(sums)))
-    return found._replace(within=torch.full_like(own, float(window is not None and count == "window")))
+    sums = (_fold_products if by_kernel else _fold_tiles)(project, hidden, fold_targets)
+    folded = Sums(*(column[:n] for column in merged_sums(sums)))
+    return folded._replace(within=torch.full_like(target_logit, float(window is not None and count == "window")))
 
 
-class Known(NamedTuple):
+class FoldTargets(NamedTuple):
     """What is known of `n` tokens before their logits are folded, with `n` a multiple of `TOKENS`."""
 
     targets: Tensor
-    own: Tensor
+    target_logit: Tensor
     next: Tensor
     rank: bool
 
-    def part(self, tokens: slice) -> "Known":
-        return Known(self.targets[tokens], self.own[tokens], self.next[tokens], self.rank)
+    def part(self, tokens: slice) -> "FoldTargets":
+        return FoldTargets(self.targets[tokens], self.target_logit[tokens], self.next[tokens], self.rank)
 
 
-def _fold_products(project: Projection, hidden: Tensor, known: Known) -> Tensor:
+def _fold_products(project: Projection, hidden: Tensor, fold_targets: FoldTargets) -> Tensor:
     """Sums `(threads, 7, n)` of each thread's words, multiplied by the kernel."""
     n, size = hidden.shape
     weight, threads = project.weight, torch.get_num_threads()
@@ -131,11 +131,11 @@ def _fold_products(project: Projection, hidden: Tensor, known: Known) -> Tensor:
     packed = torch.stack(parts, dim=1).contiguous()
     head = (packed, len(parts), weight, weight.dtype == torch.float32, weight.stride(0), size, len(weight))
     sums = empty_sums(threads, n)
-    _run("fold_products", *head, *_recipe(project), *known, n, threads, sums)
+    _run("fold_products", *head, *_recipe(project), *fold_targets, n, threads, sums)
     return sums
 
 
-def _fold_tiles(project: Projection, hidden: Tensor, known: Known) -> Tensor:
+def _fold_tiles(project: Projection, hidden: Tensor, fold_targets: FoldTargets) -> Tensor:
     """Sums `(1, 7, n)`, multiplied by torch."""
     blocks = [slice(i, min(i + TILE_TOKENS, len(hidden))) for i in range(0, len(hidden), TILE_TOKENS)]
     columns = [[part.T.contiguous() for part in project.parts(hidden[block])] for block in blocks]
@@ -146,7 +146,7 @@ def _fold_tiles(project: Projection, hidden: Tensor, known: Known) -> Tensor:
         for block, states, total in zip(blocks, columns, sums, strict=True):
             m, n = len(weight), block.stop - block.start
             product = project.multiply([weight], states, memory[: m * n].view(m, n))
-            _run("fold_tile", product, n, words.start, m, *recipe, *known.part(block), n, threads, total)
+            _run("fold_tile", product, n, words.start, m, *recipe, *fold_targets.part(block), n, threads, total)
     return torch.cat(sums, dim=2)
 
 

@@ -100,15 +100,15 @@ def head_statistics(
 
 def _statistics(kernels: ModuleType, project: Projection, hidden: Tensor, targets: Tensor) -> HeadStatistics:
     window = kernels.window(project, hidden, targets)
-    maximum, s0, s1, s2, above, within, own = kernels.fold(project, hidden, targets, window)
+    maximum, s0, s1, s2, above, within, target_logit = kernels.fold(project, hidden, targets, window)
     rank = 1 + above
-    alone = (within == 1) & (own <= window[0]) & (own >= window[1])
+    alone = (within == 1) & (target_logit <= window[0]) & (target_logit >= window[1])
     unsure = (~alone).nonzero().squeeze(1)
     if len(unsure):
         rank[unsure] = _exact_rank(kernels, project, hidden[unsure], targets[unsure])
     log_s0, mean = s0.log(), s1 / s0
     return HeadStatistics(
-        surprisal=(maximum + log_s0 - own).clamp(min=0),
+        surprisal=(maximum + log_s0 - target_logit).clamp(min=0),
         entropy=(log_s0 - mean).clamp(min=0, max=math.log(len(project.weight))),
         varentropy=(s2 / s0 - mean * mean).clamp(min=0),
         rank=rank,
@@ -121,6 +121,6 @@ def _exact_rank(kernels: ModuleType, project: Projection, hidden: Tensor, target
     The same calls on the same arguments give the same bits: the first one finds the targets' logits, the second
     compares all others with just these.
     """
-    own = kernels.fold(project, hidden, targets).own
-    counts = kernels.fold(project, hidden, targets, (own, own), "earlier")
+    target_logit = kernels.fold(project, hidden, targets).target_logit
+    counts = kernels.fold(project, hidden, targets, (target_logit, target_logit), "earlier")
     return 1 + counts.above + counts.within

@@ -174,7 +174,7 @@ class Sums(NamedTuple):
     s2: Tensor
     above: Tensor
     within: Tensor
-    own: Tensor
+    target_logit: Tensor
 
 
 def empty_sums(parts: int, n: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> Tensor:
@@ -191,8 +191,8 @@ def merged_sums(parts: Tensor) -> Sums:
     `d s0`, `d (s1 + shift s0)` and `d (s2 + 2 shift s1 + shift² s0)` with `d = exp(shift)`.
 
     Args:
-        parts (`Tensor` of shape `(parts, 7, n)`): The fields of `Sums` in order, for each part; `own` is 0 in parts
-            without the target.
+        parts (`Tensor` of shape `(parts, 7, n)`): The fields of `Sums` in order, for each part; `target_logit` is 0 in
+            parts without the target.
 
     Example:
         >>> logits = torch.tensor([1.0, 2.0, 4.0])
@@ -201,7 +201,7 @@ def merged_sums(parts: Tensor) -> Sums:
         >>> bool(torch.isclose(sums.maximum + sums.s0.log(), logits.logsumexp(0)))
         True
     """
-    maxima, s0, s1, s2, above, within, own = parts.unbind(1)
+    maxima, s0, s1, s2, above, within, target_logit = parts.unbind(1)
     maximum = maxima.amax(0)
     # Where all logits are -inf, the difference would be NaN.
     shift = (maxima - maximum.clamp(min=torch.finfo(maximum.dtype).min)).clamp(min=FLOOR)
@@ -213,7 +213,7 @@ def merged_sums(parts: Tensor) -> Sums:
         (decay * (s2 + 2 * shift * s1 + shift.square() * s0)).sum(0),
         above.sum(0),
         within.sum(0),
-        own.sum(0),
+        target_logit.sum(0),
     )
 
 

@@ -21,22 +21,22 @@ def tiles_for(weight: Tensor) -> tuple[int, int]:
 gradient_tiles = tiles_for
 
 
-def window(project: Projection, hidden: Tensor, targets: Tensor, own: Tensor | None = None) -> Window:
-    """Upper and lower end `(n,)` of the logits of the targets; `own` holds these logits up to rounding."""
+def window(project: Projection, hidden: Tensor, targets: Tensor, target_logit: Tensor | None = None) -> Window:
+    """Upper and lower end `(n,)` of the logits of the targets; `target_logit` holds these logits up to rounding."""
     weight, accumulate = project.weight, project.accumulate
-    if own is None:
-        own = (hidden.to(accumulate) * weight[targets].to(accumulate)).sum(-1)
+    if target_logit is None:
+        target_logit = (hidden.to(accumulate) * weight[targets].to(accumulate)).sum(-1)
         if project.bias is not None:
-            own = own + project.bias[targets].to(accumulate)
-        own = own * project.scale
+            target_logit = target_logit + project.bias[targets].to(accumulate)
+        target_logit = target_logit * project.scale
         if project.softcap is not None:
-            own = project.softcap * torch.tanh(own / project.softcap)
+            target_logit = project.softcap * torch.tanh(target_logit / project.softcap)
     # Rounding errors grow with the norms of the factors; 4,096 words are enough to know the largest norm.
     sample = weight[:: max(1, len(weight) // 4096)]
     word_norm = torch.linalg.vector_norm(sample, dim=-1, dtype=accumulate).amax()
     norms = torch.linalg.vector_norm(hidden, dim=-1, dtype=accumulate) * (word_norm * abs(project.scale))
-    slack = TIE_TOLERANCE * (norms + own.abs())
-    return own + slack, own - slack
+    slack = TIE_TOLERANCE * (norms + target_logit.abs())
+    return target_logit + slack, target_logit - slack
 
 
 def fold(
@@ -58,9 +58,9 @@ def fold(
         if tokens.start == 0:
             part = empty_sums(1, n, project.accumulate, device)[0]
         logits = project.logits(tile)
-        here, column = own_columns(tile, targets)
-        top, s0, s1, s2, above, within, own = part[:, tokens]
-        own.copy_(torch.where(here, logits.gather(1, column).squeeze(1), 0))
+        here, column = target_columns(tile, targets)
+        top, s0, s1, s2, above, within, target_logit = part[:, tokens]
+        target_logit.copy_(torch.where(here, logits.gather(1, column).squeeze(1), 0))
         if window is not None:
             high, low = (edge[tokens].unsqueeze(1) for edge in window)
             over = logits > high
@@ -98,7 +98,7 @@ def product_gradient(project: Projection, tile: Tile, targets: Tensor, maximum: 
     kept = None if project.softcap is None else logits.clone()
     z = below(logits, maximum[tile.tokens])
     gradient = z.exp().mul_(torch.addcmul(constant.unsqueeze(1), z, per_z.unsqueeze(1)))
-    here, column = own_columns(tile, targets)
+    here, column = target_columns(tile, targets)
     gradient.scatter_add_(1, column, torch.where(here, -by_surprisal, 0).unsqueeze(1))
     return project.gradient(kept, gradient).to(project.gradient_dtype)
 
@@ -108,7 +108,7 @@ def below(logits: Tensor, maximum: Tensor) -> Tensor:
     return logits.sub_(maximum.clamp(min=torch.finfo(maximum.dtype).min).unsqueeze(1)).clamp_(min=FLOOR)
 
 
-def own_columns(tile: Tile, targets: Tensor) -> tuple[Tensor, Tensor]:
+def target_columns(tile: Tile, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Which targets `(n,)` are among the words of the tile, and their columns `(n, 1)` there (0 for the others)."""
     column = targets[tile.tokens] - tile.words.start
     here = (column >= 0) & (column < tile.words.stop - tile.words.start)

@@ -87,7 +87,7 @@ def _logits(product, bias, scale, softcap, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: 
 
 
 @triton.jit
-def _folded(logits, columns, target, high, low, maximum, s0, s1, s2, above, within, own, COUNT: tl.constexpr):
+def _folded(logits, columns, target, high, low, maximum, s0, s1, s2, above, within, target_logit, COUNT: tl.constexpr):
     """The sums `(rows,)` with a tile of logits `(rows, columns)` folded in; logits past the vocabulary are `-inf`.
 
     `COUNT` is "nothing", "window", or "earlier" for the words of the window that stand before the target.
@@ -103,7 +103,7 @@ def _folded(logits, columns, target, high, low, maximum, s0, s1, s2, above, with
     s2 = decay * (s2 + 2.0 * shift * s1 + shift * shift * s0) + tl.sum(ez * z, 1)
     s1 = decay * (s1 + shift * s0) + tl.sum(ez, 1)
     s0 = decay * s0 + tl.sum(e, 1)
-    own += tl.sum(tl.where(columns[None, :] == target[:, None], logits, 0.0), 1)
+    target_logit += tl.sum(tl.where(columns[None, :] == target[:, None], logits, 0.0), 1)
     if COUNT != "nothing":
         over = logits > high[:, None]
         above += tl.sum(over.to(tl.float32), 1)
@@ -111,7 +111,7 @@ def _folded(logits, columns, target, high, low, maximum, s0, s1, s2, above, with
         if COUNT == "earlier":
             inside = inside & (columns[None, :] < target[:, None])
         within += tl.sum(inside.to(tl.float32), 1)
-    return new, s0, s1, s2, above, within, own
+    return new, s0, s1, s2, above, within, target_logit
 
 
 @triton.jit(do_not_specialize=["n", "tiles_per_split"])
@@ -152,7 +152,7 @@ def _fused_kernel(
     s2 = tl.zeros([BLOCK_T], tl.float32)
     above = tl.zeros([BLOCK_T], tl.float32)
     within = tl.zeros([BLOCK_T], tl.float32)
-    own = tl.zeros([BLOCK_T], tl.float32)
+    target_logit = tl.zeros([BLOCK_T], tl.float32)
     unit = tl.arange(0, BLOCK_H)
     left = hidden + tl.where(real, token, 0).to(tl.int64)[:, None] * hidden_stride + unit[None, :]
     first = split * tiles_per_split
@@ -173,17 +173,17 @@ def _fused_kernel(
             shift = tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)[None, :]
         logits = _logits(product, shift, scale, softcap, HAS_BIAS, HAS_SOFTCAP)
         logits = tl.where(inside[None, :], logits, float("-inf"))
-        maximum, s0, s1, s2, above, within, own = _folded(
-            logits, column, target, above_from, within_from, maximum, s0, s1, s2, above, within, own, COUNT
+        maximum, s0, s1, s2, above, within, target_logit = _folded(
+            logits, column, target, above_from, within_from, maximum, s0, s1, s2, above, within, target_logit, COUNT
         )
-    place = out + split * 7 * n + token
-    tl.store(place, maximum, mask=real)
-    tl.store(place + n, s0, mask=real)
-    tl.store(place + 2 * n, s1, mask=real)
-    tl.store(place + 3 * n, s2, mask=real)
-    tl.store(place + 4 * n, above, mask=real)
-    tl.store(place + 5 * n, within, mask=real)
-    tl.store(place + 6 * n, own, mask=real)
+    address = out + split * 7 * n + token
+    tl.store(address, maximum, mask=real)
+    tl.store(address + n, s0, mask=real)
+    tl.store(address + 2 * n, s1, mask=real)
+    tl.store(address + 3 * n, s2, mask=real)
+    tl.store(address + 4 * n, above, mask=real)
+    tl.store(address + 5 * n, within, mask=real)
+    tl.store(address + 6 * n, target_logit, mask=real)
 
 
 @triton.jit(do_not_specialize=["n", "begin"])
@@ -211,14 +211,14 @@ def _fold_kernel(
     target = tl.load(targets + token, mask=real, other=-1)
     above_from = tl.load(high + token, mask=real, other=0.0)
     within_from = tl.load(low + token, mask=real, other=0.0)
-    place = sums + token
-    maximum = tl.load(place, mask=real, other=0.0)
-    s0 = tl.load(place + stride, mask=real, other=0.0)
-    s1 = tl.load(place + 2 * stride, mask=real, other=0.0)
-    s2 = tl.load(place + 3 * stride, mask=real, other=0.0)
-    above = tl.load(place + 4 * stride, mask=real, other=0.0)
-    within = tl.load(place + 5 * stride, mask=real, other=0.0)
-    own = tl.load(place + 6 * stride, mask=real, other=0.0)
+    address = sums + token
+    maximum = tl.load(address, mask=real, other=0.0)
+    s0 = tl.load(address + stride, mask=real, other=0.0)
+    s1 = tl.load(address + 2 * stride, mask=real, other=0.0)
+    s2 = tl.load(address + 3 * stride, mask=real, other=0.0)
+    above = tl.load(address + 4 * stride, mask=real, other=0.0)
+    within = tl.load(address + 5 * stride, mask=real, other=0.0)
+    target_logit = tl.load(address + 6 * stride, mask=real, other=0.0)
     line = product + token.to(tl.int64)[:, None] * width
     for start in range(0, width, BLOCK_V):
         local = start + tl.arange(0, BLOCK_V)
@@ -230,16 +230,16 @@ def _fold_kernel(
         logits = _logits(part, shift, scale, softcap, HAS_BIAS, HAS_SOFTCAP)
         logits = tl.where(inside[None, :], logits, float("-inf"))
         column = tl.where(inside, begin + local, 2147483647)  # what lies past the tile is no word of the next one
-        maximum, s0, s1, s2, above, within, own = _folded(
-            logits, column, target, above_from, within_from, maximum, s0, s1, s2, above, within, own, COUNT
+        maximum, s0, s1, s2, above, within, target_logit = _folded(
+            logits, column, target, above_from, within_from, maximum, s0, s1, s2, above, within, target_logit, COUNT
         )
-    tl.store(place, maximum, mask=real)
-    tl.store(place + stride, s0, mask=real)
-    tl.store(place + 2 * stride, s1, mask=real)
-    tl.store(place + 3 * stride, s2, mask=real)
-    tl.store(place + 4 * stride, above, mask=real)
-    tl.store(place + 5 * stride, within, mask=real)
-    tl.store(place + 6 * stride, own, mask=real)
+    tl.store(address, maximum, mask=real)
+    tl.store(address + stride, s0, mask=real)
+    tl.store(address + 2 * stride, s1, mask=real)
+    tl.store(address + 3 * stride, s2, mask=real)
+    tl.store(address + 4 * stride, above, mask=real)
+    tl.store(address + 5 * stride, within, mask=real)
+    tl.store(address + 6 * stride, target_logit, mask=real)
 
 
 @triton.jit
@@ -306,8 +306,8 @@ def _gradient_kernel(
     shift = 0.0
     if HAS_BIAS:
         shift = tl.load(bias + begin + local, mask=inside, other=0.0).to(tl.float32)[None, :]
-    place = token.to(tl.int64)[:, None] * width + local[None, :]
-    part = tl.load(product + place, mask=mask, other=0.0)
+    offset = token.to(tl.int64)[:, None] * width + local[None, :]
+    part = tl.load(product + offset, mask=mask, other=0.0)
     logits = _logits(part, shift, scale, softcap, HAS_BIAS, HAS_SOFTCAP)
     finite = tl.maximum(top, _LOWEST, propagate_nan=tl.PropagateNan.ALL)
     z = tl.maximum(logits - finite[:, None], _FLOOR, propagate_nan=tl.PropagateNan.ALL)
@@ -316,7 +316,7 @@ def _gradient_kernel(
     if HAS_SOFTCAP:
         share = logits / softcap
         gradient *= 1.0 - share * share
-    tl.store(out + place, (gradient * scale).to(out.dtype.element_ty), mask=mask)
+    tl.store(out + offset, (gradient * scale).to(out.dtype.element_ty), mask=mask)
 
 
 def window(project: Projection, hidden: Tensor, targets: Tensor) -> Window:

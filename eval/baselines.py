@@ -51,8 +51,8 @@ class TopNSigmaLogitsProcessor(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores `(B, V)` with the tokens cut that are further below the highest."""
         logits = scores.float()
-        known = logits > -math.inf
-        count = known.sum(-1, keepdim=True)
-        mean = logits.masked_fill(~known, 0.0).sum(-1, keepdim=True) / count
-        deviation = ((logits - mean).masked_fill(~known, 0.0).square().sum(-1, keepdim=True) / count).sqrt()
+        possible = logits > -math.inf
+        count = possible.sum(-1, keepdim=True)
+        mean = logits.masked_fill(~possible, 0.0).sum(-1, keepdim=True) / count
+        deviation = ((logits - mean).masked_fill(~possible, 0.0).square().sum(-1, keepdim=True) / count).sqrt()
         return scores.masked_fill(logits < logits.amax(-1, keepdim=True) - self.n * deviation, -math.inf)

@@ -22,7 +22,7 @@ examples:
 One ruler: what the base and the tuned models write is read by the same frozen models. --scorer self is the base, or
 the model that --base_scorer names (where the base itself was made by training, say); other names are cross-scorers.
 
-Share closed: 1 - |gap after| / |gap before|. The gap has two sides: what overshoots people counts as what is left, and
+Share closed: 1 - |gap after| / |gap before|. The gap has two sides: overshooting people counts like falling short, and
 below 0 the gap has grown. --match adds the cheap answer: the base at the temperature at which its mean surprisal is
 people's on the texts of --tune. decodings: see ugap measure --help.
 

@@ -1,4 +1,4 @@
-"""Which way to decode writes as people do: the sampler at human uncertainty beside the others."""
+"""Which way to decode writes as people do: the sampler at human uncertainty compared with others."""
 
 import json
 import sys
@@ -117,9 +117,9 @@ def run(arguments: Arguments) -> None:
     others = load_domain(arguments.tune, arguments.domain) if arguments.tune else []
     output = Path(arguments.output)
     refuse_results(arguments.output, arguments.resume, PARTS)
-    own = ("model", "decoding", "seeds", "output", "resume", "device", "trust_remote_code")
+    elsewhere = ("model", "decoding", "seeds", "output", "resume", "device", "trust_remote_code")
     settings = {
-        **{name: value for name, value in asdict(arguments).items() if name not in own},
+        **{name: value for name, value in asdict(arguments).items() if name not in elsewhere},
         "data_hash": content_hash([row.text for row in rows]),
         "tune_hash": content_hash([row.text for row in others]),
     }
@@ -205,7 +205,7 @@ class Writer:
     def texts(
         self, use: str, excerpts: "Sequence[Excerpt]", decoding: str, how: Mapping[str, Any], seed: int
     ) -> "list[ScoredText]":
-        """What was written under one decoding by one seed, scored; people's own continuations for `"human"`."""
+        """The texts of one decoding and seed, scored; people's own continuations for `"human"`."""
         from ugap.study.continuations import Text, batches
         from ugap.study.generation import seed_of
 
@@ -216,7 +216,7 @@ class Writer:
             if decoding == HUMAN:
                 texts = [excerpt.human for excerpt in batch]
             else:
-                told, processors = self._baselines(decoding)
+                baseline_labels, processors = self._baselines(decoding)
                 drawn = (scorer.name, use, decoding, json.dumps(how, sort_keys=True), str(seed), str(number))
                 texts = self.work.write(
                     scorer,
@@ -224,7 +224,7 @@ class Writer:
                     decoding,
                     how,
                     scorer.name,
-                    *told,
+                    *baseline_labels,
                     max_new_tokens=a.max_new_tokens,
                     seed=seed_of("|".join(drawn)),
                     domain=a.domain,
@@ -236,7 +236,7 @@ class Writer:
         return out
 
     def _baselines(self, decoding: str) -> "tuple[list[str], list[LogitsProcessor]]":
-        """What is no decoding of `generate()`: its setting, as parts are told by it, and its processor."""
+        """The baselines that `generate()` lacks: the setting, which goes into the names of parts, and the processor."""
         from ugap.sampling import human_params, profile_of
 
         if decoding not in (MIROSTAT, TOP_N_SIGMA):
@@ -265,7 +265,7 @@ def tuned_temperature(writer: Writer, excerpts: "Sequence[Excerpt]") -> float:
 
 
 def compare(human: "Sequence[ScoredText]", seeds: "Sequence[Sequence[ScoredText]]") -> dict[str, Any]:
-    """One row of the table: what the texts of all seeds are like beside people's, pair by pair cut to one length."""
+    """One row of the table: the texts of all seeds compared with human ones, pair by pair cut to one length."""
     from ugap.study.analysis.variety import variety
     from ugap.study.gap.table import gap_table
     from ugap.study.pairs import pair
@@ -289,7 +289,9 @@ def compare(human: "Sequence[ScoredText]", seeds: "Sequence[Sequence[ScoredText]
         "wasserstein_deviation": measures.get("deviation", nll)["wasserstein"],
         **{measure: {side: measures.get(measure, nll)[side] for side in sides} for measure in ("entropy", "deviation")},
         **{
-            name: {side: sum(value[place] for value in values) / len(values) for place, side in enumerate(sides)}
+            name: {
+                side: sum(value[side_index] for value in values) / len(values) for side_index, side in enumerate(sides)
+            }
             for name, values in varied.items()
         },
     }

@@ -1,4 +1,4 @@
-"""How varied are several texts to one prompt, and beside people's?"""
+"""How varied are several texts to one prompt, compared with human ones?"""
 
 import sys
 from collections.abc import Mapping
@@ -122,8 +122,8 @@ def run(arguments: Arguments) -> None:
             "means": means,
             "differences": differences,
             "sets": [
-                {"system": one.system, "group": one.group, **found}
-                for one, found in zip(samples.sets, measures, strict=True)
+                {"system": one.system, "group": one.group, **measured}
+                for one, measured in zip(samples.sets, measures, strict=True)
             ],
         }
     )
@@ -137,7 +137,7 @@ def run(arguments: Arguments) -> None:
 
 
 def find_embedder(device: str | None) -> "Embedder | None":
-    """The model that embeds; without its package, what is made of embeddings is left out."""
+    """The model that embeds; without its package, the measures on embeddings are left out."""
     from ugap.errors import InputError
     from ugap.models.embedding import Embedder
 

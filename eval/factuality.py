@@ -151,7 +151,7 @@ def run(arguments: Arguments) -> None:
         }
         write_json(output / "factuality.json", record)
         print_tables(record)
-        print(f"\nWhat was said to every fact is in {output / 'factuality.json'}")
+        print(f"\nThe answers to every fact are in {output / 'factuality.json'}")
 
 
 def ask_model(
@@ -183,8 +183,8 @@ def ask_model(
                 key = f"{name}|{words.get(test, test)}|{seed}"
                 if not parts.done(key):
                     task = bar.add_task(f"{name}: {test}" + (f", seed {seed}" if seeds > 1 else ""), total=len(facts))
-                    made = run_once(advance=partial(bar.advance, task))
-                    rows = zip(made.said, made.right.tolist(), strict=True)
+                    answered = run_once(advance=partial(bar.advance, task))
+                    rows = zip(answered.said, answered.right.tolist(), strict=True)
                     parts.write(key, [{"said": said, "right": right} for said, right in rows])
                 kept = parts.read(key)
                 done.append(FactResult.of(facts, [row["said"] for row in kept], [row["right"] for row in kept]))
@@ -227,7 +227,7 @@ def read_results(folder: Path, facts_hash: str) -> list[Result]:
 
 
 def pairs(results: Sequence[Result], others: Sequence[Result]) -> Iterator[tuple[Result, Result]]:
-    """What is compared: decodings with the first, an adapter with its base, and this run's model with the other's."""
+    """The comparisons: decodings with the first, an adapter with its base, and this run's model with the other's."""
     models = list(dict.fromkeys(result.model for result in results))
     for model in models:
         first, *rest = [result for result in results if result.model == model and result.test != CONTRASTIVE]
@@ -240,14 +240,14 @@ def pairs(results: Sequence[Result], others: Sequence[Result]) -> Iterator[tuple
 
 
 def accuracy_rows(result: Result) -> list[dict[str, Any]]:
-    """The accuracies of a result as they stand in the record."""
+    """The accuracies of a result, for the record."""
     from ugap.study.probes.facts import accuracies
 
     return [{"model": result.model, "test": result.test, **asdict(row)} for row in accuracies(result.runs)]
 
 
 def result_row(result: Result) -> dict[str, Any]:
-    """What was said to every fact, run by run."""
+    """The answers to every fact, run by run."""
     first = result.runs[0]
     said, right = zip(*(run.said for run in result.runs), strict=True), np.stack([run.right for run in result.runs], 1)
     facts = [
@@ -258,14 +258,14 @@ def result_row(result: Result) -> dict[str, Any]:
 
 
 def comparison_row(a: Result, b: Result) -> dict[str, Any]:
-    """A comparison as it stands in the record; null is what cannot be told from so few facts."""
+    """A comparison for the record; null where there are too few facts for a number."""
     from ugap.study.probes.facts import compare
 
-    found = asdict(compare(a.runs, b.runs))
-    found["ci95"] = [end if math.isfinite(end) else None for end in found["ci95"]]
-    found["p_value"] = found["p_value"] if math.isfinite(found["p_value"]) else None
+    comparison = asdict(compare(a.runs, b.runs))
+    comparison["ci95"] = [end if math.isfinite(end) else None for end in comparison["ci95"]]
+    comparison["p_value"] = comparison["p_value"] if math.isfinite(comparison["p_value"]) else None
     names = {"a_model": a.model, "a_test": a.test, "b_model": b.model, "b_test": b.test}
-    return {**names, **found}
+    return {**names, **comparison}
 
 
 def print_tables(record: Mapping[str, Any]) -> None:
@@ -284,22 +284,22 @@ def print_tables(record: Mapping[str, Any]) -> None:
             shown = tests[begin : begin + COLUMNS]
             rows = []
             for kind, n in kinds.items():
-                found = [cells[model, test, kind] for test in shown]
+                shown_rows = [cells[model, test, kind] for test in shown]
                 rows.append(
                     [
                         f"{kind or 'all'} ({n})",
-                        *(with_interval(row["accuracy"], row["ci95"], ".1f", scale=100) for row in found),
+                        *(with_interval(row["accuracy"], row["ci95"], ".1f", scale=100) for row in shown_rows),
                     ]
                 )
             console.print(text_table("", ["facts", *shown], rows, words=1))
             console.print()
     rows = []
     for row in record["comparisons"]:
-        shared, told = ("test", "model") if row["a_test"] == row["b_test"] else ("model", "test")
+        shared, compared = ("test", "model") if row["a_test"] == row["b_test"] else ("model", "test")
         only = ["" if row[name] is None else str(row[name]) for name in ("a_only", "b_only")]
         p = p_value(math.nan if row["p_value"] is None else row["p_value"])
         difference = with_interval(row["difference"], row["ci95"], "+.1f", scale=100)
-        rows.append([row[f"a_{shared}"], row[f"a_{told}"], row[f"b_{told}"], difference, *only, p])
+        rows.append([row[f"a_{shared}"], row[f"a_{compared}"], row[f"b_{compared}"], difference, *only, p])
     if rows:
         console.print(text_table("", ["of", "a", "b", "a - b, points [95%]", "only a", "only b", "p"], rows, words=3))
 

@@ -56,7 +56,10 @@ class Arguments:
         "column of what texts are compared within, such as the prompt", default=None, group="texts", metavar="COLUMN"
     )
     prompt: str | None = option(
-        "column of what stands before the text when it is scored", default=None, group="texts", metavar="COLUMN"
+        "column of the text's prompt, which the scorer reads before the text",
+        default=None,
+        group="texts",
+        metavar="COLUMN",
     )
     limit: int | None = option("take the first N rows only", default=None, group="texts")
     model: str = option(
@@ -99,7 +102,7 @@ def run(arguments: Arguments) -> None:
     if arguments.resamples < 100:
         raise InputError(f"resamples is {arguments.resamples}, and at least 100 are needed")
     if arguments.pmi and arguments.prompt is None:
-        raise InputError("--pmi needs --prompt: the column of what stands before the text")
+        raise InputError("--pmi needs --prompt: the column of the text's prompt")
     output = Path(arguments.output)
     refuse_results(arguments.output, arguments.resume, PARTS)
     with locked(output):
@@ -162,15 +165,15 @@ def find_profile(arguments: Arguments, scorer: "Scorer") -> "tuple[DomainProfile
     from ugap.profile import HumanProfile
 
     if arguments.profile is not None:
-        found = HumanProfile.load(arguments.profile)
-        found.check(scorer.id)
+        profile = HumanProfile.load(arguments.profile)
+        profile.check(scorer.id)
     else:
         try:
-            found = HumanProfile.shipped_for(scorer.id)
+            profile = HumanProfile.shipped_for(scorer.id)
         except InputError as error:
             print(f"distances from people are left out: {error}", file=sys.stderr)
             return None, None
-    return found.domain(arguments.domain), found.source
+    return profile.domain(arguments.domain), profile.source
 
 
 def score(texts: "Sequence[RatedText]", scorer: "Scorer", arguments: Arguments, folder: Path) -> "list[TokenScores]":
@@ -200,9 +203,9 @@ def means(texts: "Sequence[RatedText]") -> list[dict[str, Any]]:
     for rating in texts[0].ratings:
         for author in dict.fromkeys(text.author for text in texts):
             values = [text.ratings[rating] for text in texts if text.author == author]
-            known = [value for value in values if np.isfinite(value)]
-            mean = float(np.mean(known)) if known else float("nan")
-            out.append({"rating": rating, "author": author, "n": len(known), "mean": mean})
+            rated = [value for value in values if np.isfinite(value)]
+            mean = float(np.mean(rated)) if rated else float("nan")
+            out.append({"rating": rating, "author": author, "n": len(rated), "mean": mean})
     return out
 
 
@@ -213,9 +216,9 @@ def print_tables(record: Mapping[str, Any], console: "Console") -> None:
     rows = record["relations"]
     for rating in dict.fromkeys(row["rating"] for row in rows):
         of = [row for row in rows if row["rating"] == rating]
-        found = [one for one in record["means"] if one["rating"] == rating]
+        rating_means = [one for one in record["means"] if one["rating"] == rating]
         rated = "; ".join(
-            f"{one['author'] or 'all'}: mean {one['mean']:.2f} of {one['n']} texts" for one in found if one["n"]
+            f"{one['author'] or 'all'}: mean {one['mean']:.2f} of {one['n']} texts" for one in rating_means if one["n"]
         )
         console.print(f"{rating} ({rated}), read by {record['settings']['scorer'][0]}", style="bold", markup=False)
         console.print(relation_table(of))

@@ -1,4 +1,4 @@
-"""Uncertainty against factuality: fine-tunings with several weights and limits beside baselines, on one plot."""
+"""Uncertainty against factuality: fine-tunings with several weights and limits, and baselines, on one plot."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ from ugap.cli.main import main
 from ugap.files import locked, refuse_results, replacing, write_json
 
 DESCRIPTION = """\
-Train with several weights of creativity and limits of the constraint, with plain SFT and GEM beside, and plot how far
+Train with several weights of creativity and limits of the constraint, and with plain SFT and GEM, and plot how far
 each model is from human uncertainty against what it still knows: the Pareto frontier.
 
 examples:
@@ -26,7 +26,7 @@ examples:
 
 Each training is `ugap train sft` with the config, one after another: `creativity-reality` for every weight and limit,
 and the objectives of --objectives without a constraint. With --resume those that are finished are not made again, one
-that was interrupted goes on from its last checkpoint, and weights, limits and models can be added. --add puts adapters
+that was interrupted resumes from its last checkpoint, and weights, limits and models can be added. --add puts adapters
 of the same base on the plot that were trained elsewhere: by GRPO, or with TRL's adaptive entropy.
 
 All models are then measured as by ugap eval before_after: the same prompts and seeds, read by the same frozen models.
@@ -44,7 +44,7 @@ VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """What is trained."""
+    """The trainings."""
 
     train_config: str = option(
         "config of ugap train sft: the base, the data and the settings of every run", group="runs", metavar="FILE"
@@ -97,7 +97,7 @@ class Run:
 
 
 def run(arguments: Arguments) -> None:
-    """Train what is not trained, measure all, print the table, and write the files.
+    """Train the missing models, measure all, print the table, and write the files.
 
     Raises:
         InputError: The input is bad, or a training failed; what is finished stays for `--resume`.
@@ -204,7 +204,7 @@ def planned(arguments: Arguments) -> list[Run]:
     return list({run.folder: run for run in runs}.values())
 
 
-def train(one: Run, config: Mapping[str, Any], folder: Path, place: str) -> float:
+def train(one: Run, config: Mapping[str, Any], folder: Path, position: str) -> float:
     """Train, unless it is done; the seconds that it took, an interrupted part left out."""
     import yaml
 
@@ -212,22 +212,24 @@ def train(one: Run, config: Mapping[str, Any], folder: Path, place: str) -> floa
     from ugap.errors import InputError
 
     path, done, log = (folder / f"{one.folder}{suffix}" for suffix in (".yaml", ".done", ".log"))
-    own = {**config, **one.settings, "output_dir": str(folder / one.folder)}
+    run_config = {**config, **one.settings, "output_dir": str(folder / one.folder)}
     if path.exists():
         before = read_config(path)
-        differs = next((name for name in {**before, **own} if before.get(name) != own.get(name)), None)
+        differs = next((name for name in {**before, **run_config} if before.get(name) != run_config.get(name)), None)
         if differs is not None:
             raise InputError(
-                f"{path}: {differs} was {before.get(differs)!r} and is {own.get(differs)!r} now; go on with the old "
-                "settings or choose another folder"
+                f"{path}: {differs} was {before.get(differs)!r} and is {run_config.get(differs)!r} now; resume with "
+                "the old settings or choose another folder"
             )
     if done.exists():
         return float(done.read_text(encoding="utf-8"))
     with replacing(path) as temporary:
-        temporary.write_text(yaml.safe_dump(own, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        temporary.write_text(yaml.safe_dump(run_config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    # A folder without this file has no checkpoint yet, which the trainer would refuse.
     again = ["--resume_from_checkpoint", "yes"] if (folder / one.folder / "ugap_run.json").exists() else []
+    # A process of its own: memory and random states of one training must not reach the next.
     command = [sys.executable, "-m", "ugap.cli.main", "train", "sft", "--config", str(path), *again]
-    print(f"training {place}, {one.name}: the log is {log}", flush=True)
+    print(f"training {position}, {one.name}: the log is {log}", flush=True)
     begin = time.monotonic()
     with open(log, "a", encoding="utf-8") as file:
         status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode

@@ -185,9 +185,9 @@ def test_measure_skips_texts_without_finite_logits(tmp_path, broken_folder, text
         (["--decoding", "hottest"], "unknown decoding 'hottest': choose of ancestral, top-p-0.9"),
         (["--decoding", "hot=temperature:0"], "temperature"),
         (["--decoding", "hot=no_repeat_ngram_size:many"], "no_repeat_ngram_size"),
-        (["--tag", "base"], "--tag base: give NAME=VALUE"),
-        (["--tag", "{model}=wise"], "'wise' is none of base, instruct, reasoning"),
-        (["--tag", "other=base"], "tag of 'other': there is no such model"),
+        (["--kind", "base"], "--kind base: give NAME=VALUE"),
+        (["--kind", "{model}=wise"], "'wise' is none of base, instruct, reasoning"),
+        (["--kind", "other=base"], "kind of 'other': there is no such model"),
         (["--candidate", "gpt=gpt_text"], "texts.jsonl, row 1: no column 'gpt_text'"),
         (["--candidate", "gpt"], "--candidate gpt: give NAME=VALUE"),
         (["--candidate", "{model}=text"], "has the name of a model"),
@@ -216,24 +216,27 @@ def test_measure_refuses_to_do_nothing(measured, refused):
     assert "there is nothing to compare" in refused(*measured, "--scorer", "gemma-3-270m")
 
 
-# In a process of its own, where nothing but the command writes to stderr.
+# In a process of their own, where nothing but the commands writes to stderr.
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["score", "measure"])
-def test_stderr_has_the_one_line_and_nothing_else(command, tmp_path, broken_folder, text_rows, write_rows):
+def test_stderr_has_one_line_a_command_and_nothing_else(tmp_path, broken_folder, text_rows, write_rows):
     good, bad = write_rows(text_rows), write_rows([text_rows[0], {**text_rows[1], "text": ""}], "bad.jsonl")
     odd = write_rows([text_rows[0], dict(text_rows[1], text="A Q " + text_rows[1]["text"])], "odd.jsonl")
-    runs = {
+    causes = {
         "row 2: column 'text' is empty": (str(broken_folder), bad),
         "not finite": (str(broken_folder), odd),
         "nobody/no-model: no folder here": ("nobody/no-model", good),
     }
+    commands = [
+        [command, "--model", model, *texts, "--output", str(tmp_path / f"{command}-{number}")]
+        for number, (model, path) in enumerate(causes.values())
+        for command, texts in (("score", ["--input", path]), ("measure", ["--data", path, *SHORT_STUDY]))
+    ]
+    code = "import json, sys\nfrom ugap.cli.main import main\nprint([main(words) for words in json.loads(sys.argv[1])])"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    for number, (cause, (model, path)) in enumerate(runs.items()):
-        texts = ["--input", path] if command == "score" else ["--data", path, *SHORT_STUDY]
-        words = [sys.executable, "-m", "ugap.cli.main", command, "--model", model, *texts]
-        words += ["--output", str(tmp_path / f"out-{number}")]
-        done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
-        assert done.returncode == 2
-        assert re.fullmatch(rf"ugap: error: .*{re.escape(cause)}.*\n", done.stderr)
+    call = [sys.executable, "-c", code, json.dumps(commands)]
+    done = subprocess.run(call, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
+    assert done.stdout == f"{[2] * len(commands)}\n"
+    pattern = "".join(rf"ugap: error: .*{re.escape(cause)}.*\n" * 2 for cause in causes)
+    assert re.fullmatch(pattern, done.stderr)

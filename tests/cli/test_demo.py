@@ -29,14 +29,14 @@ def test_demo(tiny_folder, chat_folder, text_rows, tiny_model, make_profile, mon
     assert f"plots and per-token scores are in {folder}" in " ".join(printed.out.split())
     assert printed.out.endswith(f"open {folder / 'report.html'} in a browser\n")
     record = json.loads((folder / "gap.json").read_text())
-    assert record["settings"]["tags"] == models
+    assert record["settings"]["kinds"] == models
     assert {(row["domain"], row["model"], row["decoding"], row["n"] + row["n_dropped"]) for row in record["gaps"]} == {
         (domain, model, decoding, 3)
         for domain in ("creative", "functional")
         for model in models
         for decoding in ugap.cli.demo.DECODINGS
     }
-    assert {row["kind"] for row in record["contrasts"]} == {"domain", "model"}
+    assert {row["contrast"] for row in record["contrasts"]} == {"domain", "stage"}
     assert {path.name for path in folder.iterdir()} == {
         *("gap.json", "gap.md", "scores.parquet", "gap.png", "distributions.png", "calibration.png", "report.html"),
         "parts",

@@ -44,11 +44,11 @@ def test_a_whole_study(config, tmp_path, capsys):
         ("tiny|chat", "finished"),
         ("./nowhere", "skipped"),
     ]
-    stages = {(row["domain"], row["prompting_a"]) for row in record["contrasts"] if row["kind"] == "stage"}
+    stages = {(row["domain"], row["prompting_a"]) for row in record["contrasts"] if row["contrast"] == "stage"}
     assert stages == {(domain, how) for domain in ("creative", "functional") for how in ("raw", "chat")}
-    assert sum(row["kind"] == "domain" and row["measure"] == "nll" for row in record["contrasts"]) == 3
+    assert sum(row["contrast"] == "domain" and row["measure"] == "nll" for row in record["contrasts"]) == 3
     table = (tmp_path / "out" / "study.md").read_text()
-    assert "tiny\\|chat (chat) - tiny (raw)" in table
+    assert "| tiny\\|chat (instruct, chat) | tiny (base, raw) |" in table
     assert "skipped: ./nowhere: neither a folder" in table
     assert (tmp_path / "out" / "models.png").read_bytes().startswith(b"\x89PNG")
 

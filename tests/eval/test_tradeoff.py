@@ -166,7 +166,7 @@ def test_runs_of_another_config_are_not_mixed(words, training, tmp_path, refused
     run = [*words, "--weights", "0.75", "--limits", "none", "--output", str(tmp_path / "out")]
     refused(*run)
     line = refused(*run, "--override", "max_steps=5", "--resume")
-    assert "max_steps was 2 and is 5 now; go on with the old settings" in line
+    assert "max_steps was 2 and is 5 now; resume with the old settings" in line
 
 
 @pytest.mark.parametrize(

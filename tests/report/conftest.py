@@ -1,6 +1,7 @@
 import pytest
 
 from ugap.data import TextRow
+from ugap.report.labels import named
 from ugap.report.tables import markdown
 from ugap.study import StudySettings, parse_decodings, run_study
 
@@ -63,11 +64,15 @@ def gap_row():
 
 @pytest.fixture
 def contrast_row():
-    """Make a contrast of domains, or of models where `kind="model"`."""
+    """Make a contrast of domains, or of models where `contrast="stage"`."""
 
-    def make(difference=0.3, ci95=(0.1, 0.5), kind="domain", **fields):
+    def make(difference=0.3, ci95=(0.1, 0.5), contrast="domain", **fields):
         row = {
-            "kind": kind,
+            "contrast": contrast,
+            "kind_a": "instruct",
+            "kind_b": "base",
+            "prompting_a": "raw",
+            "prompting_b": "raw",
             "decoding": "ancestral",
             "scorer": "self",
             "measure": "nll",
@@ -75,13 +80,15 @@ def contrast_row():
             "ci95": list(ci95),
             "p_value": 0.001,
             "p_holm": 0.01,
-            "n_sources": [16, 40] if kind == "domain" else [16, 16],
+            "n_sources": [16, 40] if contrast == "domain" else [16, 16],
+            "gap_a": 0.9,
+            "gap_b": None if difference is None else 0.9 - difference,
         }
-        if kind == "domain":
+        if contrast == "domain":
             row |= {"a": "creative", "b": "functional", "model": "gemma-3-270m"}
         else:
-            row |= {"a": "smol", "b": "gemma-3-270m", "tag_a": "instruct", "tag_b": "base", "domain": "creative"}
-        return row | fields
+            row |= {"a": "smol", "b": "gemma-3-270m", "domain": "creative"}
+        return named(row | fields, False)
 
     return make
 

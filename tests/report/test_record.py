@@ -60,8 +60,8 @@ def test_a_record_is_read_as_it_was_written(record, path):
         (("gaps", 0, "n"), -1, "gaps, row 1: n is -1"),
         (("gaps", 0, "domain"), ["x" * 10_000], "gaps, row 1: domain is"),
         (("gaps", 0, "p_holm"), "gone", "gaps, row 1: p_holm is"),
-        (("contrasts", 0, "kind"), "other", 'contrasts, row 1: kind is "other", not one of domain, model'),
-        (("contrasts", 0, "kind"), [], "contrasts, row 1: kind is []"),
+        (("contrasts", 0, "contrast"), "other", 'contrasts, row 1: contrast is "other", not one of domain, stage'),
+        (("contrasts", 0, "contrast"), [], "contrasts, row 1: contrast is []"),
         (("contrasts", 0, "n_sources"), [], "contrasts, row 1: n_sources is []"),
         (("contrasts", 0, "difference"), {}, "contrasts, row 1: difference is {}"),
         (("settings",), [], "settings: not values by name"),
@@ -129,10 +129,10 @@ def test_a_pipe_or_a_folder_is_not_opened(read, tmp_path):
 def test_settings_of_a_study_that_still_runs(tmp_path):
     path = tmp_path / "settings.json"
     assert read_settings(path) == {}
-    path.write_text('{"seed": 3, "tags": {"m": "base"}, "revisions": null}')
-    assert read_settings(path) == {"seed": 3, "tags": {"m": "base"}, "revisions": None}
-    path.write_text('{"tags": ["m"]}')
-    assert refused(read_settings, path) == 'settings: tags is ["m"], not text by model'
+    path.write_text('{"seed": 3, "kinds": {"m": "base"}, "revisions": null}')
+    assert read_settings(path) == {"seed": 3, "kinds": {"m": "base"}, "revisions": None}
+    path.write_text('{"kinds": ["m"]}')
+    assert refused(read_settings, path) == 'settings: kinds is ["m"], not text by model'
 
 
 class TestCommand:

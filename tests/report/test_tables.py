@@ -51,7 +51,7 @@ def shown(renderable, width=100):
 
 def test_markdown_holds_every_row_with_its_values(study, contrast_row, gap_row):
     gaps = [*study(measure="entropy"), *study(), gap_row(measure="ppl", gap=12.5, human=41.25, ci95=(10, 15))]
-    contrasts = [contrast_row(), contrast_row(kind="model", measure="entropy", n_sources=16)]
+    contrasts = [contrast_row(), contrast_row(contrast="stage", measure="entropy")]
     text = markdown(gaps, contrasts, {"seed": 0}, "ugap demo")
     nll, entropy, ppl, contrast = tables(text)
     assert [len(table) - 1 for table in (nll, entropy, ppl, contrast)] == [12, 12, 1, 2]
@@ -71,8 +71,8 @@ def test_markdown_holds_every_row_with_its_values(study, contrast_row, gap_row):
     assert contrast[1][:4] == ["nll", "creative", "functional", "gemma-3-270m"]
     assert contrast[2][:4] == ["entropy", "smol (instruct)", "gemma-3-270m (base)", "creative"]
     assert [row[6:] for row in contrast[1:]] == [
-        ["16, 40", "0.300 [0.100, 0.500]", "0.010"],
-        ["16", "0.300 [0.100, 0.500]", "0.010"],
+        ["16, 40", "0.900", "0.600", "0.300 [0.100, 0.500]", "0.010"],
+        ["16", "0.900", "0.600", "0.300 [0.100, 0.500]", "0.010"],
     ]
 
 

@@ -75,7 +75,7 @@ def test_given_candidates_alone(gap_row):
 
 
 def test_one_domain_alone_has_no_word_of_the_other(study, contrast_row):
-    text = " ".join(findings(study(domains=("creative",)), [contrast_row(kind="model", a="smollm2-135m-instruct")]))
+    text = " ".join(findings(study(domains=("creative",)), [contrast_row(contrast="stage", a="smollm2-135m-instruct")]))
     assert "functional" not in text
     assert "smollm2-135m-instruct (instruct)" in text
 
@@ -83,7 +83,7 @@ def test_one_domain_alone_has_no_word_of_the_other(study, contrast_row):
 def test_contrasts_of_domains(gap_row, contrast_row):
     sides = {"creative": 0.1, "functional": -0.2}
     rows = [gap_row(gap=g, ci95=(g - 0.05, g + 0.05), domain=d, decoding="ancestral") for d, g in sides.items()]
-    assert findings(rows, [contrast_row()])[-1] == (
+    assert findings(rows, [contrast_row(gap_a=0.1, gap_b=-0.2)])[-1] == (
         "For gemma-3-270m with ancestral sampling (T=1), the gap is larger in creative than in functional text by 0.30 "
         "nats per token [0.10, 0.50] (gaps 0.10 and -0.20; 16 and 40 source texts)."
     )
@@ -96,15 +96,11 @@ def test_contrasts_of_domains(gap_row, contrast_row):
 
 
 def test_contrasts_of_models(gap_row, contrast_row):
-    # Self-scored rows may name the model as their scorer where the contrast says "self".
-    sides = {"smol": 0.9, "gemma-3-270m": 0.4}
-    rows = [gap_row(gap=g, ci95=(0.2, 1), model=m, scorer=m, decoding="ancestral") for m, g in sides.items()]
-    contrast = contrast_row(0.5, (0.3, 0.7), kind="model")
-    assert findings(rows, [contrast])[-1] == (
+    rows = [gap_row(model=model, decoding="ancestral") for model in ("smol", "gemma-3-270m")]
+    assert findings(rows, [contrast_row(0.5, (0.3, 0.7), contrast="stage")])[-1] == (
         "In creative text, with ancestral sampling (T=1), the gap is larger for smol (instruct) than for gemma-3-270m "
         "(base) by 0.50 nats per token [0.30, 0.70] (gaps 0.90 and 0.40; 16 source texts)."
     )
-    assert "gaps" not in findings(rows[:1], [contrast])[-1]
 
 
 def test_contrasts_without_a_number_or_a_told_decoding_are_left_out(gap_row, contrast_row):

@@ -164,7 +164,7 @@ def test_odd_words(tmp_path, text_rows, tiny_folder, profile_file, write_rows, m
         "generate": ["--model", str(tiny_folder), "--profile", str(profile_file), "--prompt", "Once"],
     }
     options = {
-        "measure": "model scorer tag prompting data candidate text_column domain decoding prefix_tokens max_new_tokens "
+        "measure": "model scorer kind prompting data candidate text_column domain decoding prefix_tokens max_new_tokens "
         "limit per_text batch_size seed output prompt_separator",
         "score": "model input text_column id_column prompt_column limit device dtype output",
         "profile": "model data source max_tokens min_tokens domain limit seed output",

@@ -47,7 +47,7 @@ def run(arguments: Arguments) -> None:
         prefix_tokens=64,
         max_new_tokens=arguments.max_new_tokens,
         limit=arguments.limit,
-        per_text=1,
+        per_text=1,  # intervals resample texts, so more texts say more than more excerpts of one
         seed=arguments.seed,
     )
     result = run_study(

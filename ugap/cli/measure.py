@@ -105,6 +105,7 @@ def run(arguments: Arguments) -> None:
         kinds=_pairs("kind", arguments.kind, KINDS),
         **values(arguments, GapOptions),
     )
+    # A candidate is read from its column as one more text of the row.
     candidates = _pairs("candidate", arguments.candidate)
     rows = read_texts(arguments, skip_bad=arguments.skip_bad, domain=arguments.domain, candidates=candidates)
     result = run_study(rows, settings, arguments.output, data=arguments.data, resume=arguments.resume, progress=True)

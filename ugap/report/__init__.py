@@ -1,4 +1,4 @@
-"""What a study found, for people: findings in words, tables and plots."""
+"""The report of a study, for people: findings in words, tables and plots."""
 
 from ugap.lazy import names_of_stub
 

@@ -1,6 +1,6 @@
 """A model before and after fine-tuning, for people: tables for a terminal, and the plot of the gaps.
 
-What is shown is the record of `ugap.study.compare.run.measure_before_after`. In the plot a line is a decoding and a
+It shows the record of `ugap.study.compare.run.measure_before_after`. In the plot a line is a decoding and a
 mark is a model, as the plot of a study has decodings and domains: points with intervals around the human level.
 """
 
@@ -115,7 +115,9 @@ def _beside_base(
 ) -> Iterator[Table]:
     """A table of comparisons with the base under a decoding; none where there are none."""
     if rows:
-        cells = [[row["writer"], decoded(row["decoding"]), decoded(row["base_decoding"]), *own] for row, own in rows]
+        cells = [
+            [row["writer"], decoded(row["decoding"]), decoded(row["base_decoding"]), *figures] for row, figures in rows
+        ]
         yield text_table(title, ["model", "decoding", "base under", *header], cells, words=3)
 
 
@@ -129,8 +131,8 @@ def _reader(scorer: Record) -> str:
 
 def _gap(row: Record, measure: str) -> tuple[Any, Any]:
     """A gap and its interval."""
-    found = row["measures"].get(measure, {})
-    return found.get("gap"), found.get("ci95")
+    estimate = row["measures"].get(measure, {})
+    return estimate.get("gap"), estimate.get("ci95")
 
 
 def _to_people(row: Record) -> list[str]:
@@ -138,8 +140,8 @@ def _to_people(row: Record) -> list[str]:
 
 
 def _to_profile(row: Record) -> list[str]:
-    found = row["to_profile"] or {}
-    return [figure(found.get(name), ".3f") for name in ("surprisal", "deviation", "pmi")]
+    distances = row["to_profile"] or {}
+    return [figure(distances.get(name), ".3f") for name in ("surprisal", "deviation", "pmi")]
 
 
 def _probe(name: str, probe: Record, decoded: Callable[[str], str]) -> Table:
@@ -148,14 +150,20 @@ def _probe(name: str, probe: Record, decoded: Callable[[str], str]) -> Table:
     for row in probe["accuracies"]:
         if row["kind"] is not None:
             continue
-        own = (row["writer"], row["test"])
+        answered = (row["writer"], row["test"])
         start = [row["writer"], decoded(row["test"]), with_interval(row["accuracy"], row["ci95"], ".1f", scale=100)]
-        compared = [found for found in probe["comparisons"] if (found["a_writer"], found["a_test"]) == own]
-        for found in compared:
-            beside = "" if found["b_test"] == row["test"] else f", beside {found['b_test']}"
-            difference = with_interval(found["difference"], found["ci95"], "+.1f", scale=100)
-            won = f"{found['a_only']}, {found['b_only']}"
-            rows.append([start[0], start[1] + beside, start[2], difference, won, p_value(number(found["p_value"]))])
+        compared = [
+            comparison
+            for comparison in probe["comparisons"]
+            if (comparison["a_writer"], comparison["a_test"]) == answered
+        ]
+        for comparison in compared:
+            beside = "" if comparison["b_test"] == row["test"] else f", beside {comparison['b_test']}"
+            difference = with_interval(comparison["difference"], comparison["ci95"], "+.1f", scale=100)
+            won = f"{comparison['a_only']}, {comparison['b_only']}"
+            rows.append(
+                [start[0], start[1] + beside, start[2], difference, won, p_value(number(comparison["p_value"]))]
+            )
         if not compared:
             rows.append([*start, "", "", ""])
     return text_table(
@@ -178,6 +186,7 @@ def plot_before_after(record: Record, path: str | Path) -> None:
     decodings = list(dict.fromkeys(row["decoding"] for row in record["rows"]))
     colours = {name: BASE_COLOUR if name == BASE else COLOURS[(i - 1) % len(COLOURS)] for i, name in enumerate(writers)}
     looks = {name: (colours[name], MARKERS[i % len(MARKERS)]) for i, name in enumerate(writers)}
+    # Inches: two panels side by side, or one over the whole page.
     width = 5.0 if len(record["scorers"]) > 1 else 7.4
     slot = max(0.4, 0.16 * (len(writers) + 1))
     gaps = [_gap(row, "nll") for row in rows]
@@ -202,7 +211,7 @@ def plot_before_after(record: Record, path: str | Path) -> None:
 
 
 def legend_name(name: str) -> str:
-    """A name that a legend of three columns has room for: the end of a long path tells more than its beginning.
+    """A name that a legend of three columns has room for: the end of a long path names it better than its beginning.
 
     Example:
         >>> legend_name("ours"), legend_name("/data/checkpoints/experiments/2026-11/sft-0.5")
@@ -215,11 +224,11 @@ def legend_name(name: str) -> str:
 def _marks(rows: Sequence[Record], decodings: Sequence[str], looks: Mapping[str, tuple[str, str]]) -> list[Mark]:
     """The gaps that one scorer gives; those of several models share the line of their decoding, one below the other."""
     marks, step = [], 0.72 / len(looks)
-    for place, decoding in enumerate(decodings):
+    for line, decoding in enumerate(decodings):
         here = [row for row in rows if row["decoding"] == decoding]
         for i, row in enumerate(here):
             gap, interval = _gap(row, "nll")
-            marks.append(Mark(place + (i - (len(here) - 1) / 2) * step, gap, ends(interval), *looks[row["writer"]]))
+            marks.append(Mark(line + (i - (len(here) - 1) / 2) * step, gap, ends(interval), *looks[row["writer"]]))
     return marks
 
 

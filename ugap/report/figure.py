@@ -56,8 +56,9 @@ LINES = 8
 def wrapped(text: str, inches: float, points: float, *, bold: bool = False) -> str:
     """The text, its control characters spelt out, in lines of at most this width by DejaVu Sans's mean letter.
 
-    What does not fit into eight lines is left out: a name of thousands of letters would leave no room for the plot.
+    Text beyond eight lines is left out: a name of thousands of letters would leave no room for the plot.
     """
+    # 0.54 em is the mean letter of DejaVu Sans, 0.61 that of its bold face.
     letter = points / 72 * (0.61 if bold else 0.54)
     width = max(8, int(inches / letter))
     return textwrap.fill(visible(text), width, break_on_hyphens=False, max_lines=LINES, placeholder=" …")
@@ -76,7 +77,7 @@ class Frame:
     axes: list[Axes]
 
     def last_in_column(self, index: int) -> bool:
-        """Whether no panel stands below this one: it carries the label of the x axis."""
+        """Whether no panel is below this one: it carries the label of the x axis."""
         return index + columns(len(self.axes)) >= len(self.axes)
 
     def first_in_row(self, index: int) -> bool:
@@ -100,9 +101,9 @@ def framed(
         path (`str` or `Path`): The PNG file, replaced as a whole.
         panels (`int`): Number of panels.
         panel_size (`tuple[float, float]`): Width and height of a panel with its labels in inches.
-        title (`str`): What is seen, in bold.
+        title (`str`): The title, in bold.
         subtitle (`str`): How to read it.
-        note (`str`): What the numbers rest on, below the panels.
+        note (`str`): The basis of the numbers, below the panels.
         legend (`list[Artist]`, *optional*): Labelled handles of a legend between the subtitle and the panels.
     """
     n_columns = columns(panels)
@@ -122,6 +123,7 @@ def framed(
         height = head + n_rows * panel_size[1] + foot
 
         figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+        # Attaches itself to the figure: savefig needs a canvas, and pyplot is not used.
         FigureCanvasAgg(figure)
         figure.set_layout_engine(
             ConstrainedLayoutEngine(
@@ -154,10 +156,11 @@ def framed(
         figure.text(left, MARGIN * 0.7 / height, note, size=NOTE, color=SOFT, va="bottom")
         yield frame
         with replacing(path) as temporary:
+            # No version in the metadata: the same numbers give the same bytes.
             figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
 
 
 def ordered_colours(n: int) -> list[tuple[float, float, float, float]]:
-    """Colours for an ordered set of series: viridis without its pale end, told apart also in grey."""
+    """Colours for an ordered set of series: viridis without its pale end, distinct also in grey."""
     stops = np.array([0.4]) if n == 1 else np.linspace(0.05, 0.87, n)
     return [tuple(colour) for colour in matplotlib.colormaps["viridis"](stops)]

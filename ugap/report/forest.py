@@ -50,14 +50,14 @@ def draw_forest(
         axes (`Axes`): The panel.
         marks (`Iterable[Mark]`): The estimates.
         labels (`Sequence[str]`): Names of the lines, from line 0 on.
-        zero (`str`, *optional*): What is written above the line at 0.
+        zero (`str`, *optional*): Label above the line at 0.
         shaded (`Container[int]`, *optional*): Lines with a grey ground; by default every second.
         first_at_top (`bool`, *optional*, defaults to `True`): Whether line 0 is the highest, or the lowest.
-        scale (`float`, *optional*, defaults to `1.0`): Size of the marks, where they stand close.
+        scale (`float`, *optional*, defaults to `1.0`): Size of the marks; smaller where they are close.
     """
-    for place in range(len(labels)):
-        if place % 2 == 0 if shaded is None else place in shaded:
-            axes.axhspan(place - 0.5, place + 0.5, color=FAINT, alpha=0.45, linewidth=0, zorder=0)
+    for line in range(len(labels)):
+        if line % 2 == 0 if shaded is None else line in shaded:
+            axes.axhspan(line - 0.5, line + 0.5, color=FAINT, alpha=0.45, linewidth=0, zorder=0)
     axes.grid(axis="x", color=FAINT, linewidth=0.8)
     axes.axvline(0, color=INK, linewidth=1.2, zorder=2)
     if zero:
@@ -69,6 +69,7 @@ def draw_forest(
         y, colour = mark.y, mark.colour
         if all(map(math.isfinite, mark.ci95)):
             axes.plot(mark.ci95, [y, y], color=colour, linewidth=scale * WIDTH, solid_capstyle="butt", zorder=3)
+        # Read in grey too: the verdict is in the fill, not in the colour.
         face, size = colour if sign(mark.ci95) else "white", scale * SIZE
         axes.plot([mark.value], [y], mark.marker, color=colour, markerfacecolor=face, markersize=size, zorder=4)
     axes.set_yticks(range(len(labels)), labels)
@@ -85,9 +86,10 @@ def limits(values: Iterable[float]) -> tuple[float, float]:
         >>> limits([1.0, math.nan, 2.0])
         (-0.12, 2.12)
     """
-    known = [0.0, *filter(math.isfinite, values)]
-    pad = 0.06 * (max(known) - min(known)) or 0.1
-    return min(known) - pad, max(known) + pad
+    finite = [0.0, *filter(math.isfinite, values)]
+    # `or`: all values may be 0, and an axis of no width cannot be drawn.
+    pad = 0.06 * (max(finite) - min(finite)) or 0.1
+    return min(finite) - pad, max(finite) + pad
 
 
 def key(label: str, colour: str, marker: str) -> Artist:

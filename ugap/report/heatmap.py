@@ -41,19 +41,21 @@ def token_strings(
         `list[str]`: `T` strings.
     """
     ids = list(context)[-_CONTEXT:]
-    known = tokenizer.decode(ids, skip_special_tokens=True)
+    decoded = tokenizer.decode(ids, skip_special_tokens=True)
     strings = []
     for token in token_ids:
         ids.append(token)
         text = tokenizer.decode(ids, skip_special_tokens=True)
+        # The replacement character: the bytes so far are the beginning of a character.
         if text.endswith("\ufffd"):
             strings.append("")
             continue
-        strings.append(text[len(known) :])
+        strings.append(text[len(decoded) :])
+        # Decoding all tokens at every step would take time that grows with their square.
         if len(ids) > _WINDOW:
             ids = ids[-_CONTEXT:]
             text = tokenizer.decode(ids, skip_special_tokens=True)
-        known = text
+        decoded = text
     return strings
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from ugap.study.contrasts import DOMAIN, STAGE
 from ugap.study.pairs import GIVEN, SELF
 
 GIVEN_TEXTS = "given texts"
@@ -23,6 +24,7 @@ class Labelled(Protocol):
 
 def writer(of: Labelled, both: bool) -> tuple[str, str]:
     """Writer and scorer; the prompting is in the name where the study has both kinds."""
+    # Each candidate as a writer would be a panel each: they are compared in one.
     if of.decoding == GIVEN:
         return GIVEN_TEXTS, of.scorer
     return with_prompting(of.model, of.prompting, both), SELF if of.scorer == of.model else of.scorer
@@ -39,6 +41,10 @@ def with_prompting(model: str, prompting: str, both: bool) -> str:
 
 
 def named(row: Mapping[str, Any], both: bool) -> dict[str, Any]:
-    """A row of gaps or contrasts with the prompting in the names of its models."""
-    fields = {"domain": ("model",), "model": ("a", "b")}.get(row.get("kind", ""), ("model",))
-    return {**row, **{name: with_prompting(row[name], row["prompting"], both) for name in fields}}
+    """A row of gaps or contrasts as it is shown: the prompting in the names of its models, and the kinds of stages."""
+    contrast = row.get("contrast")
+    if contrast == STAGE:
+        marks = {side: [row[f"kind_{side}"], *([row[f"prompting_{side}"]] if both else [])] for side in ("a", "b")}
+        return {**row, **{side: f"{row[side]} ({', '.join(mark)})" for side, mark in marks.items()}}
+    prompting = row["prompting_a"] if contrast == DOMAIN else row["prompting"]
+    return {**row, "model": with_prompting(row["model"], prompting, both)}

@@ -1,51 +1,44 @@
 """The report of a study of many models: findings in words, `study.md`, `contrasts.json`, the plot of models by kind."""
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ugap.environment import environment
 from ugap.files import replacing, without_nan, write_json
 from ugap.report.figure import LABEL, SOFT, framed, wrapped
 from ugap.report.forest import Mark, draw_forest, key, limits
-from ugap.report.rows import ends, number, sign
-from ugap.report.tables import MISSING, escape_markdown, markdown_block, markdown_table, p_value
-from ugap.report.words import (
-    ANCESTRAL,
-    MEASURES,
-    UNTESTED,
-    caveats,
-    counted,
-    decimals,
-    decoded,
-    fixed,
-    gaps_clause,
-    interval,
-    people_clause,
-)
-from ugap.study.multi.contrasts import ALL
-from ugap.study.multi.run import KINDS, Outcome
+from ugap.report.labels import named
+from ugap.report.rows import ContrastRow, GapRow, read_gaps
+from ugap.report.tables import MISSING, markdown, markdown_table
+from ugap.report.words import ANCESTRAL, MEASURES, contrast_sentence, counted, decoded, gap_sentence
+from ugap.study.contrasts import KINDS
+from ugap.study.multi.run import Outcome
 from ugap.terminal import one_line
 
 RECORD, TABLE, PLOT = "contrasts.json", "study.md", "models.png"
 KIND_MARKS = {"base": ("#0072b2", "o"), "instruct": ("#d55e00", "s"), "reasoning": ("#009e73", "^")}
+MOST_MODELS, MOST_DOMAINS = 4, 6  # that have sentences of their own; more are counted
 
 Row = Mapping[str, Any]
 
 
 def write_multi(
-    rows: Sequence[Row], outcomes: Sequence[Outcome], settings: Mapping[str, Any], folder: str | Path, *, command: str
+    gaps: Sequence[Row],
+    contrasts: Sequence[Row],
+    outcomes: Sequence[Outcome],
+    settings: Mapping[str, Any],
+    folder: str | Path,
+    *,
+    command: str,
 ) -> list[str]:
     """Write `contrasts.json`, `study.md` and `models.png` into the study's folder; the findings in words.
 
     Args:
-        rows (`Sequence[Mapping]`): What `ugap.study.multi.contrasts.contrast_multi` gave.
-        outcomes (`Sequence[Outcome]`): Where every model stands.
+        gaps (`Sequence[Mapping]`): The gaps that `ugap.study.multi.contrasts.contrast_multi` gave.
+        contrasts (`Sequence[Mapping]`): Its contrasts.
+        outcomes (`Sequence[Outcome]`): The outcome of every model.
         settings (`Mapping[str, Any]`): The settings of the study, of plain types.
         folder (`str` or `Path`): Where the files go.
         command (`str`): The command behind the numbers.
@@ -66,22 +59,44 @@ def write_multi(
         }
         for one in outcomes
     ]
-    record: dict[str, Any] = {
-        "version": 1,
-        "settings": {**settings, "environment": environment()},
-        "models": models,
-        "contrasts": list(rows),
-        "command": command,
-    }
+    record: dict[str, Any] = without_nan(
+        {
+            "version": 1,
+            "settings": {**settings, "environment": environment()},
+            "models": models,
+            "gaps": gaps,
+            "contrasts": contrasts,
+            "command": command,
+        }
+    )
     write_json(folder / RECORD, record)
-    sentences = multi_findings(rows, outcomes)
+    sentences = multi_findings(gaps, contrasts, outcomes)
+    header = ("label", "family", "kind", "dtype", "chat", "commit", "status")
+    cells = [[str(one[name] or MISSING) for name in header] for one in models]
+    for line, one in zip(cells, models, strict=True):
+        line[-2] = line[-2][:12]  # enough of a commit to find it by
+        line[-1] += f": {one['reason']}" if one["reason"] else ""
+    text = markdown(
+        [named(row, True) for row in gaps],
+        [named(row, True) for row in contrasts],
+        record["settings"],
+        command,
+        title="The uncertainty gap of many models",
+        sentences=sentences,
+        sections=[
+            f"![The gap of every model, by kind]({PLOT})",
+            "## Models",
+            markdown_table(("model", *header[1:]), cells, words=len(header)),
+            "p is Holm's over all rows of all tables. Rows of all models or families pool the same source texts.",
+        ],
+    )
     with replacing(folder / TABLE) as temporary:
-        temporary.write_text(_markdown(rows, models, sentences, record["settings"], command), encoding="utf-8")
-    plot_models(rows, folder / PLOT)
+        temporary.write_text(text, encoding="utf-8")
+    plot_models(gaps, folder / PLOT)
     return sentences
 
 
-def multi_findings(rows: Sequence[Row], outcomes: Sequence[Outcome]) -> list[str]:
+def multi_findings(gaps: Sequence[Row], contrasts: Sequence[Row], outcomes: Sequence[Outcome]) -> list[str]:
     """State what was found about surprisal: which models ran, people against models, stages, domains.
 
     What a sentence claims follows from the 95% interval; one that Holm's correction does not support says so.
@@ -90,168 +105,51 @@ def multi_findings(rows: Sequence[Row], outcomes: Sequence[Outcome]) -> list[str
     skipped = [one for one in outcomes if one.status == "skipped"]
     sentences = [f"{len(done)} of {counted(len(outcomes), 'model')} could be measured."]
     sentences += [f"Skipped: {one.model.title} ({one.reason})." for one in skipped]
-    main = _main(rows)
-    groups: dict[tuple[str, str, str], list[Row]] = {}
-    for row in main:
-        if row["kind"] == "people":
-            groups.setdefault((row["domain"], row["prompting_b"], row["decoding"]), []).append(row)
+    groups: dict[tuple[str, str, str], list[GapRow]] = {}
+    for row in _main(read_gaps([named(row, True) for row in gaps], "nll")):
+        groups.setdefault((row.domain, row.prompting, row.decoding), []).append(row)
     for (domain, prompting, decoding), group in groups.items():
-        single = [row for row in group if row["family"] != ALL]
-        sentences.append(f"In {domain} text, {_asked(prompting)} and {decoded(decoding)}, {_count(single)}.")
-        sentences += [_people_sentence(row) for row in group if row["family"] == ALL or len(single) <= 4]
-    stages = [row for row in main if row["kind"] == "stage"]
-    many = any(row["family"] == ALL for row in stages)
-    sentences += [_stage_sentence(row) for row in stages if row["family"] == ALL or not many]
+        single = [row for row in group if not row.pooled]
+        asked = "asked through the chat template" if prompting == "chat" else "with the bare prefix"
+        sentences.append(f"In {domain} text, {asked} and {decoded(decoding)}, {_count(single)}.")
+        sentences += [gap_sentence(row) for row in group if row.pooled or len(single) <= MOST_MODELS]
+    main = _main([ContrastRow.read(named(row, True)) for row in contrasts if row["measure"] == "nll"])
+    stages = [row for row in main if not row.of_domains]
+    many = any(row.pooled for row in stages)
+    sentences += [contrast_sentence(row) for row in stages if row.pooled or not many]
     if not stages:
         sentences.append("No family has two kinds of models that were measured, so stages cannot be compared.")
-    domains = [row for row in main if row["kind"] == "domain"]
+    domains = [row for row in main if row.of_domains]
     if domains:
         up, down, none = _signs(domains)
         sentences.append(
             f"The gap is larger in creative than in functional text in {up} of {counted(len(domains), 'comparison')}, "
             f"smaller in {down}; no difference can be told in {none}."
         )
-        if len(domains) <= 6:
-            sentences += [_domain_sentence(row) for row in domains]
-    return [one_line(sentence) for sentence in sentences]  # a name or a reason may hold anything
+        if len(domains) <= MOST_DOMAINS:
+            sentences += [contrast_sentence(row) for row in domains]
+    return [one_line(sentence) for sentence in sentences]  # a reason may hold anything
 
 
-def _main(rows: Sequence[Row]) -> list[Row]:
-    """The rows about surprisal: of ancestral sampling, else of the first decoding, and of the first scorer."""
-    of = [row for row in rows if row["measure"] == "nll"]
-    decodings, scorers = ([*dict.fromkeys(row[key] for row in of)] for key in ("decoding", "scorer"))
+def _main(rows: Sequence[Any]) -> list[Any]:
+    """The rows of ancestral sampling, else of the first decoding, and of the first scorer."""
+    decodings = [row.decoding for row in rows]
     decoding = ANCESTRAL if ANCESTRAL in decodings else next(iter(decodings), "")
-    return [row for row in of if row["decoding"] == decoding and row["scorer"] == next(iter(scorers))]
+    scorer = next((row.scorer for row in rows), "")
+    return [row for row in rows if (row.decoding, row.scorer) == (decoding, scorer)]
 
 
-def _asked(prompting: str) -> str:
-    return "asked through the chat template" if prompting == "chat" else "with the bare prefix"
-
-
-def _signs(rows: Sequence[Row]) -> tuple[int, int, int]:
-    verdicts = [sign(ends(row["ci95"])) for row in rows]
+def _signs(rows: Sequence[GapRow] | Sequence[ContrastRow]) -> tuple[int, int, int]:
+    verdicts = [row.verdict for row in rows]
     return verdicts.count(1), verdicts.count(-1), verdicts.count(0)
 
 
-def _count(rows: Sequence[Row]) -> str:
+def _count(rows: Sequence[GapRow]) -> str:
     up, down, none = _signs(rows)
     return (
         f"people are more surprising than {up} of {counted(len(rows), 'model')}, {down} "
         f"{'is' if down == 1 else 'are'} more surprising than people, and no difference can be told for {none}"
     )
-
-
-def _basis(row: Row, places: int, *more: str) -> str:
-    """The two values that a difference is of, what else it rests on, and what supports or weakens it."""
-    p = number(row["p_holm"])
-    tested = UNTESTED if math.isnan(p) else f"p (Holm) {'< 0.001' if p < 0.001 else f'{p:.3f}'}"
-    weak = caveats(sign(ends(row["ci95"])), p)
-    values = f"{fixed(number(row['value_a']), places)} against {fixed(number(row['value_b']), places)}"
-    return "; ".join([values, *(weak or [tested]), *more])
-
-
-def _estimate(row: Row) -> tuple[float, tuple[float, float], int]:
-    """The difference, its interval, and the decimals that they are written with."""
-    difference, ci95 = number(row["difference"]), ends(row["ci95"])
-    return difference, ci95, decimals(difference, *ci95)
-
-
-def _people_sentence(row: Row) -> str:
-    pooled, estimate = row["family"] == ALL, _estimate(row)
-    who = f"{row['b']} models" if pooled else row["b"]
-    said = people_clause(f"{who} ({row['prompting_b']})", *estimate, plural=pooled)
-    return f"In {row['domain']} text, {said} ({_basis(row, estimate[2])})."
-
-
-def _stage_sentence(row: Row) -> str:
-    estimate, sources = _estimate(row), counted(row["n_sources"][0], "source text")
-    a, b = f"{row['a']} ({row['prompting_a']})", f"{row['b']} ({row['prompting_b']})"
-    return f"In {row['domain']} text, {gaps_clause(a, b, *estimate)} (gaps {_basis(row, estimate[2], sources)})."
-
-
-def _domain_sentence(row: Row) -> str:
-    estimate = _estimate(row)
-    said = gaps_clause(row["a"], row["b"], *estimate, domains=True)
-    return f"For {row['model']} ({row['prompting_a']}), {said} (gaps {_basis(row, estimate[2])})."
-
-
-def _markdown(
-    rows: Sequence[Row], models: Sequence[Row], sentences: Sequence[str], settings: Mapping[str, Any], command: str
-) -> str:
-    parts = ["# The uncertainty gap of many models", "## Findings"]
-    parts.append("\n".join(f"- {escape_markdown(sentence)}" for sentence in sentences))
-    parts += [f"![The gap of every model, by kind]({PLOT})", "## Models"]
-    header = ("model", "family", "kind", "dtype", "chat", "commit", "status")
-    parts.append(
-        markdown_table(
-            header,
-            [
-                (
-                    str(one["label"]), str(one["family"]), str(one["kind"]), str(one["dtype"]), str(one["chat"]),
-                    str(one["commit"] or MISSING)[:12],
-                    f"{one['status']}: {one['reason']}" if one["reason"] else str(one["status"]),
-                )
-                for one in models
-            ],
-            words=len(header),
-        )
-    )  # fmt: skip
-    parts.append(
-        "A gap is human less model, paired by prefix; intervals are 95% bootstrap intervals over source texts; p is "
-        "Holm's over all rows of the three tables. Rows of all models or families pool the same source texts."
-    )
-    for kind, title, names in (
-        ("people", "People against models", ("model", "human", "model value", "gap")),
-        ("stage", "Stages of training within a family", ("later - earlier", "gap later", "gap earlier", "difference")),
-        ("domain", "Creative against functional text", ("model", "gap creative", "gap functional", "difference")),
-    ):  # fmt: skip
-        own = [row for row in rows if row["kind"] == kind]
-        if own:
-            parts += [f"## {title}", _contrast_table(own, names)]
-    shown = yaml.safe_dump(_plain(settings), sort_keys=False, allow_unicode=True)
-    parts += ["## Settings", markdown_block(shown, "yaml"), "## Command", markdown_block(command, "sh")]
-    return "\n\n".join(parts) + "\n"
-
-
-def _plain(settings: Mapping[str, Any]) -> Any:
-    return json.loads(json.dumps(without_nan(dict(settings))))
-
-
-def _contrast_table(rows: Sequence[Row], names: tuple[str, str, str, str]) -> str:
-    who, first, second, third = names
-    header = (
-        "measure",
-        "domain",
-        who,
-        "decoding",
-        "scorer",
-        "sources",
-        first,
-        second,
-        f"{third} [95% interval]",
-        "p (Holm)",
-    )
-    cells = []
-    for row in rows:
-        low, high = ends(row["ci95"])
-        domain = f"{row['a']} - {row['b']}" if row["kind"] == "domain" else row["domain"]
-        both = f"{row['a']} ({row['prompting_a']}) - {row['b']} ({row['prompting_b']})"
-        model = {"people": f"{row['b']} ({row['prompting_b']})", "stage": both}.get(row["kind"])
-        cells.append(
-            (
-                row["measure"],
-                domain,
-                model or f"{row['model']} ({row['prompting_a']})",
-                row["decoding"],
-                row["scorer"],
-                ", ".join(str(n) for n in dict.fromkeys(row["n_sources"])),
-                fixed(number(row["value_a"]), 3),
-                fixed(number(row["value_b"]), 3),
-                f"{fixed(number(row['difference']), 3)} {interval(low, high, 3)}",
-                p_value(number(row["p_holm"])),
-            )
-        )
-    return markdown_table(header, cells, words=5)
 
 
 def _short(name: str) -> str:
@@ -274,9 +172,9 @@ class _Line:
     chat: bool
 
     @classmethod
-    def of(cls, row: Row) -> "_Line":
+    def of(cls, row: GapRow) -> "_Line":
         """The line that a row about one model has its mark on."""
-        return cls(row["family"], KINDS.index(row["kind_b"]), row["b"], row["prompting_b"] == "chat")
+        return cls(row.family, KINDS.index(row.kind), row.model, row.prompting == "chat")
 
     @property
     def label(self) -> str:
@@ -284,24 +182,21 @@ class _Line:
         return f"{_short(self.name)} (chat)" if self.chat else _short(self.name)
 
 
-def plot_models(rows: Sequence[Row], path: str | Path, measure: str = "nll") -> None:
+def plot_models(gaps: Sequence[Row], path: str | Path, measure: str = "nll") -> None:
     """Plot the gap of every model with its interval, by kind, a panel per domain; families stand together.
 
     Args:
-        rows (`Sequence[Mapping]`): Rows of `contrasts.json`; those of people against single models are shown, under
-            ancestral sampling where there is that.
+        gaps (`Sequence[Mapping]`): The gaps of `contrasts.json`; those of single models are shown, under ancestral
+            sampling where there is that.
         path (`str` or `Path`): The PNG file to write.
         measure (`str`, *optional*, defaults to `"nll"`): Which measure.
     """
-    of = [row for row in rows if row["kind"] == "people" and row["measure"] == measure and row["family"] != ALL]
-    decodings = [*dict.fromkeys(row["decoding"] for row in of)]
-    decoding = ANCESTRAL if ANCESTRAL in decodings else next(iter(decodings), "")
-    scorer = next((row["scorer"] for row in of), "")
-    shown = [row for row in of if row["decoding"] == decoding and row["scorer"] == scorer]
-    panels = [*dict.fromkeys(row["domain"] for row in shown)]
+    shown = _main([row for row in read_gaps(gaps, measure) if not row.pooled])
+    decoding, scorer = (shown[0].decoding, shown[0].scorer) if shown else ("", "")
+    panels = [*dict.fromkeys(row.domain for row in shown)]
     lines = sorted({_Line.of(row) for row in shown})
     words = MEASURES[measure]
-    kinds = [kind for kind in KINDS if any(row["kind_b"] == kind for row in shown)]
+    kinds = [kind for kind in KINDS if any(row.kind == kind for row in shown)]
     read_by = "each model reads its own text" if scorer == "self" else f"read by {scorer}"
     with framed(
         path,
@@ -315,15 +210,15 @@ def plot_models(rows: Sequence[Row], path: str | Path, measure: str = "nll") -> 
         legend=[key(kind, *KIND_MARKS[kind]) for kind in kinds],
     ) as frame:
         families = [*dict.fromkeys(line.family for line in lines)]
-        shaded = [place for place, line in enumerate(lines) if families.index(line.family) % 2 == 0]
+        shaded = [y for y, line in enumerate(lines) if families.index(line.family) % 2 == 0]
         names = [wrapped(line.label, 2.6, LABEL) for line in lines]
-        values = [value for row in shown for value in (number(row["difference"]), *ends(row["ci95"]))]
+        values = [value for row in shown for value in (row.gap, *row.ci95)]
         for index, (axes, domain) in enumerate(zip(frame.axes, panels, strict=False)):
             axes.set_title(wrapped(f"{domain} text", 4.8, 10), loc="left")
             marks = [
-                Mark(lines.index(_Line.of(row)), row["difference"], ends(row["ci95"]), *KIND_MARKS[row["kind_b"]])
+                Mark(lines.index(_Line.of(row)), row.gap, row.ci95, *KIND_MARKS[row.kind])
                 for row in shown
-                if row["domain"] == domain
+                if row.domain == domain
             ]
             draw_forest(axes, marks, names if frame.first_in_row(index) else [""] * len(names), shaded=shaded)
             axes.set_xlim(limits(values))

@@ -28,7 +28,7 @@ TOKENS_PER_BIN = 50
 TAIL = 0.02
 MOST_BINS = 12
 
-# Okabe and Ito's palette: told apart with every common colour blindness, and by marker as well.
+# Okabe and Ito's palette: distinct with every common colour blindness, and by marker as well.
 DOMAIN_COLOURS = {"creative": "#0072b2", "functional": "#d55e00"}
 OTHER_COLOURS = ("#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 MARKERS = ("o", "s", "D", "^", "v", "P")
@@ -91,6 +91,7 @@ def plot_gap(gaps: Sequence[Mapping[str, Any]], path: str | Path, measure: str =
 
 def _marks(group: list[GapRow], shown: list[str], looks: Mapping[str, tuple[str, str]]) -> list[Mark]:
     """The estimates of a panel; those of several domains share a line, one above the other."""
+    # Of a line of height 1: the rest separates it from its neighbours.
     step = 0.72 / len(looks)
     return [
         Mark(shown.index(_label(row)) - (i - (len(looks) - 1) / 2) * step, row.gap, row.ci95, *look)
@@ -113,12 +114,12 @@ def _label_sides(axes: Axes, words: Measure, inches: float) -> None:
 
 
 def _label(row: GapRow) -> str:
-    """What a line of the gap plot is called: the decoding, or the name of a given candidate."""
+    """The label of a line of the gap plot: the decoding, or the name of a given candidate."""
     return row.model if row.given else row.decoding
 
 
 def _basis(rows: list[GapRow]) -> str:
-    """What the points of a gap plot rest on."""
+    """The numbers of prefixes and sources behind a gap plot."""
     parts = ["A filled mark: the interval does not cover 0; a hollow one: no difference can be told."]
     for domain in dict.fromkeys(row.domain for row in rows):
         prefixes, sources = (
@@ -149,6 +150,7 @@ def plot_distributions(tokens_by_panel: Mapping[str, Mapping[str, ArrayLike]], p
         for title, series in tokens_by_panel.items()
     }
     colours = _colours(panels.values())
+    # A single token of 20 nats would squeeze all curves to the left.
     tails = (np.quantile(values, 1 - TAIL) for series in panels.values() for values in series.values())
     limit = float(max(tails, default=0.0)) or 1.0
     grid = np.linspace(0, limit, 500)
@@ -197,6 +199,7 @@ def plot_calibration(curves: Mapping[str, Mapping[str, Points]], path: str | Pat
     }
     surprisals = [{name: pair[1] for name, pair in series.items()} for series in panels.values()]
     colours = _colours(surprisals)
+    # Binned before the axes are drawn: the limit is that of the means, not of the tokens.
     binned = {title: {name: bin_means(*pair) for name, pair in series.items()} for title, series in panels.items()}
     means = (float(np.max(pair)) for series in binned.values() for pair in series.values())
     limit = 1.04 * max(means, default=0.0) or 1.0

@@ -114,11 +114,11 @@ def plot_quality(rows: Sequence[Row], path: str | Path) -> None:
             axes.set_title(wrapped(rating, 3.4, 10), loc="left")
             marks = []
             for row in (row for row in rows if row["rating"] == rating):
-                scope, found = (row["scope"], row["author"]), row["spearman"]
+                scope, estimate = (row["scope"], row["author"]), row["spearman"]
                 y = measures.index(row["measure"]) + (scopes.index(scope) - (len(scopes) - 1) / 2) * 0.8 / len(scopes)
-                if math.isfinite(number(found["r"])):
+                if math.isfinite(number(estimate["r"])):
                     look = looks[scope]
-                    marks.append(Mark(y, found["r"], ends(found["ci95"]), look["color"], look["marker"]))
+                    marks.append(Mark(y, estimate["r"], ends(estimate["ci95"]), look["color"], look["marker"]))
             names = measures if frame.first_in_row(index) else [""] * len(measures)
             draw_forest(axes, marks, names, scale=0.72)
             if frame.last_in_column(index):
@@ -161,20 +161,21 @@ def plot_curves(texts: Sequence[Row], path: str | Path, *, human: float | None =
                     for text in texts
                     if text["author"] == author
                 ]
-                known = np.array([pair for pair in pairs if np.isfinite(pair).all()]).reshape(-1, 2)
-                if len(known):
-                    _draw_curve(axes, known, **_look(i))
+                points = np.array([pair for pair in pairs if np.isfinite(pair).all()]).reshape(-1, 2)
+                if len(points):
+                    _draw_curve(axes, points, **_look(i))
             if frame.first_in_row(index):
                 axes.set_ylabel("rating")
             if frame.last_in_column(index):
                 axes.set_xlabel(f"{measure}, nats per token" if measure == "nll" else measure)
 
 
-def _draw_curve(axes: Axes, known: np.ndarray, color: str, marker: str) -> None:
-    axes.plot(known[:, 0], known[:, 1], "o", color=color, markersize=2, alpha=0.25, markeredgewidth=0, zorder=2)
-    ordered = known[np.argsort(known[:, 0], kind="stable")]
+def _draw_curve(axes: Axes, points: np.ndarray, color: str, marker: str) -> None:
+    axes.plot(points[:, 0], points[:, 1], "o", color=color, markersize=2, alpha=0.25, markeredgewidth=0, zorder=2)
+    ordered = points[np.argsort(points[:, 0], kind="stable")]
     parts = np.array_split(ordered, max(1, min(_POINTS, len(ordered) // 10)))
     means = np.array([part.mean(axis=0) for part in parts])
+    # A normal interval will do: a bin has ten texts or more, and the bars are a guide to the eye.
     errors = [1.96 * part[:, 1].std(ddof=1) / math.sqrt(len(part)) if len(part) > 1 else 0.0 for part in parts]
     axes.errorbar(
         means[:, 0],
@@ -214,5 +215,5 @@ def _n(rows: Sequence[Row], scope: tuple[str, str | None]) -> int:
 def _correlation(row: Row | None, test: str, *, interval: bool) -> str:
     if row is None or row[test] is None:
         return MISSING
-    found = row[test]
-    return with_interval(found["r"], found["ci95"], "+.2f") if interval else figure(found["r"], "+.2f")
+    estimate = row[test]
+    return with_interval(estimate["r"], estimate["ci95"], "+.2f") if interval else figure(estimate["r"], "+.2f")

@@ -1,6 +1,6 @@
 """The rows of `gap.json` as the report reads them.
 
-Null is NaN, an interval says what can be told from it, and a name is one line without a character that steers a
+Null is NaN, the interval alone decides the verdict, and a name is one line without a character that steers a
 terminal: sentences, tables and plots take names from here.
 """
 
@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ugap.study.contrasts import ALL, DOMAIN
 from ugap.study.pairs import GIVEN, SELF
 from ugap.terminal import one_line
 
@@ -28,6 +29,7 @@ def ends(interval: Iterable[float | None] | None) -> tuple[float, float]:
 
 def sign(interval: tuple[float, float]) -> int:
     """1 where the whole interval lies above 0, -1 where below, 0 where it covers 0 or is missing."""
+    # NaN compares false on both sides, so a missing interval gives 0.
     low, high = interval
     return int(low > 0) - int(high < 0)
 
@@ -38,10 +40,16 @@ def _name(value: Any) -> str:
 
 @dataclass(frozen=True)
 class GapRow:
-    """One estimate: `gap = human - model_value` in the measure's unit; the fields are those of `gap.json`."""
+    """One estimate: `gap = human - model_value` in the measure's unit; the fields are those of `gap.json`.
+
+    Family and kind are known in a study of many models; elsewhere they are empty.
+    """
 
     domain: str
     model: str
+    family: str
+    kind: str
+    prompting: str
     decoding: str
     scorer: str
     measure: str
@@ -61,6 +69,9 @@ class GapRow:
         return cls(
             domain=_name(row["domain"]),
             model=_name(row["model"]),
+            family=_name(row.get("family")),
+            kind=_name(row.get("kind")),
+            prompting=_name(row.get("prompting")),
             decoding=_name(row["decoding"]),
             scorer=_name(row["scorer"]),
             measure=str(row["measure"]),
@@ -73,7 +84,7 @@ class GapRow:
             ratio=number(row["ratio"]),
             effect_size=number(row["effect_size"]),
             p_holm=number(row["p_holm"]),
-            wasserstein=number(row["wasserstein"]),
+            wasserstein=number(row.get("wasserstein")),
         )
 
     @property
@@ -89,44 +100,50 @@ class GapRow:
     def given(self) -> bool:
         return self.decoding == GIVEN
 
+    @property
+    def pooled(self) -> bool:
+        """Whether the row is of several models together."""
+        return self.family == ALL
+
 
 @dataclass(frozen=True)
 class ContrastRow:
     """How much larger the gap of `a` is than that of `b`: two domains of one `model`, or two models in one `domain`."""
 
-    kind: str
+    contrast: str
     a: str
     b: str
-    tag_a: str
-    tag_b: str
     model: str
     domain: str
+    family: str
     decoding: str
     scorer: str
     measure: str
+    n_sources: tuple[int, ...]
+    gap_a: float
+    gap_b: float
     difference: float
     ci95: tuple[float, float]
     p_holm: float
-    n_sources: tuple[int, ...]
 
     @classmethod
     def read(cls, row: Mapping[str, Any]) -> "ContrastRow":
-        n_sources = row["n_sources"]
         return cls(
-            kind=str(row["kind"]),
+            contrast=str(row["contrast"]),
             a=_name(row["a"]),
             b=_name(row["b"]),
-            tag_a=_name(row.get("tag_a")),
-            tag_b=_name(row.get("tag_b")),
             model=_name(row.get("model")),
             domain=_name(row.get("domain")),
+            family=_name(row.get("family")),
             decoding=_name(row["decoding"]),
             scorer=_name(row["scorer"]),
             measure=str(row["measure"]),
+            n_sources=tuple(row["n_sources"]),
+            gap_a=number(row["gap_a"]),
+            gap_b=number(row["gap_b"]),
             difference=number(row["difference"]),
             ci95=ends(row["ci95"]),
             p_holm=number(row["p_holm"]),
-            n_sources=(n_sources,) if isinstance(n_sources, int) else tuple(n_sources),
         )
 
     @property
@@ -134,22 +151,14 @@ class ContrastRow:
         """1: the gap of `a` is larger; -1: that of `b` is; 0: no difference can be told."""
         return sign(self.ci95)
 
-    def sides(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The `gap_key` of `a` and of `b`."""
-        if self.kind == "domain":
-            pairs = ((self.a, self.model), (self.b, self.model))
-        else:
-            pairs = ((self.domain, self.a), (self.domain, self.b))
-        (domain_a, model_a), (domain_b, model_b) = pairs
-        return (
-            gap_key(domain_a, model_a, self.decoding, self.scorer),
-            gap_key(domain_b, model_b, self.decoding, self.scorer),
-        )
+    @property
+    def of_domains(self) -> bool:
+        return self.contrast == DOMAIN
 
-
-def gap_key(domain: str, model: str, decoding: str, scorer: str) -> tuple[str, ...]:
-    """What names an estimate of one measure; a model that scores itself may go by its name or as itself."""
-    return domain, model, decoding, SELF if scorer == model else scorer
+    @property
+    def pooled(self) -> bool:
+        """Whether the row is of several families together."""
+        return self.family == ALL
 
 
 def preferred_scorer(scorers: Iterable[str], model: str) -> str:

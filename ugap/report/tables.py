@@ -42,6 +42,10 @@ def markdown(
     contrasts: Sequence[Mapping[str, Any]],
     settings: Mapping[str, Any],
     command: str,
+    *,
+    title: str = "The uncertainty gap between people and models",
+    sentences: Sequence[str] | None = None,
+    sections: Sequence[str] = (),
 ) -> str:
     """Write a study's result as a Markdown document.
 
@@ -50,12 +54,15 @@ def markdown(
         contrasts (`Sequence[Mapping]`): Its contrast rows.
         settings (`Mapping[str, Any]`): The settings of the study, of plain types; printed as YAML.
         command (`str`): The command line that makes this document.
+        title (`str`, *optional*): The heading of the document.
+        sentences (`Sequence[str]`, *optional*): The findings; by default those of [`findings`][ugap.report.findings].
+        sections (`Sequence[str]`, *optional*): Paragraphs between the findings and the tables.
 
     Returns:
         `str`: Findings in words, a table per measure, contrasts, definitions, settings and the command.
     """
-    parts = ["# The uncertainty gap between people and models", "## Findings"]
-    parts.append("\n".join(f"- {escape_markdown(sentence)}" for sentence in findings(gaps, contrasts)))
+    sentences = findings(gaps, contrasts) if sentences is None else sentences
+    parts = [f"# {title}", "## Findings", "\n".join(f"- {escape_markdown(one)}" for one in sentences), *sections]
     for name in _ordered(row["measure"] for row in gaps):
         measure = MEASURES[name]
         rows = [GapRow.read(row) for row in gaps if row["measure"] == name]
@@ -78,12 +85,12 @@ def _ordered(measures: Any) -> list[str]:
 
 def _gap_table(rows: list[GapRow], measure: Measure) -> str:
     places = measure.decimals
-    header = (
+    header = [
         "domain", "model", "decoding", "scorer", "prefixes (sources)", "human", "model value", "gap [95% interval]",
-        "ratio", "d_z", "p (Holm)", "W1",
-    )  # fmt: skip
+        "ratio", "d_z", "p (Holm)",
+    ]  # fmt: skip
     cells = [
-        (
+        [
             row.domain,
             row.model,
             row.decoding,
@@ -95,36 +102,41 @@ def _gap_table(rows: list[GapRow], measure: Measure) -> str:
             _figure(row.ratio, 2),
             _figure(row.effect_size, 2),
             p_value(row.p_holm),
-            _figure(row.wasserstein, places),
-        )
+        ]
         for row in rows
     ]
+    # A study of many models keeps no tokens, which the distance is between: a column of dashes would say nothing.
+    if any(math.isfinite(row.wasserstein) for row in rows):
+        header.append("W1")
+        for row, line in zip(rows, cells, strict=True):
+            line.append(_figure(row.wasserstein, places))
     return markdown_table(header, cells, words=4)
 
 
 def _contrasts(contrasts: Sequence[Mapping[str, Any]]) -> str:
-    header = ("measure", "a", "b", "of", "decoding", "scorer", "sources", "difference [95% interval]", "p (Holm)")
+    header = (
+        "measure", "a", "b", "of", "decoding", "scorer", "sources", "gap of a", "gap of b",
+        "difference [95% interval]", "p (Holm)",
+    )  # fmt: skip
     cells = []
     for row in map(ContrastRow.read, contrasts):
         places = MEASURES[row.measure].decimals
         cells.append(
             (
                 row.measure,
-                _tagged(row.a, row.tag_a),
-                _tagged(row.b, row.tag_b),
-                row.model if row.kind == "domain" else row.domain,
+                row.a,
+                row.b,
+                row.model if row.of_domains else row.domain,
                 row.decoding,
                 row.scorer,
-                ", ".join(str(n) for n in row.n_sources),
+                ", ".join(str(n) for n in dict.fromkeys(row.n_sources)),
+                _figure(row.gap_a, places),
+                _figure(row.gap_b, places),
                 _with_interval(row.difference, row.ci95, places),
                 p_value(row.p_holm),
             )
         )
     return markdown_table(header, cells, words=6)
-
-
-def _tagged(name: str, tag: str) -> str:
-    return f"{name} ({tag})" if tag else name
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> str:
@@ -137,6 +149,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], words: 
 def markdown_block(text: str, language: str) -> str:
     """A fenced block; the fence is longer than any run of backticks in the text."""
     text = visible(text)
+    # A command may hold backticks, which would end a shorter fence.
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"
@@ -194,6 +207,7 @@ def console_table(gaps: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _console_section(rows: list[GapRow]) -> Table:
+    # The columns that repeat are left blank: 100 columns have no room for a name in every row.
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0), collapse_padding=True)
     for column in ("domain", "model", "decoding"):
         table.add_column(column, overflow="fold")

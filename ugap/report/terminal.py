@@ -1,4 +1,4 @@
-"""What the tables of a terminal are made of: plain text in columns, and numbers with their intervals."""
+"""The parts of a terminal's tables: plain text in columns, and numbers with their intervals."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -16,20 +16,23 @@ def text_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]],
     """A table of plain text: nothing in it is read as markup or steers the terminal.
 
     Args:
-        title (`str`): What stands above it; may be empty.
+        title (`str`): The title above it; may be empty.
         header (`Sequence[str]`): Names of the columns.
         rows (`Iterable[Sequence[str]]`): Cells.
-        words (`int`): So many of the first columns are words, which fold where there is no room.
+        words (`int`): Number of first columns that hold words, which fold where there is no room.
     """
     named = Text(one_line(title), style="bold") if title else None
-    made = Table(title=named, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for place, name in enumerate(header):
-        made.add_column(
-            Text(one_line(name)), overflow="fold", justify="left" if place < words else "right", no_wrap=place >= words
+    table = Table(title=named, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column, name in enumerate(header):
+        table.add_column(
+            Text(one_line(name)),
+            overflow="fold",
+            justify="left" if column < words else "right",
+            no_wrap=column >= words,
         )
     for row in rows:
-        made.add_row(*(Text(one_line(cell)) for cell in row))
-    return made
+        table.add_row(*(Text(one_line(cell)) for cell in row))
+    return table
 
 
 def figure(value: Any, form: str, *, scale: float = 1.0) -> str:
@@ -39,8 +42,8 @@ def figure(value: Any, form: str, *, scale: float = 1.0) -> str:
         >>> figure(0.25, ".1f", scale=100), figure(None, ".2f")
         ('25.0', '–')
     """
-    found = number(value)
-    return format(scale * found, form) if math.isfinite(found) else MISSING
+    finite = number(value)
+    return format(scale * finite, form) if math.isfinite(finite) else MISSING
 
 
 def with_interval(value: Any, ci95: Iterable[float | None] | None, form: str, *, scale: float = 1.0) -> str:

@@ -1,6 +1,6 @@
 """Uncertainty against factuality, for people: the points as a table, and the plot with the Pareto frontier.
 
-What is shown is the record of `ugap eval tradeoff`. In the plot it is best at the upper left: no gap, all facts right.
+It shows the record of `ugap eval tradeoff`. In the plot the upper left is best: no gap, all facts right.
 Our runs take ordered colours by weight and a marker by limit; the base is grey, baselines and added models have colours
 of their own.
 """
@@ -114,11 +114,12 @@ def _looks(record: Record) -> dict[str, Look]:
             out[name] = {"color": colours[settings["weight"]], "marker": marker}
         elif name == BASE:
             out[name] = {"color": BASE_COLOUR, "marker": "o"}
+        # The base at the matched temperature: hollow, as it is the same model.
         elif name.startswith(f"{BASE}, "):
             out[name] = {"color": BASE_COLOUR, "marker": "o", "markerfacecolor": "white"}
         else:
-            place = others % len(OTHER_COLOURS)
-            out[name] = {"color": OTHER_COLOURS[place], "marker": OTHER_MARKERS[others % len(OTHER_MARKERS)]}
+            colour = others % len(OTHER_COLOURS)
+            out[name] = {"color": OTHER_COLOURS[colour], "marker": OTHER_MARKERS[others % len(OTHER_MARKERS)]}
             others += 1
     return out
 

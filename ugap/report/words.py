@@ -5,7 +5,7 @@ Design choices:
 - What a sentence claims follows from the 95% interval alone: one that covers 0 means that no difference can be told,
   whatever its middle. A claim that Holm's correction over the whole table does not support says so.
 - Sentences are about surprisal (NLL). For every model and domain they take ancestral sampling, the one decoding that
-  shows the model as it is, and the decoding with the largest gap; what there is no room for is counted in the first.
+  shows the model as it is, and the decoding with the largest gap; the first sentence counts the others.
 - Where a model is scored by several scorers, the sentences are about its own scores; every other scorer gets a count.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ugap.report.rows import NAN, ContrastRow, GapRow, gap_key, preferred_scorer, read_gaps, sign
+from ugap.report.rows import ContrastRow, GapRow, preferred_scorer, read_gaps, sign
 from ugap.study.pairs import GIVEN, SELF
 
 ANCESTRAL = "ancestral"
@@ -64,6 +64,7 @@ def decimals(*values: float) -> int:
 
 def fixed(value: float, places: int) -> str:
     """The value with this many decimals, and no minus sign before a zero."""
+    # Adding 0.0 turns -0.0 into 0.0.
     return f"{round(value, places) + 0.0:.{places}f}"
 
 
@@ -75,7 +76,7 @@ def interval(low: float, high: float, places: int) -> str:
 
 
 def sized(value: float, ci95: tuple[float, float], places: int) -> str:
-    """A difference in surprisal with its interval and unit; without its sign where it is told which way it points.
+    """A difference in surprisal with its interval and unit; without its sign where the sentence names the direction.
 
     Example:
         >>> sized(-0.3, (-0.5, -0.1), 2)
@@ -158,6 +159,7 @@ def caveats(verdict: int, p_holm: float) -> list[str]:
     """What weakens a claim, if anything: a test that does not support it, or none."""
     if not verdict or p_holm < LEVEL:
         return []
+    # With fewer than six sources no signed-rank test can be significant, so none is made.
     if math.isnan(p_holm):
         return [UNTESTED]
     return [f"not significant after Holm's correction, p = {p_holm:.3f}"]
@@ -170,32 +172,23 @@ def gap_sentence(row: GapRow) -> str:
     if not row.self_scored:
         basis.append(f"scored by {row.scorer}")
     basis += caveats(row.verdict, row.p_holm)
-    said = people_clause(writer(row.model, row.decoding), row.gap, row.ci95, places)
+    said = people_clause(writer(row.model, row.decoding), row.gap, row.ci95, places, plural=row.pooled)
     return f"In {row.domain} text, {said} ({'; '.join(basis)})."
 
 
-def contrast_sentence(row: ContrastRow, gaps: Mapping[tuple[str, ...], float]) -> str:
-    """What one contrast of two gaps in surprisal says.
-
-    Args:
-        row (`ContrastRow`): The contrast.
-        gaps (`Mapping[tuple[str, ...], float]`): Gap in nats per token by `gap_key`; where both sides are in it the
-            sentence states them, because the larger gap may still be a negative one.
-    """
-    values = [gaps.get(side, NAN) for side in row.sides()]
+def contrast_sentence(row: ContrastRow) -> str:
+    """What one contrast of two gaps in surprisal says; both gaps are stated, as the larger may be a negative one."""
     places = decimals(row.difference, *row.ci95)
-    basis = []
-    if all(math.isfinite(value) for value in values):
-        basis.append("gaps " + " and ".join(fixed(value, places) for value in values))
     first, *rest = dict.fromkeys(row.n_sources)
+    basis = [f"gaps {fixed(row.gap_a, places)} and {fixed(row.gap_b, places)}"]
     basis.append(f"{first} and {rest[0]} source texts" if rest else counted(first, "source text"))
     if row.scorer not in (SELF, row.model):
         basis.append(f"scored by {row.scorer}")
     basis += caveats(row.verdict, row.p_holm)
-    a, b = (f"{name} ({tag})" if tag else name for name, tag in ((row.a, row.tag_a), (row.b, row.tag_b)))
-    domains = row.kind == "domain"
-    where = f"For {writer(row.model, row.decoding)}" if domains else f"In {row.domain} text, {decoded(row.decoding)}"
-    said = gaps_clause(a, b, row.difference, row.ci95, places, domains=domains)
+    where = (
+        f"For {writer(row.model, row.decoding)}" if row.of_domains else f"In {row.domain} text, {decoded(row.decoding)}"
+    )
+    said = gaps_clause(row.a, row.b, row.difference, row.ci95, places, domains=row.of_domains)
     return f"{where}, {said} ({'; '.join(basis)})."
 
 
@@ -233,7 +226,7 @@ def _own(contrasts: Iterable[ContrastRow]) -> list[ContrastRow]:
     """One contrast for every question: of several scorers, the preferred one."""
     groups: dict[tuple[str, ...], list[ContrastRow]] = {}
     for row in contrasts:
-        groups.setdefault((row.kind, row.a, row.b, row.model, row.domain, row.decoding), []).append(row)
+        groups.setdefault((row.contrast, row.a, row.b, row.model, row.domain, row.decoding), []).append(row)
     return [
         next(row for row in group if row.scorer == preferred_scorer([row.scorer for row in group], group[0].model))
         for group in groups.values()
@@ -265,33 +258,30 @@ def findings(gaps: Sequence[Mapping[str, Any]], contrasts: Sequence[Mapping[str,
     scorers: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         scorers.setdefault((row.model, row.decoding), []).append(row.scorer)
-    own: list[GapRow] = []
+    preferred_rows: list[GapRow] = []
     others: dict[str, list[GapRow]] = {}
     for row in rows:
         preferred = row.scorer == preferred_scorer(scorers[row.model, row.decoding], row.model)
-        (own if preferred else others.setdefault(row.scorer, [])).append(row)
+        (preferred_rows if preferred else others.setdefault(row.scorer, [])).append(row)
 
     # (what to keep first, sentence), in the order of reading
     sentences: list[tuple[int, str]] = []
-    if len(own) > 2:
-        sentences.append((0, tally(own, MEASURES["nll"]) + "."))
+    if len(preferred_rows) > 2:
+        sentences.append((0, tally(preferred_rows, MEASURES["nll"]) + "."))
     groups: dict[tuple[str, str], list[GapRow]] = {}
-    for row in own:
+    for row in preferred_rows:
         groups.setdefault((row.model, row.domain), []).append(row)
-    told: set[str] = set()
+    stated: set[str] = set()
     for group in groups.values():
-        for place, row in enumerate(_telling(group)):
-            told.add(row.decoding)
-            sentences.append((1 if place == 0 else 4, gap_sentence(row)))
+        for rank, row in enumerate(_telling(group)):
+            stated.add(row.decoding)
+            sentences.append((1 if rank == 0 else 4, gap_sentence(row)))
 
-    by_key: dict[tuple[str, ...], float] = {
-        gap_key(row.domain, row.model, row.decoding, row.scorer): row.gap for row in rows
-    }
     nll = [ContrastRow.read(row) for row in contrasts if row["measure"] == "nll"]
-    for contrast in _own(row for row in nll if math.isfinite(row.difference) and row.decoding in told):
+    for contrast in _own(row for row in nll if math.isfinite(row.difference) and row.decoding in stated):
         plain = contrast.decoding == ANCESTRAL
-        rank = (2 if contrast.kind == "domain" else 3) if plain else 5
-        sentences.append((rank, contrast_sentence(contrast, by_key)))
+        rank = (2 if contrast.of_domains else 3) if plain else 5
+        sentences.append((rank, contrast_sentence(contrast)))
     for scorer, group in others.items():
         count = tally(group, MEASURES["nll"])
         sentences.append((0, f"Scored by {scorer} instead, {count[0].lower()}{count[1:]}."))
@@ -301,7 +291,7 @@ def findings(gaps: Sequence[Mapping[str, Any]], contrasts: Sequence[Mapping[str,
 def _most_telling(sentences: Sequence[tuple[int, str]]) -> list[str]:
     """The sentences of the first ranks that there is room for, in the order of reading.
 
-    A rank that does not fit is left out as a whole, so that what is told is told of every model and domain; only counts
+    A rank that does not fit is left out as a whole, so that every model and domain has the same sentences; only counts
     and the first rank of gaps are cut in the middle.
     """
     kept: list[int] = []

@@ -41,6 +41,7 @@ def write_report(result: StudyResult, folder: str | Path, *, command: str, conso
         for name, texts in (("human", cell.human), (cell.decoding, cell.generated)):
             surprisal = np.concatenate([scores.surprisal for scores in texts])
             entropy = np.concatenate([scores.entropy for scores in texts])
+            # All decodings of a panel share one human side: the first cell's is kept.
             surprisals.setdefault(panel, {}).setdefault(name, surprisal)
             points.setdefault(panel, {}).setdefault(name, (entropy, surprisal))
     plot_distributions(surprisals, folder / PLOTS[1])

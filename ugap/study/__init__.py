@@ -1,4 +1,4 @@
-"""The study of the gap: continuations generated or given, scored beside the human ones, resumable."""
+"""The study of the gap: continuations generated or given, scored like the human ones, resumable."""
 
 from ugap.lazy import names_of_stub
 

@@ -4,7 +4,7 @@ from .gap.run import StudySettings as StudySettings
 from .gap.run import run_study as run_study
 from .measures import MEASURES as MEASURES
 from .multi.contrasts import contrast_multi as contrast_multi
-from .multi.contrasts import read_levels as read_levels
+from .multi.contrasts import read_cells as read_cells
 from .multi.run import ModelEntry as ModelEntry
 from .multi.run import MultiSettings as MultiSettings
 from .multi.run import run_multi as run_multi

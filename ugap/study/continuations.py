@@ -1,8 +1,8 @@
-"""Continue prefixes and read texts, batch by batch: a finished batch is a part, and is read again.
+"""Continue prefixes and read texts, batch by batch: a finished batch is a part, which a resumed run reads back.
 
 Every study goes through here. A part is named by what made it, never by the name of a model or of a file. A batch that
-was written is named by the weights, token ids, settings and seed; one that was read, by the weights and the texts. So a
-study that goes on after a model was trained further, or a file was edited, makes anew what depends on it, and no more.
+was written is named by the weights, token ids, settings and seed; one that was read, by the weights and the texts. So
+after a model was trained further, or a file was edited, a resumed study redoes the parts that depend on it alone.
 """
 
 import itertools
@@ -30,7 +30,7 @@ RAW, CHAT = "raw", "chat"
 
 @dataclass(frozen=True)
 class Text:
-    """A text that is to be read.
+    """A text for a scorer.
 
     Args:
         excerpt (`Excerpt`): The prefix that it continues.
@@ -61,7 +61,7 @@ class Continuations:
 
     Args:
         folder (`str` or `Path`): Folder of the parts.
-        settings (`dict[str, Any]`): What all batches share; a folder holds parts of one such setting.
+        settings (`dict[str, Any]`): Settings that all batches share; a folder holds parts of one such setting.
 
     Raises:
         InputError: If the folder holds parts of other settings.
@@ -90,20 +90,21 @@ class Continuations:
         processors: Sequence[LogitsProcessor] = (),
         skip_bad: bool = False,
     ) -> list[str]:
-        """What a model writes behind the prefixes of a batch: one text each, `""` where it wrote nothing.
+        """Let a model continue the prefixes of a batch; one text each, `""` where it wrote nothing.
 
         Args:
             writer (`Scorer`): The model.
             batch (`Sequence[Excerpt]`): The prefixes.
             decoding (`str`): Name of the decoding.
             how (`Mapping[str, Any]`): Its settings, see `ugap.study.decodings.DECODINGS`.
-            *labels (`str`): What else the part is to be told by, where its name is read.
+            *labels (`str`): Further words in the name of the part, for people who read the folder.
             max_new_tokens (`int`): Longest continuation in tokens.
             seed (`int`): Seed of the batch.
             domain (`str`, *optional*): Domain of the prefixes, for the decodings that aim at the human level of one.
             prompting (`str`, *optional*, defaults to `"raw"`): `"raw"` continues the bare prefix, `"chat"` asks for a
                 continuation through the chat template.
-            processors (`Sequence[LogitsProcessor]`, *optional*): What else shapes the distribution; told by `decoding`.
+            processors (`Sequence[LogitsProcessor]`, *optional*): Further processors of the logits. A part is not named
+                by them, so `decoding` must be.
             skip_bad (`bool`, *optional*, defaults to `False`): As in
                 `ugap.study.generation.generate_continuations`.
 
@@ -111,7 +112,11 @@ class Continuations:
             InputError: As in `ugap.study.generation.generate_continuations`, or there is no chat template.
         """
         contexts = contexts_of(writer, batch, prompting)
-        made_of = (contexts, _shown(how), _profile(writer, how), max_new_tokens, seed, domain, skip_bad)
+        shown = json.dumps(dict(how), sort_keys=True)
+        # A decoding at the human level changes with the profile, which its settings only name.
+        profile = profile_of(writer.model, how.get("human_profile")).to_dict() if "human_weight" in how else None
+        # Everything that the texts depend on: a change of any of it must give the part another name.
+        made_of = (contexts, shown, profile, max_new_tokens, seed, domain, skip_bad)
         key = part_key(*labels, decoding, weights=writer.id.weight_hash, content=made_of)
         if not self.generated.done(key):
             texts = generate_continuations(
@@ -126,6 +131,7 @@ class Continuations:
                 names=[Text(one, writer.name, decoding, "").name for one in batch],
                 skip_bad=skip_bad,
             )
+            # Read back from the part even when just written: a resumed study must see the same strings.
             rows = [{"id": one.id, "text": text} for one, text in zip(batch, texts, strict=True)]
             self.generated.write(key, rows)
         return [row["text"] for row in self.generated.read(key)]
@@ -135,12 +141,12 @@ class Continuations:
     ) -> str:
         """Let a model read texts, those of one prefix at once; the key of the part, for `scores`.
 
-        A model may write nothing: such a text has no scores. What a person wrote has to be scored.
+        A model may write nothing: such a text has no scores. A human text must have scores.
 
         Args:
             reader (`Scorer`): The model.
             texts (`Sequence[Text]`): The texts.
-            *labels (`str`): What else the part is to be told by, where its name is read.
+            *labels (`str`): Further words in the name of the part, for people who read the folder.
             pmi (`bool`, *optional*, defaults to `True`): Read each text without its prefix too.
             skip_bad (`bool`, *optional*, defaults to `False`): Leave out human texts that cannot be scored.
 
@@ -148,6 +154,7 @@ class Continuations:
             InputError: If a human text cannot be scored, unless `skip_bad`.
         """
         pairs = [_as_read(reader, one) for one in texts]
+        # The labels are in the key too: two models may write one text, and each needs its row.
         about = [(one.excerpt.id, one.writer, one.prompting, one.decoding) for one in texts]
         key = part_key(*labels, weights=reader.id.weight_hash, content=(about, pairs, pmi, skip_bad))
         if not self.scored.done(key):
@@ -176,10 +183,12 @@ def check_writer(
         InputError: If there is no human profile of the model or none of a domain, no chat template, or transformers
             refuses a setting.
     """
+    # Building the processors is enough: they refuse a wrong profile, domain or setting when they are made.
     for how, domain in itertools.product(decodings, domains):
         decoder(how, writer.model, domain, generator=torch.Generator(writer.model.device))
     for prompting in promptings:
         if prompting == CHAT:
+            # Any word does: a template that fails does so for every text.
             chat_context(writer.tokenizer, "Once", writer.name)
 
 
@@ -192,6 +201,7 @@ def contexts_of(writer: Scorer, batch: Sequence[Excerpt], prompting: str = RAW) 
     if prompting == CHAT:
         return [chat_context(writer.tokenizer, one.prefix, writer.name) for one in batch]
     prefixes = [one.prefix for one in batch]
+    # Special tokens in a prefix are letters that a person wrote, and BOS is added once, by hand.
     plain = writer.tokenizer(prefixes, add_special_tokens=False, split_special_tokens=True)
     return [writer.bos + ids for ids in plain["input_ids"]]
 
@@ -211,9 +221,12 @@ def _as_read(reader: Scorer, one: Text) -> tuple[str | list[int], str]:
     """Prefix and text as a model reads them."""
     prefix, text = one.excerpt.prefix, one.text
     if one.in_template:
+        # A chat answer starts without white space, so the human text must not start with it either.
         return chat_context(reader.tokenizer, prefix, reader.name), text.lstrip()
     if one.prompting == CHAT and one.decoding != HUMAN:
-        return prefix, _joined(prefix, text)
+        # A chat model starts without the space that a continuation needs.
+        spaced = not prefix or prefix[-1].isspace() or text[:1].isspace()
+        return prefix, text if spaced else " " + text
     return prefix, text
 
 
@@ -228,9 +241,10 @@ def _scored(
     try:
         scores = score(every, skip_bad)
     except InputError:
-        score([i for i in every if texts[i].decoding == HUMAN], False)  # said first: what is wrong with a human text
+        score([i for i in every if texts[i].decoding == HUMAN], False)  # an error about a human text comes first
+        # The human texts are fine, so what failed is a model's text: it gets no scores, and the study continues.
         scores = score(every, True)
-    for one, (_, body), found in zip(texts, pairs, scores, strict=True):
+    for one, (_, body), text_scores in zip(texts, pairs, scores, strict=True):
         yield ScoredText(
             id=one.excerpt.id,
             source=one.excerpt.source,
@@ -240,19 +254,5 @@ def _scored(
             decoding=one.decoding,
             scorer=reader.name,
             prefix=one.excerpt.prefix,
-            scores=found or no_scores(body, reader.id),
+            scores=text_scores or no_scores(body, reader.id),
         )
-
-
-def _joined(prefix: str, text: str) -> str:
-    """A chat model starts without the space that a continuation needs."""
-    return text if not prefix or prefix[-1].isspace() or text[:1].isspace() else " " + text
-
-
-def _shown(how: Settings) -> str:
-    return json.dumps(dict(how), sort_keys=True)
-
-
-def _profile(writer: Scorer, how: Settings) -> dict[str, Any] | None:
-    """The content of the human profile that a decoding aims at."""
-    return profile_of(writer.model, how.get("human_profile")).to_dict() if "human_weight" in how else None

@@ -1,15 +1,47 @@
-"""Contrasts between gaps, in every kind of study: the figures of a row, and one correction over a table."""
+"""The numbers of a row, in every kind of study: a gap, a contrast between gaps, one correction over a table.
 
-from collections.abc import Iterable
+A row of gaps is labelled by domain, model, prompting, decoding and scorer. A row of contrasts says in `contrast` what
+its sides `a` and `b` are: two domains of one `model`, or two stages (models of different kinds) in one `domain`.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from ugap.statistics import contrast_independent, contrast_paired, holm
+import numpy as np
 
-# Contrasts are made for the measures that a model's level is read off.
+from ugap.statistics import contrast_independent, contrast_paired, holm, paired_gap
+
+# The kinds of models, by the stage of training: the later stage is side `a`, so a difference is what that stage added.
+KINDS = ("base", "instruct", "reasoning")
+DOMAIN, STAGE = "domain", "stage"
+# Contrasts are made for the measures of a text's mean uncertainty; the others follow from these or need a second pass.
 CONTRAST_MEASURES = ("nll", "entropy", "bits_per_byte", "deviation")
+# The family of a row that pools several models.
+ALL = "all"
 
 # Gap and source text of every prefix.
 Gaps = Iterable[tuple[float, str]]
+
+
+def gap_figures(
+    human: np.ndarray, model: np.ndarray, sources: Sequence[str], *, seed: int, resamples: int
+) -> dict[str, Any] | None:
+    """The estimate of a gap over the prefixes whose two texts have the measure; `None` where there is no such prefix.
+
+    Args:
+        human (`np.ndarray` of shape `(n,)`): The measure on every human text; NaN where a text has none.
+        model (`np.ndarray` of shape `(n,)`): That on the model's texts.
+        sources (`Sequence[str]`): The source text of every prefix.
+        seed (`int`): Seed of the bootstrap.
+        resamples (`int`): Bootstrap resamples.
+    """
+    keep = np.isfinite(human) & np.isfinite(model)
+    if not keep.any():
+        return None
+    kept_sources = [sources[i] for i in np.flatnonzero(keep).tolist()]
+    return asdict(paired_gap(human[keep], model[keep], kept_sources, seed=seed, resamples=resamples))
 
 
 def contrast_figures(a: Gaps, b: Gaps, *, paired: bool, seed: int, resamples: int) -> dict[str, Any] | None:
@@ -35,12 +67,11 @@ def contrast_figures(a: Gaps, b: Gaps, *, paired: bool, seed: int, resamples: in
         return None
     (gaps_a, sources_a), (gaps_b, sources_b) = zip(*a, strict=True), zip(*b, strict=True)
     contrast = contrast_paired if paired else contrast_independent
-    found = contrast(gaps_a, sources_a, gaps_b, sources_b, seed=seed, resamples=resamples)
     return {
-        "difference": found.difference,
-        "ci95": list(found.ci95),
-        "p_value": found.p_value,
-        "n_sources": list(found.n_sources),
+        "n": [len(gaps_a), len(gaps_b)],
+        "gap_a": math.fsum(gaps_a) / len(gaps_a),
+        "gap_b": math.fsum(gaps_b) / len(gaps_b),
+        **asdict(contrast(gaps_a, sources_a, gaps_b, sources_b, seed=seed, resamples=resamples)),
     }
 
 

@@ -103,6 +103,7 @@ def parse_decodings(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     for word in names:
         name, custom, settings = word.partition("=")
         out[name] = _parse_settings(word, settings) if custom else dict(DECODINGS[name])
+        # Made to be checked: a wrong value is refused before a model is loaded.
         generation_config(out[name], max_new_tokens=1)
     return out
 
@@ -111,7 +112,7 @@ def generation_config(settings: Settings, **fixed: Any) -> GenerationConfig:
     """The whole generation config of a decoding; what it leaves unset is switched off.
 
     Raises:
-        InputError: If transformers refuses a setting, or the sampler at human uncertainty stands beside another.
+        InputError: If transformers refuses a setting, or the sampler at human uncertainty is combined with another.
     """
     if "human_weight" in settings:
         weight_of(None, settings["human_weight"])
@@ -124,9 +125,11 @@ def generation_config(settings: Settings, **fixed: Any) -> GenerationConfig:
         for name, value in settings.items():
             if name in _MADE_OF and value != _NO_WARPERS[name]:
                 _MADE_OF[name](value)
-        own = {name: value for name, value in settings.items() if name not in _HUMAN}
+        given = {name: value for name, value in settings.items() if name not in _HUMAN}
+        # Greedy with a temperature set is a warning of transformers on every batch.
         unset = _NO_WARPERS if settings.get("do_sample", True) else {**_NO_WARPERS, **_IDLE}
-        config = GenerationConfig(**{**unset, **own, **fixed})
+        config = GenerationConfig(**{**unset, **given, **fixed})
+        # Without `strict` transformers only warns of settings that have no effect.
         config.validate(strict=True)
     except (ValueError, TypeError) as error:
         raise InputError(f"decoding settings {dict(settings)}: {' '.join(str(error).split())}") from error
@@ -170,30 +173,37 @@ def decoder(
     config = generation_config(settings, **fixed)
     if "human_weight" in settings:
         profile = profile_of(model, settings.get("human_profile"))
-        own = settings.get("human_domain") or domain
-        if own is None:
+        profile_domain = settings.get("human_domain") or domain
+        if profile_domain is None:
             raise InputError(f"decoding settings {dict(settings)}: the texts have no domain, human_domain must say it")
         processor = HumanEntropyLogitsProcessor(
-            profile, own, settings["human_weight"], draw=True, generator=generator, suppress_tokens=suppress_tokens
+            profile,
+            profile_domain,
+            settings["human_weight"],
+            draw=True,
+            generator=generator,
+            suppress_tokens=suppress_tokens,
         )
+        # Our processor draws; generate() then has to take the one token that is left.
         config.update(**_IDLE)
         return config, [*processors, processor]
     if not config.do_sample or config.num_beams != 1:
+        # Beams are drawn by generate() itself, which keeps several tokens a step.
         return config, [*processors]
     warpers = [
-        made(getattr(config, name)) for name, made in _WARPERS.items() if getattr(config, name) != _NO_WARPERS[name]
+        warper(getattr(config, name)) for name, warper in _WARPERS.items() if getattr(config, name) != _NO_WARPERS[name]
     ]
     config.update(**_IDLE)
     return config, [*warpers, *processors, DrawLogitsProcessor(generator)]
 
 
 def _parse_settings(word: str, text: str) -> dict[str, Any]:
-    known = {*GenerationConfig().to_dict(), *_HUMAN}
+    allowed = {*GenerationConfig().to_dict(), *_HUMAN}
     out: dict[str, Any] = {}
     for part in text.split(","):
         setting, colon, value = part.partition(":")
         setting = setting.strip()
-        if not colon or setting not in known:
+        if not colon or setting not in allowed:
             raise InputError(f"decoding {word!r}: {part!r} is not a generate() setting as setting:value")
         if setting in _FIXED:
             raise InputError(f"decoding {word!r}: {setting} is not a setting of a decoding, the study sets it")
@@ -201,6 +211,7 @@ def _parse_settings(word: str, text: str) -> dict[str, Any]:
             out[setting] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise InputError(f"decoding {word!r}: {value!r} is not a value") from error
+        # `temperature:1` is an int to YAML, and the warpers of transformers refuse one.
         if isinstance(out[setting], int) and isinstance(_NO_WARPERS.get(setting), float):
             out[setting] = float(out[setting])
     return out

@@ -27,7 +27,7 @@ class Excerpt:
         id (`str`): Name of the excerpt: the source's, and `#k` for its k-th further excerpt.
         source (`str`): Name of the text that it was cut from.
         domain (`str`): Domain of the text.
-        prefix (`str`): What the model gets to see.
+        prefix (`str`): The text that the model continues.
         human (`str`): The human continuation.
         candidates (`Mapping[str, str]`): Given model continuations by name.
         where (`str`): Where the text was read, as errors say it.
@@ -64,7 +64,7 @@ def cut_excerpts(
             A text with given continuations is taken at any length.
         limit (`int`, *optional*): Excerpts per domain.
         per_text (`int`, *optional*, defaults to `4`): Excerpts of one text; one where it has a prompt or candidates.
-        prompt_separator (`str`, *optional*): What stands between a prompt and its text; by default what
+        prompt_separator (`str`, *optional*): Text between a prompt and its text; by default that which
             `after_prompt` chooses.
 
     Raises:
@@ -74,6 +74,7 @@ def cut_excerpts(
     sources = [(row, _excerpts(row, tokenizer, prefix_tokens, max_new_tokens, least, prompt_separator)) for row in rows]
     taken: Counter[str] = Counter()
     out: list[Excerpt] = []
+    # In rounds, so that a limit takes few excerpts of many texts rather than many of few.
     for _ in range(per_text):
         going_on = []
         for row, excerpts in sources:
@@ -93,7 +94,7 @@ def cut_excerpts(
 
 
 def after_prompt(prompt: str, text: str, separator: str | None = None) -> str:
-    r"""What comes before a text: its prompt, and what separates the two.
+    r"""The prompt of a text, and the separator between the two.
 
     Args:
         prompt (`str`): The prompt.
@@ -119,6 +120,7 @@ def _excerpts(
     prompt_separator: str | None,
 ) -> Iterator[Excerpt]:
     if row.prompt is not None:
+        # The text alone is cut: prompt and text are tokenised together only when they are scored.
         ends = _token_ends(tokenizer, row.text, max_new_tokens)
         prefix, human = after_prompt(row.prompt, row.text, prompt_separator), row.text[: ends[-1]]
         yield Excerpt(row.id, row.id, row.domain, prefix, human, row.candidates, row.where)
@@ -134,6 +136,7 @@ def _excerpts(
         name = f"{row.id}#{k}" if k else row.id
         human = text[border : ends[-1]]
         yield Excerpt(name, row.id, row.domain, text[:border], human, row.candidates, row.where)
+        # One character back: the sentence may end with the last character of the excerpt.
         following = _SENTENCE_START.search(text, ends[-1] - 1)
         if row.candidates or following is None:
             return

@@ -1,4 +1,4 @@
-"""Continuations of a batch of prefixes by one model: raw or through its chat template, seeded by what is made."""
+"""Continuations of a batch of prefixes by one model: raw or through its chat template, each with a seed of its own."""
 
 import hashlib
 import logging
@@ -19,7 +19,8 @@ REQUEST = "Continue the following text. Write only the continuation, in the same
 
 
 def seed_of(*parts: str | int) -> int:
-    """A seed in `[0, 2**63)` from what is made, so that a unit of work gives the same text whenever it is run."""
+    """A seed in `[0, 2**63)` from the labels of a unit of work, which then gives the same text whenever it is run."""
+    # Not hash(): Python salts it by process.
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
@@ -80,11 +81,13 @@ def generate_continuations(
         suppress_tokens=suppressed_tokens(model, tokenizer),
         max_new_tokens=max_new_tokens,
     )
+    # fork_rng saves the state of every GPU by default: seconds on a machine with eight.
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)  # for sampling with beams, which is left to generate()
         try:
             new = continue_contexts(model, tokenizer, contexts, config, [finite, *drawn])
+        # An InputError is a ValueError too, and names its text already.
         except InputError:
             raise
         except (ValueError, TypeError) as error:
@@ -103,6 +106,7 @@ class _Finite(LogitsProcessor):
         self.skipped: set[int] = set()
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> Any:
+        # The maximum is NaN where any logit is NaN, inf where one is inf, and -inf where all tokens are ruled out.
         wrong = ~(scores.amax(-1).isfinite())
         if not wrong.any():
             return scores

@@ -36,9 +36,11 @@ def token_values(scores: TokenScores, measure: str) -> np.ndarray:
 
     Empty for a measure that needs the marginal surprisal where the text has none.
     """
+    # A study without the second pass has no marginal surprisal, and no rows of these measures.
     if measure in NEED_MARGINAL and scores.marginal_surprisal is None:
         return np.zeros(0)
     values = _TOKEN_VALUES[measure](scores)
+    # float64: sums of thousands of float32 tokens lose the fourth decimal.
     return values[np.isfinite(values)].astype(np.float64)
 
 

@@ -1,4 +1,4 @@
-"""The decodings that have a name: plain data, so that a wrong name is told without torch."""
+"""The decodings that have a name: plain data, so that a wrong name is refused without torch."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,7 +21,7 @@ DECODINGS: dict[str, Settings] = {
     "ugap-balanced": {"human_weight": 0.5},
 }
 
-# What a study decodes with where nobody says: the ways that most models are used.
+# The decodings of a study by default: the ways that most models are used.
 STUDIED = ("ancestral", "top-p-0.9", "temperature-0.7", "top-k-50", "min-p-0.1", "typical-p-0.95", "greedy")
 
 # What other texts of a study are called in the place of a decoding.

@@ -1,8 +1,8 @@
 """The settings that a study and its command share, each with the help of its option.
 
-The settings of a study and the arguments of its command inherit them, so a default stands once. What the two take in
-different forms (decodings by name, or with their settings) each declares itself. Help needs no torch: nothing heavy is
-imported here.
+The settings of a study and the arguments of its command inherit them, so each default is declared once. Each declares
+itself the options that the two take in different forms (decodings by name, or with their settings). Help needs no
+torch: nothing heavy is imported here.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 
 
 def values(options: Any, of: type) -> dict[str, Any]:
-    """The fields of a dataclass by name, as an object of a class that inherits them has them.
+    """The fields of a dataclass by name, with the values of an object that inherits them.
 
     Args:
         options (`Any`): The object.
@@ -27,13 +27,13 @@ def values(options: Any, of: type) -> dict[str, Any]:
 
 
 def _help(help: str, group: str, *, metavar: str | None = None) -> dict[str, str]:
-    """What the help of a command says of a field, as `ugap.cli.arguments.option` has it."""
+    """The help of a field, in the metadata that `ugap.cli.arguments.option` reads."""
     return {"help": help, "group": group} | ({} if metavar is None else {"metavar": metavar})
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyOptions:
-    """What the studies of one and of many models share."""
+    """The settings that studies of one and of many models share."""
 
     prefix_tokens: int = field(default=64, metadata=_help("tokens of a prefix, where a text has no prompt", "study"))
     prompt_separator: str | None = field(
@@ -59,7 +59,7 @@ class StudyOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class GapOptions(StudyOptions):
-    """What is of all models of one study; in a study of many, each model says it for itself."""
+    """The settings of all models of one study; in a study of many, each model has its own."""
 
     dtype: Dtype = field(default="float32", metadata=_help("type of the weights", "models"))
     trust_remote_code: bool = field(
@@ -71,12 +71,13 @@ class GapOptions(StudyOptions):
 class MultiOptions(StudyOptions):
     """As for one model, but without the second pass, which doubles the time of reading."""
 
+    # Off: the second pass doubles the time of twenty-eight models.
     pmi: bool = field(default=False, metadata=_help("measure PMI and CPMI too (a second pass)", "study"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class BeforeAfterOptions:
-    """What the comparison of a base with its tuned models is on."""
+    """The models, texts and decodings of the comparison of a base with its tuned models."""
 
     base_scorer: str | None = field(
         default=None, metadata=_help("the frozen model behind self (default: the base)", "scorers", metavar="NAME")

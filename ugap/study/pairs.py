@@ -68,6 +68,7 @@ def pair(texts: Iterable[ScoredText]) -> list[Cell]:
     for text in texts:
         if text.decoding == HUMAN:
             human[(text.model, text.prompting, text.scorer, text.id)] = text
+            # Several models may cut the same prefix: for given texts the first human text with it will do.
             human.setdefault(("", text.prompting, text.scorer, text.id, text.prefix), text)
     # A cell whose pairs are all too short is there too, with none: its texts are counted.
     groups: dict[tuple[str, str, str, str, str], list[tuple[ScoredText, ScoredText]]] = {}
@@ -85,6 +86,7 @@ def pair(texts: Iterable[ScoredText]) -> list[Cell]:
             groups[key].append((partner, text))
     cells = []
     for key, pairs in groups.items():
+        # Surprisal falls along a text: the sides are compared over the same number of tokens.
         lengths = [min(len(a.scores), len(b.scores)) for a, b in pairs]
         cells.append(
             Cell(

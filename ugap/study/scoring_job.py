@@ -1,4 +1,4 @@
-"""Score many texts in parts: what is finished survives a kill, and processes started together share the work."""
+"""Score many texts in parts: finished parts survive a kill, and processes started together share the work."""
 
 import time
 from collections.abc import Sequence
@@ -22,16 +22,16 @@ class ScoringJob:
     """Scores of named texts, kept part by part in a folder.
 
     Under `accelerate launch` every process scores its share of the parts. The processes meet in the folder and need no
-    process group: who they are stands in the launcher's environment, on CPU as on GPU.
+    process group: the launcher's environment gives their ranks, on CPU as on GPU.
 
     Args:
-        scorer (`Scorer`): Who scores.
+        scorer (`Scorer`): The scorer.
         folder (`str` or `Path`): Folder of the parts.
         pmi (`bool`, *optional*, defaults to `False`): Score each text without its prefix too.
         skip_bad (`bool`, *optional*, defaults to `False`): Log a bad text and leave it out.
         special_tokens (`bool`, *optional*, defaults to `False`): Read strings such as `<bos>` as special tokens.
-        resume (`bool`, *optional*, defaults to `False`): Go on with the parts that are in the folder.
-        settings (`dict[str, Any]`, *optional*): What else the scores depend on; it may not change between runs.
+        resume (`bool`, *optional*, defaults to `False`): Use the parts that are in the folder.
+        settings (`dict[str, Any]`, *optional*): Further settings of the scores; they may not change between runs.
 
     Raises:
         InputError: If the folder holds parts and `resume` is off, or they were made with other settings.
@@ -52,11 +52,12 @@ class ScoringJob:
         process = get_cpu_distributed_information()
         self.rank, self.size = process.rank, process.world_size
         if self.is_main and folder.exists() and not resume:
-            raise InputError(f"{folder}: an earlier run left off there; add --resume to go on, or remove the folder")
+            raise InputError(f"{folder}: holds an unfinished run; add --resume to finish it, or remove the folder")
         while not self.is_main and not (folder / "settings.json").exists():
-            time.sleep(_POLL_SECONDS)  # until the main process has looked at what is there
+            time.sleep(_POLL_SECONDS)  # until the main process has checked the folder
         self.scorer = scorer
         self.options = {"pmi": pmi, "special_tokens": special_tokens, "skip_bad": skip_bad}
+        # A column of nulls would double the file's width for nothing.
         columns = [column for column in SCORES if pmi or column.name != "marginal_surprisal"]
         self.store = PartStore(
             folder,
@@ -73,19 +74,20 @@ class ScoringJob:
         where: Sequence[str],
         progress: bool = False,
     ) -> list[str]:
-        """Score this process's share of what is not scored yet; the keys of all parts, in order.
+        """Score this process's share of the missing parts; the keys of all parts, in order.
 
         Args:
             ids (`Sequence[str]`): Names of the texts, for the column `id`.
             texts (`Sequence[str]`): Texts.
-            prefixes (`Sequence[str]`, *optional*): What stands before each.
+            prefixes (`Sequence[str]`, *optional*): The prefix of each.
             where (`Sequence[str]`): Where each was read, as errors say it.
             progress (`bool`, *optional*, defaults to `False`): Show a progress bar.
 
         Raises:
-            InputError: If a text cannot be scored; what is finished stays.
+            InputError: If a text cannot be scored; finished parts stay.
         """
         prefixes = [""] * len(texts) if prefixes is None else prefixes
+        # Every process names all parts and does every n-th: nothing has to be sent between them.
         begins = range(0, len(texts), TEXTS_PER_PART)
         keys = {begin: self._key(begin, ids, texts, prefixes) for begin in begins}
         mine = [begin for i, begin in enumerate(begins) if i % self.size == self.rank]
@@ -97,7 +99,7 @@ class ScoringJob:
                 scores = self.scorer.score(texts[part], prefixes[part], names=where[part], **self.options)
             except InputError:
                 if self.size == 1 and not any(self.store.folder.glob("*.parquet")):
-                    self.store.clear()  # nothing to go on with: a corrected command may start here
+                    self.store.clear()  # nothing to resume: a corrected command may start here
                 raise
             rows = []
             for name, score in zip(ids[part], scores, strict=True):
@@ -111,6 +113,7 @@ class ScoringJob:
         """Merge the parts to one Parquet file and remove them; the main process does, when all others are done."""
         if not self.is_main:
             return
+        # The last process may still be scoring: a part is there when its file is whole.
         for key in keys:
             while not self.store.done(key):
                 time.sleep(_POLL_SECONDS)
@@ -119,11 +122,11 @@ class ScoringJob:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process speaks for all."""
+        """Whether this process checks the folder and merges the parts."""
         return self.rank == 0
 
     def _key(self, begin: int, ids: Sequence[str], texts: Sequence[str], prefixes: Sequence[str]) -> str:
-        """The key of a part: by its texts, so that a file that changed between two runs is no matter."""
+        """The key of a part: by its texts, so that the texts of a file may change between two runs."""
         part = slice(begin, begin + TEXTS_PER_PART)
         content = list(zip(ids[part], texts[part], prefixes[part], strict=True))
         return part_key(f"from-{begin}", weights=self.scorer.id.weight_hash, content=content)

@@ -1,4 +1,4 @@
-"""What is kept on disk as a job goes: generated texts and scored texts, as rows of Parquet files."""
+"""The rows of Parquet files that a job writes as it runs: generated texts and scored texts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -37,6 +37,7 @@ def scores_to_row(scores: TokenScores) -> dict[str, Any]:
     return {
         "text": scores.text,
         "token_ids": scores.token_ids,
+        # (T, 2) to (2 T): Arrow's lists have one dimension.
         "offsets": scores.offsets.reshape(-1),
         **{name: getattr(scores, name) for name in _ARRAYS},
         "marginal_surprisal": scores.marginal_surprisal,
@@ -46,6 +47,7 @@ def scores_to_row(scores: TokenScores) -> dict[str, Any]:
 
 def scores_from_row(row: Mapping[str, Any], scorer: ScorerId) -> TokenScores:
     """The scores of a row of `SCORES`, made by `scorer`."""
+    # Null, and not NaN, where the second pass was not made.
     marginal = row.get("marginal_surprisal")
     return TokenScores(
         row["text"],

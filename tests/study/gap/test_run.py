@@ -63,7 +63,7 @@ def endful_folder(save_model, make_model):
 def two_models(study, text_rows, tiny_folder, chat_folder):
     """Two tagged models, two decodings, read by themselves and by the base model."""
     options = ["--model", str(tiny_folder), "--model", str(chat_folder), "--scorer", "self", str(tiny_folder)]
-    options += ["--tag", f"{tiny_folder}=base", "--tag", f"{chat_folder}=instruct", "--limit", "7"]
+    options += ["--kind", f"{tiny_folder}=base", "--kind", f"{chat_folder}=instruct", "--limit", "7"]
     return study(text_rows, *options, "--decoding", "ancestral", "warm=temperature:1.1")
 
 
@@ -174,7 +174,7 @@ def test_the_settings_are_on_record(two_models, tiny_folder, chat_folder):
     assert settings["models"] == [str(tiny_folder), str(chat_folder)]
     assert settings["decodings"] == {"ancestral": {}, "warm": {"temperature": 1.1}}
     assert settings["promptings"] == ["raw"]
-    assert settings["tags"] == {str(tiny_folder): "base", str(chat_folder): "instruct"}
+    assert settings["kinds"] == {str(tiny_folder): "base", str(chat_folder): "instruct"}
     for name in (str(tiny_folder), str(chat_folder)):
         assert settings["weight_hashes"][name] == Scorer.from_pretrained(name).id.weight_hash
 
@@ -199,17 +199,18 @@ def test_the_human_text_goes_on_where_the_prefix_ends(two_models, text_rows):
 
 
 def test_contrasts_of_domains(two_models):
-    rows = [row for row in two_models.contrasts if row["kind"] == "domain"]
+    rows = [row for row in two_models.contrasts if row["contrast"] == "domain"]
     assert Counter(row["measure"] for row in rows) == dict.fromkeys(("nll", "entropy", "bits_per_byte", "deviation"), 6)
     for row in rows[::3]:
         assert (row["a"], row["b"]) == ("creative", "functional")
-        one = gaps_of(two_models, {**row, "domain": "creative"}, row["measure"])
-        two = gaps_of(two_models, {**row, "domain": "functional"}, row["measure"])
+        one = gaps_of(two_models, {**row, "prompting": row["prompting_a"], "domain": "creative"}, row["measure"])
+        two = gaps_of(two_models, {**row, "prompting": row["prompting_b"], "domain": "functional"}, row["measure"])
         assert_contrast(row, contrast_independent(*one, *two, seed=0))
+        assert (row["gap_a"], row["gap_b"]) == pytest.approx((np.mean(one[0]), np.mean(two[0])), abs=1e-5)
 
 
 def test_contrasts_of_models(two_models, tiny_folder, chat_folder):
-    rows = [row for row in two_models.contrasts if row["kind"] == "model"]
+    rows = [row for row in two_models.contrasts if row["contrast"] == "stage"]
     # Both read by themselves, and both by the base model, in two domains and two decodings.
     assert Counter((row["measure"], row["scorer"]) for row in rows) == {
         (measure, scorer): 4
@@ -217,10 +218,10 @@ def test_contrasts_of_models(two_models, tiny_folder, chat_folder):
         for scorer in ("self", str(tiny_folder))
     }
     for row in rows[::3]:
-        assert (row["a"], row["tag_a"]) == (str(chat_folder), "instruct")
-        assert (row["b"], row["tag_b"]) == (str(tiny_folder), "base")
-        one = gaps_of(two_models, {**row, "model": row["a"]}, row["measure"])
-        two = gaps_of(two_models, {**row, "model": row["b"]}, row["measure"])
+        assert (row["a"], row["kind_a"]) == (str(chat_folder), "instruct")
+        assert (row["b"], row["kind_b"]) == (str(tiny_folder), "base")
+        one = gaps_of(two_models, {**row, "prompting": row["prompting_a"], "model": row["a"]}, row["measure"])
+        two = gaps_of(two_models, {**row, "prompting": row["prompting_b"], "model": row["b"]}, row["measure"])
         assert_contrast(row, contrast_paired(*one, *two, seed=0))
 
 
@@ -349,7 +350,7 @@ def test_chat_prompting(study, text_rows, chat_folder, tiny_folder):
     assert {(row["prompting"], row["scorer"]) for row in result.gaps} == {
         (prompting, scorer) for prompting in ("raw", "chat") for scorer in ("self", str(tiny_folder))
     }
-    assert {row["prompting"] for row in result.contrasts} == {"raw", "chat"}
+    assert {row["prompting_a"] for row in result.contrasts} == {"raw", "chat"}
 
     _, tokenizer = load_model(name)
     scorer = Scorer.from_pretrained(name)

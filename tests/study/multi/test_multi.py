@@ -20,8 +20,8 @@ from ugap.files import locked
 from ugap.models.hub import resolve_commit
 from ugap.scoring import Scorer
 from ugap.statistics import holm, paired_gap
-from ugap.study.contrasts import CONTRAST_MEASURES
-from ugap.study.multi.contrasts import ALL, Level, contrast_multi, read_levels
+from ugap.study.contrasts import ALL, CONTRAST_MEASURES
+from ugap.study.multi.contrasts import ModelCell, contrast_multi, read_cells
 from ugap.study.multi.run import ModelEntry, MultiSettings, model_folder, parse_models, read_lock, run_multi
 
 COMMIT, OTHER = "a" * 40, "b" * 40
@@ -332,15 +332,15 @@ def test_every_entry_of_a_shipped_list_is_complete(name, n):
 # contrasts
 
 
-def made_level(model, domain, gap, *, prompting="raw", n=24, scorer="self", seed=0):
-    """Two prefixes of each source, human text `gap` above the model's, the same noise for all levels of a seed."""
+def made_cell(model, domain, gap, *, prompting="raw", n=24, scorer="self", seed=0):
+    """Two prefixes of each source, human text `gap` above the model's, the same noise for all cells of a seed."""
     rng = np.random.default_rng(seed)
     prefixes = [f"{domain[0]}{i // 2}#{i % 2}" for i in range(n)]
     human = {name: 3 + rng.normal(0, 0.3, n) for name in CONTRAST_MEASURES}
     noise = np.random.default_rng([seed, ord(model.kind[0])]).normal(0, 0.1, n)
     written = {name: values - gap + noise for name, values in human.items()}
     sources = [prefix.partition("#")[0] for prefix in prefixes]
-    return Level(model, domain, prompting, "ancestral", scorer, 0, prefixes, sources, human, written)
+    return ModelCell(model, domain, prompting, "ancestral", scorer, 0, prefixes, sources, human, written)
 
 
 def entry(kind, family="f"):
@@ -351,11 +351,11 @@ def planted():
     """An instruct model whose gap is 0.5 above its base's in creative text and the base's own in functional text."""
     base, instruct = entry("base"), entry("instruct")
     return [
-        made_level(base, "creative", 0.2),
-        made_level(base, "functional", 0.2),
-        made_level(instruct, "creative", 0.7),
-        made_level(instruct, "functional", 0.2),
-        made_level(instruct, "creative", 1.0, prompting="chat"),
+        made_cell(base, "creative", 0.2),
+        made_cell(base, "functional", 0.2),
+        made_cell(instruct, "creative", 0.7),
+        made_cell(instruct, "functional", 0.2),
+        made_cell(instruct, "creative", 1.0, prompting="chat"),
     ]
 
 
@@ -364,11 +364,11 @@ def found(rows, **labels):
 
 
 def test_a_planted_difference_has_the_right_sign():
-    rows = contrast_multi(planted(), seed=0, resamples=500)
-    (creative,) = found(rows, kind="stage", domain="creative", prompting_a="raw")
-    (functional,) = found(rows, kind="stage", domain="functional")
-    (chat,) = found(rows, kind="stage", domain="creative", prompting_a="chat")
-    assert (creative["a"], creative["b"], creative["n_sources"]) == ("f-instruct", "f-base", [12, 12])
+    gaps, rows = contrast_multi(planted(), seed=0, resamples=500)
+    (creative,) = found(rows, contrast="stage", domain="creative", prompting_a="raw")
+    (functional,) = found(rows, contrast="stage", domain="functional")
+    (chat,) = found(rows, contrast="stage", domain="creative", prompting_a="chat")
+    assert (creative["a"], creative["b"], creative["n_sources"]) == ("f-instruct", "f-base", (12, 12))
     assert creative["difference"] == pytest.approx(0.5, abs=0.1)
     assert creative["ci95"][0] > 0.3
     assert creative["p_holm"] < 0.05
@@ -377,17 +377,18 @@ def test_a_planted_difference_has_the_right_sign():
     assert chat["prompting_b"] == "raw"  # a base model has no other
     assert chat["difference"] == pytest.approx(0.8, abs=0.1)
 
-    (domain,) = found(rows, kind="domain", model="f-instruct")
+    (domain,) = found(rows, contrast="domain", model="f-instruct")
     assert domain["difference"] == pytest.approx(0.5, abs=0.1)
     assert domain["p_holm"] < 0.05
-    (people,) = found(rows, kind="people", b="f-instruct", domain="creative", prompting_b="raw")
-    assert people["difference"] == pytest.approx(0.7, abs=0.1)
-    assert (people["a"], people["value_a"] > people["value_b"]) == ("people", True)
+    (gap,) = found(gaps, model="f-instruct", domain="creative", prompting="raw")
+    assert gap["gap"] == pytest.approx(0.7, abs=0.1)
+    assert gap["human"] > gap["model_value"]
 
 
 def test_holm_is_over_all_rows_of_all_kinds():
-    rows = contrast_multi(planted(), seed=0, resamples=200)
-    assert {row["kind"] for row in rows} == {"people", "stage", "domain"}
+    gaps, contrasts = contrast_multi(planted(), seed=0, resamples=200)
+    assert {row["contrast"] for row in contrasts} == {"stage", "domain"}
+    rows = [*gaps, *contrasts]
     corrected = holm([row["p_value"] for row in rows])
     np.testing.assert_array_equal([row["p_holm"] for row in rows], corrected)
     smallest = min(row["p_value"] for row in rows)
@@ -396,7 +397,7 @@ def test_holm_is_over_all_rows_of_all_kinds():
 
 def test_stages_are_paired_by_prefix_within_a_family():
     base, instruct = entry("base"), entry("instruct")
-    a, b = made_level(instruct, "creative", 0.7), made_level(base, "creative", 0.2)
+    a, b = made_cell(instruct, "creative", 0.7), made_cell(base, "creative", 0.2)
     less = replace(
         b,
         prefixes=b.prefixes[::2],
@@ -404,54 +405,62 @@ def test_stages_are_paired_by_prefix_within_a_family():
         human={name: values[::2] for name, values in b.human.items()},
         written={name: values[::2] for name, values in b.written.items()},
     )
-    (row,) = found(contrast_multi([a, less], seed=0), kind="stage")
+    (row,) = found(contrast_multi([a, less], seed=0)[1], contrast="stage")
     gap = (a.human["nll"] - a.written["nll"])[::2] - (less.human["nll"] - less.written["nll"])
     expected = paired_gap(gap, np.zeros_like(gap), less.sources, seed=0)
-    assert row["n"] == len(gap)
+    assert row["n"] == [len(gap), len(gap)]
     assert row["difference"] == pytest.approx(expected.gap)
     assert row["ci95"] == pytest.approx(expected.ci95, rel=0.02)  # the sources are drawn in another order
     assert row["p_value"] == pytest.approx(expected.p_value)
-    stranger = made_level(entry("base", "g"), "creative", 0.2)
-    assert not found(contrast_multi([a, stranger], seed=0, resamples=200), kind="stage")
+    stranger = made_cell(entry("base", "g"), "creative", 0.2)
+    assert not found(contrast_multi([a, stranger], seed=0, resamples=200)[1], contrast="stage")
     read = replace(b, scorer="gemma-3-270m")
-    assert not found(contrast_multi([a, read], seed=0, resamples=200), kind="stage")
+    assert not found(contrast_multi([a, read], seed=0, resamples=200)[1], contrast="stage")
     reader = replace(b, scorer=a.model.name)  # what reads the base is the instruct model, which reads itself
-    (row,) = found(contrast_multi([a, reader], seed=0, resamples=200), kind="stage")
+    (row,) = found(contrast_multi([a, reader], seed=0, resamples=200)[1], contrast="stage")
     assert row["scorer"] == a.model.name
 
 
 def test_models_of_a_kind_and_families_are_pooled():
-    levels = [
-        made_level(entry(kind, family), "creative", gap, seed=seed)
+    cells = [
+        made_cell(entry(kind, family), "creative", gap, seed=seed)
         for seed, family in enumerate("fg")
         for kind, gap in (("base", 0.2), ("instruct", 0.6 if family == "f" else 0.8))
     ]
-    rows = contrast_multi(levels, seed=0, resamples=200)
-    (stage,) = found(rows, kind="stage", family=ALL)
-    assert (stage["a"], stage["b"], stage["n_sources"]) == ("all instruct", "all base", [12, 12])
-    assert stage["n"] == 48
+    gaps, rows = contrast_multi(cells, seed=0, resamples=200)
+    (stage,) = found(rows, contrast="stage", family=ALL)
+    assert (stage["a"], stage["b"], stage["n_sources"]) == (
+        "all 2 families",
+        "all 2 families",
+        (12, 12),
+    )
+    assert (stage["kind_a"], stage["kind_b"], stage["n"]) == ("instruct", "base", [48, 48])
     assert stage["difference"] == pytest.approx(0.5, abs=0.1)
-    pooled = {row["b"]: row["difference"] for row in found(rows, kind="people", family=ALL)}
-    assert pooled == {"all 2 base": pytest.approx(0.2, abs=0.1), "all 2 instruct": pytest.approx(0.7, abs=0.1)}
+    pooled = {row["model"]: row["gap"] for row in found(gaps, family=ALL)}
+    assert pooled == {
+        "all 2 base models": pytest.approx(0.2, abs=0.1),
+        "all 2 instruct models": pytest.approx(0.7, abs=0.1),
+    }
 
 
-def test_levels_are_what_the_studies_found(settings, rows, tmp_path):
+def test_cells_are_what_the_studies_found(settings, rows, tmp_path):
     run_multi(rows, settings, tmp_path / "out")
     for model in (settings.models[0], settings.models[2]):
-        levels = read_levels(tmp_path / "out", model)
+        cells = read_cells(tmp_path / "out", model)
         record = json.loads((model_folder(tmp_path / "out", model) / "gap.json").read_text())
         estimates = {
             (row["domain"], row["prompting"], row["measure"]): row
             for row in record["gaps"]
             if row["measure"] in CONTRAST_MEASURES
         }
-        own = contrast_multi(levels, seed=settings.seed)
-        people = {(row["domain"], row["prompting_b"], row["measure"]): row for row in own if row["kind"] == "people"}
-        assert people.keys() == estimates.keys()
-        for key, row in people.items():
-            assert row["difference"] == pytest.approx(estimates[key]["gap"])
-            assert row["ci95"] == pytest.approx(estimates[key]["ci95"])
-            assert (row["n"], row["scorer"]) == (estimates[key]["n"], "self")
+        gaps, _ = contrast_multi(cells, seed=settings.seed)
+        by_label = {(row["domain"], row["prompting"], row["measure"]): row for row in gaps}
+        assert by_label.keys() == estimates.keys()
+        for key, row in by_label.items():
+            labels = ("prompting", "decoding", "scorer", "n", "n_sources", "n_dropped")
+            assert {name: row[name] for name in labels} == {name: estimates[key][name] for name in labels}
+            for name in ("human", "model_value", "gap", "ci95"):
+                assert row[name] == pytest.approx(estimates[key][name])
 
 
 def test_a_model_is_loaded_at_its_commit(settings, rows, tmp_path, tiny_folder, monkeypatch):

@@ -2,7 +2,7 @@
 
 Design choices:
 
-- One file. plotly.js comes out of the Python package; style and script stand beside the template in this package.
+- One file. plotly.js comes out of the Python package; style and script are in this package, next to the template.
 - What people and models wrote goes into the page as JSON whose `<`, `>`, `&` and `'` are escaped, and from there into
   text nodes; names and settings go through the template's escaping. A content security policy forbids every request and
   every script but the three of the page, which it knows by their hashes.
@@ -58,9 +58,9 @@ def write_page(folders: Sequence[str | Path], path: str | Path) -> list[Run]:
     """
     if Path(path).is_dir():
         raise InputError(f"{path}: a folder; name the HTML file to write")
-    places = [Path(folder).resolve() for folder in folders]
-    for i, place in enumerate(places):
-        if place in places[:i]:
+    resolved = [Path(folder).resolve() for folder in folders]
+    for i, folder_path in enumerate(resolved):
+        if folder_path in resolved[:i]:
             raise InputError(f"{folders[i]}: named twice")
     runs = [read_run(folder) for folder in folders]
     html = render(runs)
@@ -77,18 +77,20 @@ def render(runs: Sequence[Run]) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        # What is no markup of ours: names and settings, which may hold overrides, or surrogates that no encoding takes.
+        # Names and settings come from the user: they may hold overrides, or surrogates that no encoding takes.
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
+    # Short separators: a page holds 100,000 tokens. NaN is no JSON, so a browser would refuse it.
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    own = files("ugap.report.page")
-    style, script = (own.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    theme = own.joinpath("theme.js").read_text(encoding="utf-8")
+    resources = files("ugap.report.page")
+    style, script = (resources.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    theme = resources.joinpath("theme.js").read_text(encoding="utf-8")
     scripts = {"plotly": get_plotlyjs(), "script": script, "theme": theme}
     data = content(runs)
     return environment.get_template("page.html.j2").render(
         **scripts,
         style=style,
+        # Hashes, and not `unsafe-inline`: a script in a text must not run.
         policy=" ".join(f"'sha256-{_digest(text)}'" for text in scripts.values()),
         data=data,
         runs=[_words(run, name) for run, name in zip(runs, _names(runs), strict=True)],
@@ -104,6 +106,7 @@ def content(runs: Sequence[Run]) -> dict[str, Any]:
     both = [len({row["prompting"] for row in run.gaps}) > 1 for run in runs]
     every = [panel for number, run in enumerate(runs) for panel in panels(run, number, both[number])]
     domains = list(dict.fromkeys(row["domain"] for run in runs for row in run.gaps))
+    # Repeated: any number of domains takes its colours in turn.
     spare = iter(OTHER_COLOURS * len(domains))
     return {
         "runs": [{"name": name, "unfinished": run.unfinished} for name, run in zip(_names(runs), runs, strict=True)],
@@ -156,7 +159,7 @@ def _overall(runs: Sequence[Run]) -> str:
 
 
 def _words(run: Run, name: str) -> dict[str, Any]:
-    """What the template says about a run."""
+    """The words of the template about a run."""
     both = len({row["prompting"] for row in run.gaps}) > 1
     gaps, contrasts = ([named(row, both) for row in rows] for rows in (run.gaps, run.contrasts))
     said = findings(gaps, contrasts)

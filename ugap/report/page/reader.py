@@ -1,4 +1,4 @@
-"""What the page's reader shows: human and model continuations of one prefix, token by token.
+"""The data of the page's reader: human and model continuations of one prefix, token by token.
 
 Design choices:
 
@@ -23,7 +23,7 @@ from ugap.study.pairs import ScoredText, pair
 
 MOST_TOKENS = 100_000
 MEANS = ("nll", "entropy", "deviation", "pmi")
-_MOST_REST = 600  # characters shown of what is behind the last token compared
+_MOST_REST = 600  # characters shown after the last token compared
 
 
 def reading(runs: Sequence[Run], both: Sequence[bool], most_tokens: int = MOST_TOKENS) -> dict[str, Any]:
@@ -41,17 +41,17 @@ def reading(runs: Sequence[Run], both: Sequence[bool], most_tokens: int = MOST_T
     shelf = _Shelf()
     drawn: dict[tuple[int, int], list[list[Any]]] = {}
     turns = [(number, *queue) for number, run in enumerate(runs) for queue in _queues(run)]
-    place = 0
+    turn_number = 0
     while True:
-        turns = [turn for turn in turns if place < len(turn[1])]
-        if not turns or (place and shelf.n_tokens >= most_tokens):
+        turns = [turn for turn in turns if turn_number < len(turn[1])]
+        if not turns or (turn_number and shelf.n_tokens >= most_tokens):
             break
         for number, order, groups in turns:
-            if place and shelf.n_tokens >= most_tokens:
+            if turn_number and shelf.n_tokens >= most_tokens:
                 break
-            position = order[place]
+            position = order[turn_number]
             drawn[number, position] = _items(shelf, number, groups[position], both[number])
-        place += 1
+        turn_number += 1
     return {
         "texts": shelf.texts,
         "prefixes": shelf.prefixes,
@@ -62,15 +62,16 @@ def reading(runs: Sequence[Run], both: Sequence[bool], most_tokens: int = MOST_T
 
 def _queues(run: Run) -> list[tuple[list[int], dict[int, list[ScoredText]]]]:
     """For every domain the places of its prefixes, shuffled, and the texts by place."""
-    places: dict[tuple[str, str], int] = {}
+    index: dict[tuple[str, str], int] = {}
     groups: dict[int, list[ScoredText]] = {}
     for text in run.texts:
-        groups.setdefault(places.setdefault((text.domain, text.id), len(places)), []).append(text)
+        groups.setdefault(index.setdefault((text.domain, text.id), len(index)), []).append(text)
+    # Fixed: the page of one study is the same bytes each time.
     rng = np.random.default_rng(0)
     queues = []
-    for domain in dict.fromkeys(domain for domain, _ in places):
-        own = [place for (other, _), place in places.items() if other == domain]
-        queues.append(([own[i] for i in rng.permutation(len(own))], groups))
+    for domain in dict.fromkeys(domain for domain, _ in index):
+        positions = [position for (other, _), position in index.items() if other == domain]
+        queues.append(([positions[i] for i in rng.permutation(len(positions))], groups))
     return queues
 
 
@@ -84,6 +85,7 @@ class _Shelf:
         self._places: dict[Any, int] = {}
 
     def text(self, scores: TokenScores, prefix: str) -> int:
+        # Surprisals are in the key: one text may be read after two prompts, or cut at two lengths.
         key = (scores.scorer, prefix, scores.text, len(scores), scores.surprisal.tobytes())
         if key not in self._places:
             self._places[key] = len(self.texts)
@@ -100,10 +102,10 @@ class _Shelf:
 
 def _items(shelf: _Shelf, number: int, texts: Sequence[ScoredText], both: bool) -> list[list[Any]]:
     """The pairs of one prefix."""
-    made = {(text.model, text.prompting, text.decoding, text.scorer): text for text in texts}
+    by_cell = {(text.model, text.prompting, text.decoding, text.scorer): text for text in texts}
     out = []
     for cell in pair(texts):
-        text = made[cell.model, cell.prompting, cell.decoding, cell.scorer]
+        text = by_cell[cell.model, cell.prompting, cell.decoding, cell.scorer]
         for human, generated in zip(cell.human, cell.generated, strict=True):
             out.append(
                 [
@@ -124,7 +126,7 @@ def entry(scores: TokenScores) -> dict[str, Any]:
     """A text for the reader.
 
     Args:
-        scores (`TokenScores`): The text, cut to what is compared.
+        scores (`TokenScores`): The text, cut to the tokens compared.
 
     Returns:
         `dict`: `lead`, characters before the first token; `pieces`, the strings; `s`, `h`, `z`, `m` (PMI) in hundredths
@@ -142,8 +144,8 @@ def entry(scores: TokenScores) -> dict[str, Any]:
             members.append([i])
         else:
             members[-1].append(i)
-    known = np.nan_to_num(scores.surprisal, nan=-1.0)
-    chosen = [max(group, key=lambda i: known[i]) for group in members]
+    surprisal = np.nan_to_num(scores.surprisal, nan=-1.0)
+    chosen = [max(group, key=lambda i: surprisal[i]) for group in members]
     pmi = None if scores.marginal_surprisal is None else scores.pmi
     columns = {"s": scores.surprisal, "h": scores.entropy, "z": scores.deviation, "m": pmi}
     measures = MEANS if pmi is not None else MEANS[:-1]

@@ -1,8 +1,8 @@
-"""What a study records beside its scores: `gap.json`, the settings of its parts, and the command in `gap.md`.
+"""The records of a study besides its scores: `gap.json`, the settings of its parts, and the command in `gap.md`.
 
 Design choices:
 
-- Here alone it is decided what a record must look like. What is read later trusts it: every row has its fields, every
+- This module alone checks the form of a record. Later code trusts it: every row has its fields, every
   figure is finite or null, and every name is text.
 - Files are bounded before they are parsed: a record of a large study takes a few megabytes.
 """
@@ -15,6 +15,7 @@ from typing import Any
 
 from ugap.errors import InputError
 from ugap.files import regular_file
+from ugap.study.contrasts import DOMAIN, STAGE
 from ugap.study.gap.run import VERSION
 
 MOST_BYTES = 32 * 2**20
@@ -76,6 +77,7 @@ def read_command(path: Path) -> str | None:
     if not path.exists():
         return None
     text = _text(path).rstrip("\n")
+    # The settings before it may hold the same heading, so the file is read from its end.
     fence = text[text.rfind("\n") + 1 :]
     if not _FENCE.fullmatch(fence):
         return None
@@ -118,6 +120,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
+    # Not isinstance: True is an int to Python.
     return type(value) is int and 0 <= value < _MOST_COUNT
 
 
@@ -128,12 +131,12 @@ def _is_figure(value: Any) -> bool:
 def _is_interval(value: Any) -> bool:
     if value is None or value == [None, None]:
         return True
-    known = isinstance(value, list) and len(value) == 2 and None not in value and all(map(_is_figure, value))
-    return known and value[0] <= value[1]
+    numbers = isinstance(value, list) and len(value) == 2 and None not in value and all(map(_is_figure, value))
+    return numbers and value[0] <= value[1]
 
 
 def _is_counts(value: Any) -> bool:
-    return isinstance(value, list) and len(value) in (1, 2) and all(map(_is_count, value))
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_count, value))
 
 
 def _is_names(value: Any) -> bool:
@@ -144,7 +147,7 @@ def _is_mapping(value: Any) -> bool:
     return isinstance(value, dict)
 
 
-# What a field must be: a test, and its words.
+# The type of a field: a test, and the words of its error.
 _Kind = tuple[Callable[[Any], bool], str]
 _TEXT: _Kind = (_is_text, "text")
 _COUNT: _Kind = (_is_count, "a whole number, 0 or more")
@@ -159,19 +162,18 @@ _GAP: Mapping[str, _Kind] = {
     "ci95": _INTERVAL,
 }
 _CONTRAST: Mapping[str, _Kind] = {
-    **dict.fromkeys(("a", "b", "prompting", "decoding", "scorer", "measure"), _TEXT),
-    **dict.fromkeys(("difference", "p_value", "p_holm"), _FIGURE),
+    **dict.fromkeys(("a", "b", "kind_a", "kind_b", "prompting_a", "prompting_b"), _TEXT),
+    **dict.fromkeys(("decoding", "scorer", "measure"), _TEXT),
+    **dict.fromkeys(("gap_a", "gap_b", "difference", "p_value", "p_holm"), _FIGURE),
     "ci95": _INTERVAL,
-    "n_sources": (_is_counts, "one or two whole numbers, 0 or more"),
+    **dict.fromkeys(("n", "n_sources"), (_is_counts, "two whole numbers, 0 or more")),
 }
-_OF_KIND: Mapping[str, Mapping[str, _Kind]] = {
-    "domain": {"model": _TEXT},
-    "model": dict.fromkeys(("tag_a", "tag_b", "domain"), _TEXT),
-}
+# What the two sides of a contrast share.
+_SHARED: Mapping[str, Mapping[str, _Kind]] = {DOMAIN: {"model": _TEXT}, STAGE: {"domain": _TEXT}}
 # Settings that the report reads, where they are there; the others are shown.
 _SETTINGS: Mapping[str, _Kind] = {
     "seed": _COUNT,
-    "tags": (_is_names, "text by model"),
+    "kinds": (_is_names, "text by model"),
     "environment": (_is_mapping, "values by name"),
     "weight_hashes": (_is_names, "text by model"),
 }
@@ -190,10 +192,10 @@ def _check_gap(where: str, row: Mapping[str, Any]) -> None:
 
 
 def _check_contrast(where: str, row: Mapping[str, Any]) -> None:
-    kind = row.get("kind")
-    if not isinstance(kind, str) or kind not in _OF_KIND:
-        raise InputError(f"{where}: kind is {_shown(kind)}, not one of {', '.join(_OF_KIND)}")
-    _check(where, row, {**_CONTRAST, **_OF_KIND[kind]})
+    contrast = row.get("contrast")
+    if not isinstance(contrast, str) or contrast not in _SHARED:
+        raise InputError(f"{where}: contrast is {_shown(contrast)}, not one of {', '.join(_SHARED)}")
+    _check(where, row, {**_CONTRAST, **_SHARED[contrast]})
 
 
 def _check_settings(path: Path, settings: Any) -> None:

@@ -19,7 +19,7 @@ _RESAMPLES = 1000  # of a study that has not ended: its page takes seconds, and 
 
 @dataclass(frozen=True)
 class Run:
-    """What a folder holds.
+    """The study in a folder.
 
     Args:
         name (`str`): Name of the folder.
@@ -67,5 +67,5 @@ def read_run(folder: str | Path) -> Run:
     settings = read_settings(folder / "parts" / "scored" / "settings.json")
     seed = int(settings.get("seed") or 0)
     gaps = gap_table(every, seed=seed, resamples=_RESAMPLES)
-    contrasts = contrast_table(every, settings.get("tags") or {}, seed=seed, resamples=_RESAMPLES)
+    contrasts = contrast_table(every, settings.get("kinds") or {}, seed=seed, resamples=_RESAMPLES)
     return Run(name, gaps, contrasts, settings, None, True, texts, cells)

@@ -1,7 +1,7 @@
 """The scored texts of a study: `scores.parquet`, or the parts of a study that has not ended.
 
 Columns are taken from Arrow without a detour over Python lists, which would take minutes for ten thousand texts. Every
-row is checked as it is read: what is read later trusts its lengths, its places in the text and its figures.
+row is checked as it is read: later code trusts its lengths, its offsets and its numbers.
 """
 
 from collections.abc import Iterator, Mapping
@@ -50,9 +50,9 @@ def _scored(path: Path) -> Iterator[ScoredText]:
         for column in SCORED:
             if column.name not in batch.schema.names:
                 raise InputError(f"{broken} (no column {column.name!r})")
-            found = batch.schema.field(column.name).type
-            if found != column.type:
-                raise InputError(f"{broken} (column {column.name!r} holds {found}, not {column.type})")
+            given = batch.schema.field(column.name).type
+            if given != column.type:
+                raise InputError(f"{broken} (column {column.name!r} holds {given}, not {column.type})")
         with reading(broken):
             columns = {name: _column(batch.column(name)) for name in SCORED.names}
         for i in range(batch.num_rows):
@@ -69,6 +69,7 @@ def _read(batches: Iterator[pa.RecordBatch], broken: str) -> Iterator[pa.RecordB
             batch = next(batches, None)
             if batch is None:
                 return
+            # A damaged file may hold offsets that point outside of its buffers.
             batch.validate(full=True)
         yield batch
 
@@ -79,12 +80,13 @@ def _column(array: pa.Array) -> list[Any]:
         return array.to_pylist()
     flat = array.flatten().to_numpy(zero_copy_only=False)
     lengths = np.asarray(array.value_lengths().fill_null(0))
+    # Split by lengths: a null list has length 0 and no values.
     pieces = np.split(flat, np.cumsum(lengths)[:-1])
-    return [piece if known else None for piece, known in zip(pieces, array.is_valid().to_pylist(), strict=True)]
+    return [piece if valid else None for piece, valid in zip(pieces, array.is_valid().to_pylist(), strict=True)]
 
 
 def _trouble(row: Mapping[str, Any]) -> str | None:
-    """What is wrong with a row, if anything."""
+    """The fault of a row, if it has one."""
     for name, value in row.items():
         if value is None and name != "marginal_surprisal":
             return f"{name} is missing"

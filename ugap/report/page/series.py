@@ -1,4 +1,4 @@
-"""The curves of the page: for every writer and domain, people's tokens beside each decoding's.
+"""The curves of the page: for every writer and domain, human tokens compared with each decoding's.
 
 Design choices:
 
@@ -68,6 +68,7 @@ def colours(every: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
             means.setdefault(name, []).append(curve["mean"])
     means.pop(HUMAN, None)
     names = sorted(means, key=lambda name: -np.mean(means[name]))
+    # The dark theme takes the lighter part of the map, for contrast with its ground.
     dark = matplotlib.colormaps["viridis"](np.linspace(0.38, 1.0, len(names)))
     pairs = zip(ordered_colours(len(names)), dark, strict=True)
     return {name: (to_hex(a), to_hex(b)) for name, (a, b) in zip(names, pairs, strict=True)}
@@ -99,6 +100,7 @@ def _distributions(cells: Sequence[Cell], measure: str) -> dict[str, Any]:
     values = {series: array for series, array in values.items() if array.size}
     if not values:
         return {"x": [], "series": {}}
+    # Only a deviation can be negative: the others start at 0.
     low = min(float(np.quantile(array, _TAIL)) for array in values.values()) if measure == "deviation" else 0.0
     high = max(float(np.quantile(array, 1 - _TAIL)) for array in values.values())
     grid = np.linspace(low, max(high, low + 1e-3), _GRID)
@@ -140,12 +142,14 @@ def _by_source(
     index: dict[str, int] = {}
     owners = [index.setdefault(source, len(index)) for source in sources]
     surprisal = np.concatenate([scores.surprisal for scores in texts]).astype(np.float64)
-    places = np.concatenate([np.arange(len(scores)) // width for scores in texts])
-    cells = np.repeat(owners, [len(scores) for scores in texts]) * bins + places
-    known = np.isfinite(surprisal)
+    bins_of_tokens = np.concatenate([np.arange(len(scores)) // width for scores in texts])
+    cells = np.repeat(owners, [len(scores) for scores in texts]) * bins + bins_of_tokens
+    finite_tokens = np.isfinite(surprisal)
     shape = (len(index), bins)
-    sums = np.bincount(cells[known], weights=surprisal[known], minlength=len(index) * bins).reshape(shape)
-    return sums, np.bincount(cells[known], minlength=len(index) * bins).reshape(shape).astype(np.float64)
+    sums = np.bincount(cells[finite_tokens], weights=surprisal[finite_tokens], minlength=len(index) * bins).reshape(
+        shape
+    )
+    return sums, np.bincount(cells[finite_tokens], minlength=len(index) * bins).reshape(shape).astype(np.float64)
 
 
 def _interval(sums: np.ndarray, counts: np.ndarray, seed: int) -> tuple[float, float]:

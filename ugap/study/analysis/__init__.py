@@ -1,1 +1,1 @@
-"""What rated or sampled texts tell: quality, diversity, variety."""
+"""Studies of rated or sampled texts: quality, diversity, variety."""

@@ -1,4 +1,4 @@
-"""What a reward for human text must not take for it: noise, shuffled words, loops, and the text of another story.
+"""Texts that a reward must not take for human text: noise, shuffled words, loops, and the text of another story.
 
 Each is made from a human continuation, so that it has about its length, and starts with its white space, so that what
 follows the prefix is no new word glued to it.

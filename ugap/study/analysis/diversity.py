@@ -1,4 +1,4 @@
-"""Samples of several writers to the same prompts: how varied each is, and beside people.
+"""Samples of several writers to the same prompts: how varied each is, compared with people.
 
 Variety depends on how many texts there are and how long they are. So all texts are cut to one number of words (shorter
 ones are left out and counted), and what a system wrote to one prompt is taken in sets of one number of texts. A prompt
@@ -34,7 +34,7 @@ class SampleSet:
 
 @dataclass(frozen=True)
 class Samples:
-    """What was read.
+    """The sets of texts that were read.
 
     Args:
         sets (`list[SampleSet]`): The sets.
@@ -59,7 +59,7 @@ def load_samples(
     """Read texts, cut them to one number of words, and gather them in sets, in the order of the file.
 
     Args:
-        source (`str`): As of [`load_texts`][ugap.data.load_texts].
+        source (`str`): See [`load_texts`][ugap.data.load_texts].
         group_column (`str`): Column of the prompt, or of another name for what the texts answer.
         text_column (`str`, *optional*, defaults to `"text"`): Column of the text.
         system_column (`str`, *optional*): Column of who wrote; without it all are by one system, `"all"`.
@@ -81,15 +81,16 @@ def load_samples(
             raise InputError(f"{where}: {record.cause}")
         group, *written = (_label(record, name, where) for name in columns[1:])
         system = written[0] if written else "all"
-        found = _text(record[text_column], text_column, where).split()
+        words_of_text = _text(record[text_column], text_column, where).split()
         pool = pools.setdefault((system, group), [])
-        if len(found) < words:
+        if len(words_of_text) < words:
             short[system] += 1
         else:
-            pool.append(" ".join(found[:words]))
+            pool.append(" ".join(words_of_text[:words]))
     sets = [
         SampleSet(system, group, tuple(texts[begin : begin + size]))
         for (system, group), texts in pools.items()
+        # An incomplete set at the end is left out: variety depends on the number of texts.
         for begin in range(0, len(texts) - size + 1, size)
     ]
     if not sets:
@@ -125,7 +126,7 @@ def compare_samples(
 
     Args:
         sets (`Sequence[SampleSet]`): The sets.
-        measures (`Sequence[dict[str, float]]`): Their measures, as of `ugap.study.analysis.variety.sample_variety`.
+        measures (`Sequence[dict[str, float]]`): Their measures, see `ugap.study.analysis.variety.sample_variety`.
         reference (`str`, *optional*): The system that the others are compared with: people.
         resamples (`int`, *optional*, defaults to `2000`): Bootstrap resamples, of prompts.
         seed (`int`, *optional*, defaults to `0`): Seed of the bootstrap.
@@ -138,18 +139,23 @@ def compare_samples(
     systems = list(dict.fromkeys(one.system for one in sets))
     means, differences = [], []
     for system in systems:
-        own = [i for i, one in enumerate(sets) if one.system == system]
-        other = [i for i, one in enumerate(sets) if one.system == reference]
-        shared = {sets[i].group for i in own} & {sets[i].group for i in other}
+        of_system = [i for i, one in enumerate(sets) if one.system == system]
+        of_reference = [i for i, one in enumerate(sets) if one.system == reference]
+        shared = {sets[i].group for i in of_system} & {sets[i].group for i in of_reference}
         for measure in measures[0]:
-            values = column([measures[i][measure] for i in own], measure)
-            clusters = Clusters.gather(values, [sets[i].group for i in own], "groups")
-            found = interval([Group([clusters], [1])], resamples=resamples, seed=seed)
+            values = column([measures[i][measure] for i in of_system], measure)
+            clusters = Clusters.gather(values, [sets[i].group for i in of_system], "groups")
+            ci95 = interval([Group([clusters], [1])], resamples=resamples, seed=seed)
             labels = {"system": system, "measure": measure}
             n_groups = len(clusters.sources)
-            means.append({**labels, "n_sets": len(own), "n_groups": n_groups, "mean": clusters.mean, "ci95": found})
+            means.append(
+                {**labels, "n_sets": len(of_system), "n_groups": n_groups, "mean": clusters.mean, "ci95": ci95}
+            )
             if system != reference and shared:
-                sides = [([measures[i][measure] for i in side], [sets[i].group for i in side]) for side in (own, other)]
+                sides = [
+                    ([measures[i][measure] for i in side], [sets[i].group for i in side])
+                    for side in (of_system, of_reference)
+                ]
                 contrast = contrast_paired(*sides[0], *sides[1], resamples=resamples, seed=seed)
                 differences.append({**labels, **asdict(contrast), "n_sources": contrast.n_sources[0]})
     for row, p in zip(differences, holm([row["p_value"] for row in differences]), strict=True):

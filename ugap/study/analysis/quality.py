@@ -2,12 +2,12 @@
 
 | measure | of a text |
 |---|---|
-| `nll`, `entropy`, `deviation`, `bits_per_byte` | as of `ugap.study.measures` |
+| `nll`, `entropy`, `deviation`, `bits_per_byte` | see `ugap.study.measures` |
 | `pmi`, `cpmi` | the same, of texts that were scored without their prompt too |
 | `varentropy` | mean varentropy, nats² |
 | `log_rank` | mean of `ln rank` |
 | `excess` | mean of `s - g(h)`: how much more surprising than people are at the same entropy |
-| `repetition` | share of tokens that stand among the 128 before them |
+| `repetition` | share of tokens that occur among the 128 before them |
 | `X distance` | how far `X` is from its mean over the tokens of the human profile, up or down |
 | `profile distance` | root of the distance `d²` of the whole text from people, without PMI |
 | `length` | scored tokens |
@@ -65,7 +65,7 @@ class RatedText:
 
     @property
     def prefix(self) -> str:
-        """What stands before the text when it is scored: its prompt, and what separates the two in a study."""
+        """The text's context when it is scored: its prompt, and the separator between the two in a study."""
         return after_prompt(self.row.prompt or "", self.row.text)
 
 
@@ -82,7 +82,7 @@ def load_rated(
     """Read rated texts; those without any rating are left out.
 
     Args:
-        source (`str`): As of [`load_texts`][].
+        source (`str`): See [`load_texts`][].
         ratings (`Sequence[str]`): Columns of the ratings: numbers; null or empty where a text was not rated.
         text_column (`str`, *optional*, defaults to `"text"`): Column of the text.
         author_column (`str`, *optional*): Column of the author group.
@@ -91,12 +91,12 @@ def load_rated(
         limit (`int`, *optional*): At most that many rows of the source.
 
     Raises:
-        InputError: As of `load_texts`; if a column is missing, a rating is no number, or fewer than 10 texts have it.
+        InputError: See `load_texts`; if a column is missing, a rating is no number, or fewer than 10 texts have it.
     """
     if not ratings:
         raise InputError("no column of ratings is given")
     named = [column for column in (author_column, group_column, prompt_column) if column is not None]
-    # Read first: what is wrong with a column is said before what is wrong with a text.
+    # Read first, so that an error about a column comes before one about a text.
     records = list(_records(source, [text_column, *named], ratings, limit))
     for column in ratings:
         if not any(column in record for _, record in records):
@@ -113,10 +113,10 @@ def load_rated(
         rows = [replace(row, prompt=None) for row in rows]
     out = []
     for row, (where, record) in zip(rows, records, strict=True):
-        found = {column: _rating(record.get(column), column, where) for column in ratings}
-        if any(map(math.isfinite, found.values())):
+        rated = {column: _rating(record.get(column), column, where) for column in ratings}
+        if any(map(math.isfinite, rated.values())):
             author, group = (_label(record, column, where) for column in (author_column, group_column))
-            out.append(RatedText(row, found, author, group))
+            out.append(RatedText(row, rated, author, group))
     for column in ratings:
         n = sum(math.isfinite(text.ratings[column]) for text in out)
         if n < FEWEST_TEXTS:
@@ -176,7 +176,7 @@ def quality_measures(scores: TokenScores, profile: DomainProfile | None = None) 
         profile (`DomainProfile`, *optional*): The human profile of the scorer.
 
     Returns:
-        `dict[str, float]`: NaN where a measure cannot be told.
+        `dict[str, float]`: NaN where a text lacks a measure.
     """
     marginal = ("pmi", "cpmi") if scores.marginal_surprisal is not None else ()
     scored = np.isfinite(scores.surprisal)
@@ -212,7 +212,7 @@ def relate(
 
     Args:
         texts (`Sequence[RatedText]`): The rated texts.
-        measures (`Sequence[Mapping[str, float]]`): Their measures, as of `quality_measures`.
+        measures (`Sequence[Mapping[str, float]]`): Their measures, see `quality_measures`.
         resamples (`int`, *optional*, defaults to `2000`): Bootstrap resamples.
         seed (`int`, *optional*, defaults to `0`): Seed of the bootstrap.
 
@@ -220,33 +220,33 @@ def relate(
         `list[dict]`: A row for each rating, scope and measure: `rating`, `scope` (`overall`, `within`, `author`),
         `author` (where the scope is one author group), `measure`, `n`, the correlations `spearman`, `pearson` and
         `spearman_length` (partial for the logarithm of the length), and `quadratic` and `quadratic_length` (the
-        inverted U, without and with that control, not of distances); `None` for what is not tested. Each has a `p_holm`
-        over the measures of its rating and scope.
+        inverted U, without and with that control, not of distances); `None` where nothing is tested. Each has a
+        `p_holm` over the measures of its rating and scope.
     """
     rows: list[dict[str, Any]] = []
     for rating in texts[0].ratings:
         for scope, author, members in _scopes(texts, rating):
-            found = []
+            scope_rows = []
             for measure in measures[0]:
-                known = [i for i in members if math.isfinite(measures[i][measure])]
-                if len(known) < FEWEST_TEXTS:
+                rated = [i for i in members if math.isfinite(measures[i][measure])]
+                if len(rated) < FEWEST_TEXTS:
                     continue
                 relation = _relation(
-                    [measures[i][measure] for i in known],
-                    [texts[i].ratings[rating] for i in known],
-                    strata=[(texts[i].author if scope == WITHIN else "", texts[i].group) for i in known],
-                    control=None if measure == LENGTH else np.log([measures[i][LENGTH] for i in known]),
+                    [measures[i][measure] for i in rated],
+                    [texts[i].ratings[rating] for i in rated],
+                    strata=[(texts[i].author if scope == WITHIN else "", texts[i].group) for i in rated],
+                    control=None if measure == LENGTH else np.log([measures[i][LENGTH] for i in rated]),
                     bent=not measure.endswith(DISTANCE),
                     resamples=resamples,
                     seed=seed,
                 )
                 labels = {"rating": rating, "scope": scope, "author": author, "measure": measure}
-                found.append({**labels, "n": len(known), **relation})
+                scope_rows.append({**labels, "n": len(rated), **relation})
             for test in _TESTS:
-                tested = [row[test] for row in found if row[test] is not None]
+                tested = [row[test] for row in scope_rows if row[test] is not None]
                 for one, p in zip(tested, holm([one["p_value"] for one in tested]), strict=True):
                     one["p_holm"] = float(p)
-            rows += found
+            rows += scope_rows
     return rows
 
 
@@ -266,7 +266,7 @@ def _scopes(texts: Sequence[RatedText], rating: str) -> Iterator[tuple[str, str 
 def _relation(
     x: Sequence[float], y: Sequence[float], *, control: np.ndarray | None, bent: bool, **how: Any
 ) -> dict[str, Any]:
-    """The tests of `_TESTS` as they stand in a row; `None` for those that are not made."""
+    """The tests of `_TESTS`, as a row has them; `None` for those that are not made."""
     held = None if control is None else {**how, "control": control}
     return {
         "spearman": asdict(correlation(x, y, **how)),
@@ -277,6 +277,6 @@ def _relation(
     }
 
 
-def _quadratic(found: InvertedU) -> dict[str, Any]:
-    curve = asdict(found)
-    return {**curve.pop("quadratic"), **curve, "found": found.found}
+def _quadratic(curve_test: InvertedU) -> dict[str, Any]:
+    curve = asdict(curve_test)
+    return {**curve.pop("quadratic"), **curve, "found": curve_test.found}

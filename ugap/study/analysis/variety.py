@@ -27,7 +27,7 @@ def variety(texts: Sequence[TokenScores]) -> dict[str, float]:
 
 
 def scored_text(scores: TokenScores) -> str:
-    """The text up to the end of its last scored token: what is left of a text that was cut by tokens."""
+    """The text up to the end of its last scored token, where texts are cut by tokens."""
     return scores.text[: int(scores.offsets[-1, 1])] if len(scores) else ""
 
 
@@ -40,16 +40,16 @@ def sample_variety(
         texts (`Sequence[str]`): The texts.
         embeddings (`np.ndarray` of shape `(n, D)`, *optional*): Their embeddings, for `clusters` and `vendi`.
         bleu (`bool`, *optional*, defaults to `True`): With self-BLEU, which needs the extra `diversity`.
-        threshold (`float`, *optional*, defaults to `0.4`): As of `ugap.statistics.diversity.n_clusters`.
+        threshold (`float`, *optional*, defaults to `0.4`): See `ugap.statistics.diversity.n_clusters`.
 
     Returns:
         `dict[str, float]`: `distinct_2`, `distinct_4`, `self_bleu`, `compression_ratio`, `repeated_4` and, with
         embeddings, `clusters` and `vendi`; the functions of `ugap.statistics.diversity` define them.
     """
-    found = {"distinct_2": distinct_n(texts, 2), "distinct_4": distinct_n(texts, 4)}
+    values = {"distinct_2": distinct_n(texts, 2), "distinct_4": distinct_n(texts, 4)}
     if bleu:
-        found["self_bleu"] = self_bleu(texts)
-    found |= {"compression_ratio": compression_ratio(texts), "repeated_4": repeated_n(texts, 4)}
+        values["self_bleu"] = self_bleu(texts)
+    values |= {"compression_ratio": compression_ratio(texts), "repeated_4": repeated_n(texts, 4)}
     if embeddings is not None:
-        found |= {"clusters": float(n_clusters(embeddings, threshold)), "vendi": vendi(embeddings)}
-    return found
+        values |= {"clusters": float(n_clusters(embeddings, threshold)), "vendi": vendi(embeddings)}
+    return values

@@ -2,14 +2,14 @@
 
 Design choices:
 
-- One ruler. What the base and the tuned models write is read by the same frozen scorers, never by the writer itself: a
-  tuned model that reads itself would be compared with people on a scale of its own. `"self"` is the frozen base.
+- One ruler. The same frozen scorers read the texts of the base and of the tuned models. No writer reads itself: its
+  texts would be compared with human ones on a scale of its own. `"self"` is the frozen base.
 - The same draws. The seed of a batch comes from its prefixes and not from the writer, so the difference between two
   models is theirs.
-- The base at the temperature that matches people's mean surprisal (on other texts) stands beside the tuned models
+- The base at the temperature that matches the human mean surprisal (on other texts) is compared with the tuned models
   where it is asked for: a fine-tuning that does no better than that temperature was not needed.
 - Batches of texts, their scores and runs of the probe are parts, which are named by what made them (weights, adapter,
-  settings): a run goes on where it was, and models, decodings or scorers can be added to it.
+  settings): a run can be resumed, and models, decodings or scorers can be added to it.
 - Models are loaded one after another; the base and the ruler stay in memory until the base has written.
 """
 
@@ -32,7 +32,7 @@ from ugap.profile import DomainProfile, HumanProfile
 from ugap.progress import progress_bar
 from ugap.scoring import Scorer, ScorerId
 from ugap.study.compare.matched import matched_temperature
-from ugap.study.compare.table import BASE, CONTRASTIVE, MATCHED, Made, Reading, probe_record
+from ugap.study.compare.table import BASE, CONTRASTIVE, MATCHED, Origin, Reading, probe_record
 from ugap.study.continuations import Continuations, Text, batches, check_writer
 from ugap.study.decodings import Settings
 from ugap.study.excerpts import Excerpt, cut_excerpts
@@ -63,7 +63,7 @@ class Tuned:
 
     @classmethod
     def parse(cls, word: str, *, is_adapter: bool) -> "Tuned":
-        """What a person typed: `MODEL`, which is then its own name, or `NAME=MODEL`.
+        """Read `MODEL`, which is then its own name, or `NAME=MODEL`.
 
         Example:
             >>> Tuned.parse("ours=runs/sft", is_adapter=True)
@@ -75,7 +75,7 @@ class Tuned:
 
 @dataclass(frozen=True, kw_only=True)
 class BeforeAfterSettings(BeforeAfterOptions):
-    """What is compared, and on what.
+    """The models of the comparison, and the texts that it is on.
 
     Args:
         model (`str`): The base: asset, folder, `.gguf` file or Hub id.
@@ -176,7 +176,7 @@ def measure_before_after(
         answers = PartStore(folder / "answers", ANSWERS, kept)
         try:
             with progress_bar(disable=not progress) as bar:
-                found = _Work(settings, work, answers, bar).run(rows, tune)
+                tables = _Work(settings, work, answers, bar).run(rows, tune)
         except InputError:
             if not work.begun():  # the answers are parts below the folder too
                 answers.clear()
@@ -195,7 +195,7 @@ def measure_before_after(
                 "question_tokens": settings.question_tokens,
                 "environment": environment(),
             },
-            **found,
+            **tables,
         }
     )
 
@@ -227,6 +227,7 @@ class _Work:
                 adapter_hash(tuned.model)  # a folder that is none is found before anything is done
         base = self._base()
         ruler = base.scorer if s.base_scorer in (None, s.model) else self._load(str(s.base_scorer))
+        # All scorers are known already: a profile of another is refused before hours of writing.
         if list(s.scorers) == [SELF]:
             self._refuse_unused_profiles([ruler.id])
         profile = self._profile(ruler.id)
@@ -236,19 +237,20 @@ class _Work:
         models = [{"name": BASE, "model": s.model, "is_adapter": False, "weights": base.weights}]
         written = self._written(base, excerpts, decodings)
         facts, questions = self._asked(base, decodings)
+        # The base leaves memory before the first tuned model is loaded.
         del base
         for tuned in s.tuned:
             writer = self._tuned(tuned)
             models.append({**asdict(tuned), "weights": writer.weights})
             written |= self._written(writer, excerpts, s.decodings)
-            for known, new in zip((facts, questions), self._asked(writer, s.decodings), strict=True):
-                known.update(new)
+            for kept, answered in zip((facts, questions), self._asked(writer, s.decodings), strict=True):
+                kept.update(answered)
             del writer
         readings = []
         for label in s.scorers:
             scorer = ruler if label == SELF else self._load(label)
-            own = profile if label == SELF else self._profile(scorer.id)
-            readings.append(self._reading(label, scorer, own, excerpts, written))
+            scorer_profile = profile if label == SELF else self._profile(scorer.id)
+            readings.append(self._reading(label, scorer, scorer_profile, excerpts, written))
         self._refuse_unused_profiles([ruler.id, *(reading.scorer for reading in readings)])
         return {
             "models": models,
@@ -294,22 +296,22 @@ class _Work:
         """The temperature of the base at which the ruler reads people's mean surprisal, and what was tried."""
         tried: dict[str, float] = {}
 
-        def level(scored: Sequence[ScoredText]) -> float:
+        def mean_surprisal(scored: Sequence[ScoredText]) -> float:
             return float(np.mean([text.scores.nll for text in scored if len(text.scores)]))
 
-        def level_at(temperature: float) -> float:
+        def surprisal_at(temperature: float) -> float:
             how = {"temperature": temperature}
             texts = self._texts(base, excerpts, f"temperature {temperature:g}", how, 0, use="tune")
-            tried[f"{temperature:g}"] = level(self._scored(ruler, excerpts, texts, BASE, f"T={temperature:g}"))
+            tried[f"{temperature:g}"] = mean_surprisal(self._scored(ruler, excerpts, texts, BASE, f"T={temperature:g}"))
             return tried[f"{temperature:g}"]
 
-        human = level(self._scored(ruler, excerpts, [excerpt.human for excerpt in excerpts], HUMAN, HUMAN))
-        return {"temperature": matched_temperature(human, level_at), "human": human, "tried": tried}
+        human = mean_surprisal(self._scored(ruler, excerpts, [excerpt.human for excerpt in excerpts], HUMAN, HUMAN))
+        return {"temperature": matched_temperature(human, surprisal_at), "human": human, "tried": tried}
 
     def _written(
         self, writer: _Writer, excerpts: Sequence[Excerpt], decodings: Mapping[str, Settings]
-    ) -> dict[Made, list[list[str]]]:
-        """What a model writes under every decoding, by every seed."""
+    ) -> dict[Origin, list[list[str]]]:
+        """The texts of a model under every decoding, by every seed."""
         return {
             (writer.name, decoding): [
                 self._texts(writer, excerpts, decoding, how, seed) for seed in range(self.settings.seeds)
@@ -339,6 +341,7 @@ class _Work:
                 writer.name,
                 use,
                 max_new_tokens=s.max_new_tokens,
+                # Without the writer's name: base and tuned models draw with the same random numbers.
                 seed=seed_of(seed, use, number),
                 domain=s.domain,
             )
@@ -351,19 +354,19 @@ class _Work:
         scorer: Scorer,
         profile: DomainProfile | None,
         excerpts: Sequence[Excerpt],
-        written: Mapping[Made, list[list[str]]],
+        written: Mapping[Origin, list[list[str]]],
     ) -> Reading:
         human = self._scored(scorer, excerpts, [excerpt.human for excerpt in excerpts], HUMAN, HUMAN)
-        made = {
+        scored = {
             (writer, decoding): [self._scored(scorer, excerpts, texts, writer, decoding) for texts in seeds]
             for (writer, decoding), seeds in written.items()
         }
-        return Reading(label, scorer.id, profile, human, made)
+        return Reading(label, scorer.id, profile, human, scored)
 
     def _scored(
         self, scorer: Scorer, excerpts: Sequence[Excerpt], texts: Sequence[str], writer: str, decoding: str
     ) -> list[ScoredText]:
-        """What a scorer reads in texts."""
+        """Texts with the numbers of a scorer."""
         out: list[ScoredText] = []
         label = f"{scorer.name} reads {writer}" + ("" if writer == HUMAN else f": {decoding}")
         task = self.bar.add_task(label, total=len(texts))
@@ -375,11 +378,11 @@ class _Work:
 
     def _asked(
         self, writer: _Writer, decodings: Mapping[str, Settings]
-    ) -> tuple[dict[Made, FactResult], dict[Made, FactResult]]:
-        """What a model makes of the facts, in itself and under every decoding, and of the questions."""
+    ) -> tuple[dict[Origin, FactResult], dict[Origin, FactResult]]:
+        """The answers of a model to the facts, in itself and under every decoding, and to the questions."""
         s, scorer = self.settings, writer.scorer
-        facts: dict[Made, FactResult] = {}
-        questions: dict[Made, FactResult] = {}
+        facts: dict[Origin, FactResult] = {}
+        questions: dict[Origin, FactResult] = {}
         if s.facts:
             about = list(s.facts)
 
@@ -389,7 +392,7 @@ class _Work:
             key = part_key(writer.name, CONTRASTIVE, weights=writer.weights, content=about)
             facts[writer.name, CONTRASTIVE] = self._answered(writer, CONTRASTIVE, key, s.facts, choose)
             for decoding, how in decodings.items():
-
+                # `how` is bound as a default: a closure would see the last decoding of the loop.
                 def say(advance: Callable[[int], object], how: Settings = how) -> FactResult:
                     model, tokenizer = scorer.model, scorer.tokenizer
                     return generative(model, tokenizer, s.facts, how, bos=scorer.bos, seed=0, advance=advance)
@@ -423,8 +426,8 @@ class _Work:
     ) -> FactResult:
         if not self.answers.done(key):
             task = self.bar.add_task(f"{writer.name} answers: {test}", total=len(items))
-            made = ask(lambda n: self.bar.advance(task, n))
-            rows = zip(made.said, made.right.tolist(), strict=True)
+            answered = ask(lambda n: self.bar.advance(task, n))
+            rows = zip(answered.said, answered.right.tolist(), strict=True)
             self.answers.write(key, [{"said": said, "right": right} for said, right in rows])
         kept = self.answers.read(key)
         return FactResult(
@@ -436,13 +439,13 @@ class _Work:
 
     def _profile(self, scorer: ScorerId) -> DomainProfile | None:
         """The human profile of a scorer: one that was given, else the shipped one, else none."""
-        own = next((one for one in self.settings.profiles if one.weight_hash == scorer.weight_hash), None)
-        if own is None:
+        profile = next((one for one in self.settings.profiles if one.weight_hash == scorer.weight_hash), None)
+        if profile is None:
             try:
-                own = HumanProfile.shipped_for(scorer)
+                profile = HumanProfile.shipped_for(scorer)
             except InputError:
                 return None
-        return own.domain(self.settings.domain)
+        return profile.domain(self.settings.domain)
 
     def _refuse_unused_profiles(self, scorers: Sequence[ScorerId]) -> None:
         hashes = {scorer.weight_hash for scorer in scorers}

@@ -24,31 +24,31 @@ MEASURES = ("nll", "entropy", "pmi", "deviation")
 PROFILED = {"surprisal": "nll", "deviation": "deviation", "pmi": "pmi"}
 _FIGURES = ("n", "human", "model_value", "gap", "ci95", "p_value", "wasserstein")
 
-Made = tuple[str, str]  # who wrote or answered, and under which decoding or in which test
+Origin = tuple[str, str]  # who wrote or answered, and under which decoding or in which test
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What one scorer read.
+    """The texts that one scorer read, and its numbers.
 
     Args:
         label (`str`): The scorer as it was named, `"self"` for the frozen base.
         scorer (`ScorerId`): The model behind it.
         profile (`DomainProfile`, *optional*): What human text of the domain looks like to it.
         human (`list[ScoredText]`): How people went on.
-        made (`Mapping[tuple[str, str], list[list[ScoredText]]]`): By writer and decoding, the texts of each seed.
+        written (`Mapping[tuple[str, str], list[list[ScoredText]]]`): By writer and decoding, the texts of each seed.
     """
 
     label: str
     scorer: ScorerId
     profile: DomainProfile | None
     human: list[ScoredText]
-    made: Mapping[Made, list[list[ScoredText]]]
+    written: Mapping[Origin, list[list[ScoredText]]]
 
-    def cell(self, made: Made) -> Cell:
+    def cell(self, origin: Origin) -> Cell:
         """The pairs with human texts, of all seeds."""
-        (found,) = pair([*self.human, *(text for seed in self.made[made] for text in seed)])
-        return found
+        (cell,) = pair([*self.human, *(text for seed in self.written[origin] for text in seed)])
+        return cell
 
     def record(self) -> dict[str, Any]:
         """The scorer, and what people's own texts are to it."""
@@ -68,11 +68,12 @@ class Reading:
         }
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """What the texts of every writer and decoding are like beside people's, pair by pair cut to one length."""
-        for made, seeds in self.made.items():
-            writer, decoding = made
+        """The texts of every writer and decoding compared with human ones, pair by pair cut to one length."""
+        for origin, seeds in self.written.items():
+            writer, decoding = origin
             named = {"writer": writer, "decoding": decoding, "scorer": self.label}
-            cell = self.cell(made)
+            cell = self.cell(origin)
+            # The cell alone: Holm's correction is made over the comparisons, not here.
             table = {row["measure"]: row for row in gap_table([cell], seed=0) if row["n"]}
             yield {
                 **named,
@@ -90,9 +91,9 @@ class Reading:
         """The share closed of the base's absolute gap in surprisal under each decoding: by the tuned models under the
         same one, and by the base at the matched temperature.
         """
-        gaps = {made: self.cell(made).gaps("nll") for made in self.made}
-        for named, base, own in self._compared(decodings):
-            before, after = gaps[base], gaps[own]
+        gaps = {origin: self.cell(origin).gaps("nll") for origin in self.written}
+        for named, base, compared in self._compared(decodings):
+            before, after = gaps[base], gaps[compared]
             if {source for _, source in before} & {source for _, source in after}:
                 yield {**named, **asdict(share_closed(*zip(*before, strict=True), *zip(*after, strict=True)))}
 
@@ -101,25 +102,32 @@ class Reading:
         base's for the same prefixes under the same decoding: of the tuned models, and of the base at the matched
         temperature.
         """
-        found = {
-            made: [value for seed in seeds for value in self._closeness(seed)] for made, seeds in self.made.items()
+        rewards = {
+            origin: [value for seed in seeds for value in self._closeness(seed)]
+            for origin, seeds in self.written.items()
         }
-        for named, base, own in self._compared(decodings):
-            before, after = found[base], found[own]
+        for named, base, compared in self._compared(decodings):
+            before, after = rewards[base], rewards[compared]
             both = [i for i in range(len(after)) if math.isfinite(after[i]) and math.isfinite(before[i])]
             if both:
+                # Every seed continues all prefixes in their order, so the texts of a seed repeat the sources.
                 sources = [self.human[i % len(self.human)].source for i in both]
                 gain = paired_gap([after[i] for i in both], [before[i] for i in both], sources)
                 figures = {"before": gain.model_value, "after": gain.human, "rise": gain.gap, "ci95": gain.ci95}
                 yield {**named, "n": gain.n, "n_sources": gain.n_sources, **figures, "p_value": gain.p_value}
 
-    def _compared(self, decodings: Sequence[str]) -> Iterator[tuple[dict[str, str], Made, Made]]:
-        """What is held against the base under each decoding: the tuned models, and the base where it is matched."""
+    def _compared(self, decodings: Sequence[str]) -> Iterator[tuple[dict[str, str], Origin, Origin]]:
+        """The rivals of the base under each decoding: the tuned models, and the base at the matched temperature."""
         for decoding in decodings:
-            for writer, own in self.made:
-                if (own, writer == BASE) in ((decoding, False), (MATCHED, True)):
-                    named = {"writer": writer, "decoding": own, "base_decoding": decoding, "scorer": self.label}
-                    yield named, (BASE, decoding), (writer, own)
+            for writer, written_under in self.written:
+                if (written_under, writer == BASE) in ((decoding, False), (MATCHED, True)):
+                    named = {
+                        "writer": writer,
+                        "decoding": written_under,
+                        "base_decoding": decoding,
+                        "scorer": self.label,
+                    }
+                    yield named, (BASE, decoding), (writer, written_under)
 
     def _closeness(self, texts: Sequence[ScoredText]) -> list[float]:
         """How near each text is to people's; NaN where there is no human profile of whole texts."""
@@ -134,12 +142,13 @@ class Reading:
         """Means over seeds: each sample is as large as people's."""
         sides: list[tuple[dict[str, float], dict[str, float]]] = []
         for texts in seeds:
+            # Distinct-n falls with the number of texts: a sample is as large as the human one, so seed by seed.
             (cell,) = pair([*self.human, *texts])
             sides.append((variety(cell.human), variety(cell.generated)))
         return {
             name: {
-                side: _mean([found[place][name] for found in sides])
-                for place, side in enumerate(("human", "model_value"))
+                side: _mean([both[side_index][name] for both in sides])
+                for side_index, side in enumerate(("human", "model_value"))
             }
             for name in VARIETY
         }
@@ -169,7 +178,7 @@ def distances_to_profile(texts: Sequence[TokenScores], profile: DomainProfile | 
     return out
 
 
-def probe_record(results: Mapping[Made, FactResult], decodings: Sequence[str]) -> dict[str, Any] | None:
+def probe_record(results: Mapping[Origin, FactResult], decodings: Sequence[str]) -> dict[str, Any] | None:
     """Accuracies, comparisons with the base on the same items, and what was said.
 
     Args:

@@ -1,4 +1,4 @@
-"""Uncertainty against factuality: where a base and its tuned models stand, and who is beaten in both."""
+"""Uncertainty against factuality: a point for a base and each tuned model, and the Pareto frontier."""
 
 import math
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ Probe = Literal["contrastive", "generative"]
 def tradeoff_points(record: Mapping[str, Any], probe: Probe = "contrastive") -> list[dict[str, Any]]:
     """A point for every model, scorer and decoding: the size of its gap in surprisal, and its accuracy on the facts.
 
-    The base at the matched temperature, where it was measured, is a point beside each decoding. A model whose gap could
+    The base at the matched temperature, where it was measured, is a point under each decoding. A model whose gap could
     not be estimated has no point.
 
     Args:
@@ -34,12 +34,13 @@ def tradeoff_points(record: Mapping[str, Any], probe: Probe = "contrastive") -> 
             panel = []
             for row in record["rows"]:
                 beside = (row["writer"], row["decoding"]) == (BASE, MATCHED)
-                found = row["measures"].get("nll")
-                if row["scorer"] != scorer or not (row["decoding"] == decoding or beside) or found is None:
+                estimate = row["measures"].get("nll")
+                if row["scorer"] != scorer or not (row["decoding"] == decoding or beside) or estimate is None:
                     continue
                 test = CONTRASTIVE if probe == "contrastive" else row["decoding"]
                 accuracy = accuracies[row["writer"], test]
-                low, high = (math.nan if end is None else end for end in found["ci95"])
+                low, high = (math.nan if end is None else end for end in estimate["ci95"])
+                # The size of a gap cannot be negative: an interval that covers 0 starts at 0.
                 size_ci95 = folded((low, high)) if math.isfinite(low) else (None, None)
                 panel.append(
                     {
@@ -47,9 +48,9 @@ def tradeoff_points(record: Mapping[str, Any], probe: Probe = "contrastive") -> 
                         "decoding": decoding,
                         "model": row["writer"],
                         "own_decoding": row["decoding"],
-                        "gap": found["gap"],
-                        "ci95": list(found["ci95"]),
-                        "size": abs(found["gap"]),
+                        "gap": estimate["gap"],
+                        "ci95": list(estimate["ci95"]),
+                        "size": abs(estimate["gap"]),
                         "size_ci95": list(size_ci95),
                         "accuracy": accuracy["accuracy"],
                         "accuracy_ci95": list(accuracy["ci95"]),

@@ -1,6 +1,6 @@
-"""The study: continuations of human prefixes by models, scored beside the human ones, and the gap between them.
+"""The study: models continue human prefixes, scorers read both continuations, and the gap between them is estimated.
 
-Work is done in units of a few prefixes. A finished unit is a Parquet part; a study that was killed goes on from the
+Work is done in units of a few prefixes. A finished unit is a Parquet part; a resumed study starts from the
 parts that are there. A unit's seed comes from what it makes and never from when it is made, so an interrupted study
 ends with the table of an uninterrupted one. Models are loaded one after another, each once to generate and score itself
 and once more for each other scorer.
@@ -45,9 +45,9 @@ class StudySettings(GapOptions):
             those of `ugap.study.decodings.STUDIED`.
         promptings (`list[str]`, *optional*, defaults to `["raw"]`): `"raw"` continues the bare prefix, `"chat"` asks
             for a continuation through the model's chat template.
-        tags (`dict[str, str]`, *optional*): `"base"`, `"instruct"` or `"reasoning"` by model, for the contrasts.
+        kinds (`dict[str, str]`, *optional*): `"base"`, `"instruct"` or `"reasoning"` by model, for the contrasts.
         prefix_tokens (`int`, *optional*, defaults to `64`): Tokens of a prefix, where a text has no prompt.
-        prompt_separator (`str`, *optional*): What stands between a prompt and its text; by default what
+        prompt_separator (`str`, *optional*): Text between a prompt and its text; by default that which
             `ugap.study.excerpts.after_prompt` chooses.
         max_new_tokens (`int`, *optional*, defaults to `128`): Tokens of a continuation.
         limit (`int`, *optional*): Prefixes per domain.
@@ -66,13 +66,13 @@ class StudySettings(GapOptions):
     scorers: list[str] = field(default_factory=lambda: [SELF])
     decodings: Mapping[str, Settings] = field(default_factory=lambda: {name: DECODINGS[name] for name in STUDIED})
     promptings: list[str] = field(default_factory=lambda: ["raw"])
-    tags: dict[str, str] = field(default_factory=dict)
+    kinds: dict[str, str] = field(default_factory=dict)
     revisions: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class StudyResult:
-    """What a study found.
+    """The result of a study.
 
     Args:
         record (`dict`): The content of `gap.json`.
@@ -120,9 +120,8 @@ def run_locked(
     data: Sequence[str],
     progress: bool,
 ) -> StudyResult:
-    """[`run_study`][] in a folder whose lock the caller holds; what is there is gone on with."""
-    _check(settings, sorted({name for row in rows for name in row.candidates}))
-    _check_ids(rows)
+    """[`run_study`][] in a folder whose lock the caller holds; the parts in it are used."""
+    _check(settings, rows)
     recorded = {**asdict(settings), "data": list(data), "data_hash": rows_hash(rows)}
     work = Continuations(output / PARTS, recorded)
     try:
@@ -131,6 +130,7 @@ def run_locked(
     except InputError:
         work.clear_if_unused()
         raise
+    # Parts of an earlier run, of weights that have changed since: they would stay in the folder for good.
     work.scored.prune(keys)
     work.scored.merge(output / "scores.parquet", keys)
     cells = pair(text for key in keys for text in work.scores(key))
@@ -140,7 +140,7 @@ def run_locked(
             "version": VERSION,
             "settings": {**recorded, "weight_hashes": hashes, "environment": environment()},
             "gaps": gaps,
-            "contrasts": contrast_table(cells, settings.tags, seed=settings.seed),
+            "contrasts": contrast_table(cells, settings.kinds, seed=settings.seed),
         }
     )
     write_json(output / "gap.json", record)
@@ -155,13 +155,19 @@ class _Study:
     bar: Progress
 
     def run(self) -> tuple[list[str], dict[str, str]]:
-        """Do what is not done; the keys of all scored parts in order, and the weight hash of every scorer."""
+        """Do the parts that are missing; the keys of all scored parts in order, and the weight hash of every scorer."""
         keys: list[str] = []
         hashes: dict[str, str] = {}
         # The prefixes of every model, and what it wrote, by unit.
         written: dict[str, list[_Unit]] = {}
-        self._check_models()
+        names = list(dict.fromkeys([*self.settings.models, *(name for name in self.settings.scorers if name != SELF)]))
+        # Every model is loaded once before a text is written: the last may lack what its decodings need. A single one
+        # is checked when it is loaded to write.
+        if len(names) > 1 and not self.work.begun():
+            for name in names:
+                self._load(name)
         # A model lives in the call that uses it, so that two are never in memory together.
+        # Scoring by itself comes with writing, so that a model is loaded once.
         for model in self.settings.models:
             written[model], hashes[model] = self._write(model, keys)
         for name in self.settings.scorers:
@@ -169,52 +175,45 @@ class _Study:
                 hashes[name] = self._read(name, written, keys)
         return keys, hashes
 
-    def _check_models(self) -> None:
-        """See that every model can be loaded and has what its decodings need, before a text is written."""
-        names = list(dict.fromkeys([*self.settings.models, *(name for name in self.settings.scorers if name != SELF)]))
-        if len(names) > 1 and not self.work.begun():  # a single one is checked when it is loaded
-            for name in names:
-                self._load(name)
-
     def _write(self, model: str, keys: list[str]) -> tuple[list["_Unit"], str]:
         """Let a model continue its prefixes and, where asked, read itself and people; what it wrote, and its hash."""
         s, scorer = self.settings, self._load(model)
-        units = self._units(self._cut(scorer))
+        units = self._units(scorer)
         total = sum(len(unit.batch) for unit in units) * len(s.decodings)
         task = self.bar.add_task(f"{scorer.name} writes", total=total)
         for prompting in s.promptings:
             for decoding, how in s.decodings.items():
                 for unit in units:
-                    if unit.prompting == prompting:
-                        unit.written[decoding] = self._continue(scorer, unit, decoding, how)
-                        self.bar.advance(task, len(unit.batch))
+                    if unit.prompting != prompting:
+                        continue
+                    labels = (scorer.name, prompting, decoding, unit.domain, str(unit.number))
+                    unit.written[decoding] = self.work.write(
+                        scorer,
+                        unit.batch,
+                        decoding,
+                        how,
+                        *labels,
+                        max_new_tokens=s.max_new_tokens,
+                        # Of the labels, never of the time: a resumed study draws what an uninterrupted one draws.
+                        seed=seed_of(s.seed, "|".join(labels)),
+                        domain=unit.domain,
+                        prompting=prompting,
+                        skip_bad=s.skip_bad,
+                    )
+                    self.bar.advance(task, len(unit.batch))
         if SELF in s.scorers:
             keys += self._score(scorer, model, units, given=True)
         return units, scorer.id.weight_hash
-
-    def _continue(self, scorer: Scorer, unit: "_Unit", decoding: str, how: Settings) -> list[str]:
-        s, labels = self.settings, (scorer.name, unit.prompting, decoding, unit.domain, str(unit.number))
-        return self.work.write(
-            scorer,
-            unit.batch,
-            decoding,
-            how,
-            *labels,
-            max_new_tokens=s.max_new_tokens,
-            seed=seed_of(s.seed, "|".join(labels)),
-            domain=unit.domain,
-            prompting=unit.prompting,
-            skip_bad=s.skip_bad,
-        )
 
     def _read(self, name: str, written: Mapping[str, list["_Unit"]], keys: list[str]) -> str:
         """Let a fixed scorer read what all models wrote, and what was given; its hash."""
         scorer, settings = self._load(name), self.settings
         for model in settings.models:
+            # A scorer that is among the models has read its own texts already.
             if not (model == name and SELF in settings.scorers):
                 keys += self._score(scorer, model, written[model], given=False)
         if any(row.candidates for row in self.rows) and not (name in settings.models and SELF in settings.scorers):
-            keys += self._score(scorer, name, self._units(self._cut(scorer)), given=True)
+            keys += self._score(scorer, name, self._units(scorer), given=True)
         return scorer.id.weight_hash
 
     def _load(self, name: str) -> Scorer:
@@ -232,9 +231,10 @@ class _Study:
             check_writer(scorer, s.decodings.values(), domains, s.promptings)
         return scorer
 
-    def _cut(self, scorer: Scorer) -> list[Excerpt]:
+    def _units(self, scorer: Scorer) -> list["_Unit"]:
+        """The units of work: batches of prefixes of one domain, once for every prompting."""
         s = self.settings
-        return cut_excerpts(
+        excerpts = cut_excerpts(
             self.rows,
             scorer.tokenizer,
             prefix_tokens=s.prefix_tokens,
@@ -243,15 +243,12 @@ class _Study:
             per_text=s.per_text,
             prompt_separator=s.prompt_separator,
         )
-
-    def _units(self, excerpts: Sequence[Excerpt]) -> list["_Unit"]:
-        """The units of work: batches of prefixes of one domain, once for every prompting."""
         domains = dict.fromkeys(excerpt.domain for excerpt in excerpts)
         return [
             _Unit(prompting, domain, number, batch, {})
-            for prompting in self.settings.promptings
+            for prompting in s.promptings
             for domain in domains
-            for number, batch in batches([one for one in excerpts if one.domain == domain], self.settings.batch_size)
+            for number, batch in batches([one for one in excerpts if one.domain == domain], s.batch_size)
         ]
 
     def _score(self, scorer: Scorer, model: str, units: list["_Unit"], *, given: bool) -> list[str]:
@@ -280,20 +277,23 @@ class _Unit:
 
     def texts(self, model: str, reader: str, *, given: bool) -> Iterator[Text]:
         """Everything that is read in one unit: people's texts, the model's, and those that came with the data."""
+        # Another reader has another template, or none: it reads the bare prefix and text.
         in_template = self.prompting == CHAT and reader == model
         for excerpt in self.batch:
             yield Text(excerpt, model, HUMAN, excerpt.human, self.prompting, in_template)
-        for decoding, made in self.written.items():
-            for excerpt, text in zip(self.batch, made, strict=True):
+        for decoding, texts in self.written.items():
+            for excerpt, text in zip(self.batch, texts, strict=True):
                 yield Text(excerpt, model, decoding, text, self.prompting, in_template)
         for excerpt in self.batch if given else ():
             for name, text in excerpt.candidates.items():
                 yield Text(excerpt, name, GIVEN, text, self.prompting, in_template)
 
 
-def _check(settings: StudySettings, candidates: Sequence[str]) -> None:
+def _check(settings: StudySettings, rows: Sequence[TextRow]) -> None:
+    candidates = sorted({name for row in rows for name in row.candidates})
     positive = {
         "prefix_tokens": (settings.prefix_tokens, 0),
+        # Pairs below MIN_TOKENS are dropped, so nothing would be left.
         "max_new_tokens": (settings.max_new_tokens, 8),
         "batch_size": (settings.batch_size, 1),
         "per_text": (settings.per_text, 1),
@@ -317,12 +317,9 @@ def _check(settings: StudySettings, candidates: Sequence[str]) -> None:
     for prompting in settings.promptings:
         if prompting not in PROMPTINGS:
             raise InputError(f"prompting {prompting!r} is none of {', '.join(PROMPTINGS)}")
-    for model in settings.tags:
+    for model in settings.kinds:
         if model not in settings.models:
-            raise InputError(f"tag of {model!r}: there is no such model in the study")
-
-
-def _check_ids(rows: Sequence[TextRow]) -> None:
+            raise InputError(f"kind of {model!r}: there is no such model in the study")
     seen: set[str] = set()
     for row in rows:
         if row.id in seen:

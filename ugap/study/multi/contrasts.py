@@ -1,4 +1,4 @@
-"""The contrasts of a study of many models: people, stages of training and domains, with one correction over all.
+"""The gaps and contrasts of a study of many models, with one correction over both tables.
 
 Design choices:
 
@@ -9,11 +9,11 @@ Design choices:
   the earlier one raw, which is how a base model is asked at all.
 - Where several models share a kind, or several families a pair of stages, all of them are pooled as well: texts are the
   random sample, models are not, so such a row speaks of these models and no others.
-- Holm's correction is over all rows, whatever their kind.
+- Rows have the labels of `gap.json`, and the family. Holm's correction is over all rows of both tables.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,19 +21,27 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from ugap.statistics import paired_gap
-from ugap.study.contrasts import CONTRAST_MEASURES, contrast_figures, with_holm
+from ugap.study.contrasts import (
+    ALL,
+    CONTRAST_MEASURES,
+    DOMAIN,
+    KINDS,
+    STAGE,
+    contrast_figures,
+    gap_figures,
+    with_holm,
+)
 from ugap.study.measures import text_value
-from ugap.study.multi.run import KINDS, ModelEntry, model_folder
+from ugap.study.multi.run import ModelEntry, model_folder
 from ugap.study.pairs import SELF, pair
 from ugap.study.store import from_row
 
-ALL = "all"
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Level:
-    """One model's texts beside people's, in one domain, prompting, decoding and reading.
+class ModelCell:
+    """One model's texts and the human ones, in one domain, prompting, decoding and reading.
 
     Args:
         model (`ModelEntry`): The model.
@@ -61,124 +69,112 @@ class Level:
 
     def gaps(self, measure: str) -> dict[str, tuple[float, str]]:
         """Gap and source by prefix, where there is a gap."""
-        both = zip(self.prefixes, self.sources, self.human[measure] - self.written[measure], strict=True)
-        return {prefix: (float(gap), source) for prefix, source, gap in both if math.isfinite(gap)}
+        gaps = zip(self.prefixes, self.sources, self.human[measure] - self.written[measure], strict=True)
+        return {prefix: (float(gap), source) for prefix, source, gap in gaps if math.isfinite(gap)}
 
 
-def read_levels(output: str | Path, model: ModelEntry) -> list[Level]:
-    """The levels of a model whose study is finished, out of its `scores.parquet`."""
+def read_cells(output: str | Path, model: ModelEntry) -> list[ModelCell]:
+    """The cells of a model whose study is finished, out of its `scores.parquet`."""
     table = pq.read_table(model_folder(output, model) / "scores.parquet")
     texts = [from_row(row) for row in table.to_pylist()]
     source_of = {text.id: text.source for text in texts}
-    levels = []
+    cells = []
+    # A pair keeps the source alone, so the prefix takes its place: stages are paired by prefix.
     for cell in pair(replace(text, source=text.id) for text in texts):
-        values = [
+        human, written = (
             {name: np.array([text_value(scores, name) for scores in side]) for name in CONTRAST_MEASURES}
             for side in (cell.human, cell.generated)
-        ]
-        levels.append(
-            Level(
-                model,
-                cell.domain,
-                cell.prompting,
-                cell.decoding,
-                SELF if cell.scorer == model.name else cell.scorer,
-                cell.n_dropped,
-                cell.sources,
-                [source_of[prefix] for prefix in cell.sources],
-                *values,
+        )
+        cells.append(
+            ModelCell(
+                model=model,
+                domain=cell.domain,
+                prompting=cell.prompting,
+                decoding=cell.decoding,
+                scorer=SELF if cell.scorer == model.name else cell.scorer,
+                n_dropped=cell.n_dropped,
+                prefixes=cell.sources,
+                sources=[source_of[prefix] for prefix in cell.sources],
+                human=human,
+                written=written,
             )
         )
-    return levels
+    return cells
 
 
-def contrast_multi(levels: Sequence[Level], *, seed: int, resamples: int = 10_000) -> list[dict[str, Any]]:
-    """Rows of `contrasts.json`, with Holm's correction over all of them.
-
-    A row's `kind` is `"people"` (human less model: `b` is the model, or all models of a kind), `"stage"` (gap of the
-    later stage `a` less gap of the earlier `b`, within a family or pooled over families) or `"domain"` (gap in creative
-    less gap in functional text, of one model).
+def contrast_multi(cells: Sequence[ModelCell], *, seed: int, resamples: int = 10_000) -> tuple[list[Row], list[Row]]:
+    """The tables of `contrasts.json`: gaps of single and pooled models, and the contrasts between stages and domains.
 
     Args:
-        levels (`Sequence[Level]`): All levels of all models.
+        cells (`Sequence[ModelCell]`): All cells of all models.
         seed (`int`): Seed of the bootstrap.
         resamples (`int`, *optional*, defaults to `10_000`): Bootstrap resamples.
     """
-    options: dict[str, Any] = {"seed": seed, "resamples": resamples}
-    rows = [row for measure in CONTRAST_MEASURES for row in _people(levels, measure, options)]
-    rows += [row for measure in CONTRAST_MEASURES for row in _stages(levels, measure, options)]
-    rows += [row for measure in CONTRAST_MEASURES for row in _domains(levels, measure, options)]
-    return with_holm(rows)
+    options = {"seed": seed, "resamples": resamples}
+    gaps = [row for measure in CONTRAST_MEASURES for row in _gaps(cells, measure, options)]
+    contrasts = [row for measure in CONTRAST_MEASURES for row in _stages(cells, measure, options)]
+    contrasts += [row for measure in CONTRAST_MEASURES for row in _domains(cells, measure, options)]
+    corrected = with_holm([*gaps, *contrasts])
+    return corrected[: len(gaps)], corrected[len(gaps) :]
 
 
-def _people(levels: Sequence[Level], measure: str, options: dict[str, Any]) -> Iterable[dict[str, Any]]:
-    groups: dict[tuple[str, ...], list[Level]] = {}
-    for level in levels:
-        yield from _people_row([level], level.model.title, level.model.family, measure, options)
-        groups.setdefault((level.model.kind, level.domain, level.prompting, level.decoding, level.scorer), []).append(
-            level
-        )
+def _gaps(cells: Sequence[ModelCell], measure: str, options: dict[str, int]) -> Iterator[Row]:
+    groups: dict[tuple[str, ...], list[ModelCell]] = {}
+    for cell in cells:
+        yield from _gap_row([cell], cell.model.title, cell.model.family, measure, options)
+        key = (cell.model.kind, cell.domain, cell.prompting, cell.decoding, cell.scorer)
+        groups.setdefault(key, []).append(cell)
     for (kind, *_), group in groups.items():
+        # A pool of one would repeat the row of its model.
         if len(group) > 1:
-            yield from _people_row(group, f"{ALL} {len(group)} {kind}", ALL, measure, options)
+            yield from _gap_row(group, f"{ALL} {len(group)} {kind} models", ALL, measure, options)
 
 
-def _people_row(
-    group: Sequence[Level], name: str, family: str, measure: str, options: dict[str, Any]
-) -> Iterable[dict[str, Any]]:
-    """The estimate for one level or several together; none where no text has the measure."""
-    human = np.concatenate([level.human[measure] for level in group])
-    written = np.concatenate([level.written[measure] for level in group])
-    sources = np.array([source for level in group for source in level.sources])
-    keep = np.isfinite(human) & np.isfinite(written)
-    if not keep.any():
-        return
+def _gap_row(
+    group: Sequence[ModelCell], name: str, family: str, measure: str, options: dict[str, int]
+) -> Iterator[Row]:
+    """The gap of one cell or several together; none where no text has the measure."""
     first = group[0]
-    estimate = paired_gap(human[keep], written[keep], sources[keep], **options)
-    yield {
-        "kind": "people",
-        "measure": measure,
-        "a": "people",
-        "b": name,
-        "family": family,
-        "kind_a": "people",
-        "kind_b": first.model.kind,
-        "domain": first.domain,
-        "prompting_a": first.prompting,
-        "prompting_b": first.prompting,
-        "decoding": first.decoding,
-        "scorer": first.scorer,
-        "n": estimate.n,
-        "n_dropped": sum(level.n_dropped for level in group),
-        "n_sources": [estimate.n_sources, estimate.n_sources],
-        "value_a": estimate.human,
-        "value_b": estimate.model_value,
-        "difference": estimate.gap,
-        "ci95": list(estimate.ci95),
-        "effect_size": estimate.effect_size,
-        "p_value": estimate.p_value,
-    }
+    figures = gap_figures(
+        np.concatenate([cell.human[measure] for cell in group]),
+        np.concatenate([cell.written[measure] for cell in group]),
+        [source for cell in group for source in cell.sources],
+        **options,
+    )
+    if figures is not None:
+        yield {
+            "domain": first.domain,
+            "model": name,
+            "family": family,
+            "kind": first.model.kind,
+            "prompting": first.prompting,
+            "decoding": first.decoding,
+            "scorer": first.scorer,
+            "measure": measure,
+            "n_dropped": sum(cell.n_dropped for cell in group),
+            **figures,
+        }
 
 
-def _stages(levels: Sequence[Level], measure: str, options: dict[str, Any]) -> Iterable[dict[str, Any]]:
-    groups: dict[tuple[str, ...], list[tuple[Level, Level]]] = {}
-    for a in levels:
-        for b in levels:
+def _stages(cells: Sequence[ModelCell], measure: str, options: dict[str, int]) -> Iterator[Row]:
+    groups: dict[tuple[str, ...], list[tuple[ModelCell, ModelCell]]] = {}
+    for a in cells:
+        for b in cells:
+            # Gaps on the scales of two different scorers cannot be subtracted.
             scorer = _common_scorer(a, b)
-            if scorer is not None and _are_stages(a, b, levels):
+            if scorer is not None and _are_stages(a, b, cells):
                 key = (a.model.kind, b.model.kind, a.domain, a.prompting, b.prompting, a.decoding, scorer)
                 groups.setdefault(key, []).append((a, b))
     for (*_, scorer), pairs in groups.items():
         for a, b in pairs:
             yield from _stage_row([(a, b)], (a.model.title, b.model.title), a.model.family, scorer, measure, options)
-        families = {a.model.family for a, _ in pairs}
-        if len(families) > 1:
-            a, b = pairs[0]
-            names = (f"{ALL} {a.model.kind}", f"{ALL} {b.model.kind}")
-            yield from _stage_row(pairs, names, ALL, scorer, measure, options)
+        n_families = len({a.model.family for a, _ in pairs})
+        if n_families > 1:
+            name = f"{ALL} {n_families} families"
+            yield from _stage_row(pairs, (name, name), ALL, scorer, measure, options)
 
 
-def _common_scorer(a: Level, b: Level) -> str | None:
+def _common_scorer(a: ModelCell, b: ModelCell) -> str | None:
     """Who reads both: each itself, or one model, which may be one of the two."""
     if a.scorer == b.scorer:
         return a.scorer
@@ -188,7 +184,7 @@ def _common_scorer(a: Level, b: Level) -> str | None:
     return None
 
 
-def _are_stages(a: Level, b: Level, levels: Sequence[Level]) -> bool:
+def _are_stages(a: ModelCell, b: ModelCell, cells: Sequence[ModelCell]) -> bool:
     """Whether `a` is a later stage of `b`'s family, and these are the promptings in which the two are compared."""
     if a.model.family != b.model.family or KINDS.index(a.model.kind) <= KINDS.index(b.model.kind):
         return False
@@ -196,18 +192,18 @@ def _are_stages(a: Level, b: Level, levels: Sequence[Level]) -> bool:
         return False
     if a.prompting == b.prompting:
         return True
-    same = {level.prompting for level in levels if level.model is b.model}
-    return b.prompting == "raw" and a.prompting not in same
+    promptings_of_b = {cell.prompting for cell in cells if cell.model is b.model}
+    return b.prompting == "raw" and a.prompting not in promptings_of_b
 
 
 def _stage_row(
-    pairs: Sequence[tuple[Level, Level]],
+    pairs: Sequence[tuple[ModelCell, ModelCell]],
     names: tuple[str, str],
     family: str,
     scorer: str,
     measure: str,
-    options: dict[str, Any],
-) -> Iterable[dict[str, Any]]:
+    options: dict[str, int],
+) -> Iterator[Row]:
     """The contrast of one pair of models or of several together; none where no prefix is shared."""
     later: list[tuple[float, str]] = []
     earlier: list[tuple[float, str]] = []
@@ -215,31 +211,31 @@ def _stage_row(
         gaps_a, gaps_b = a.gaps(measure), b.gaps(measure)
         shared = [prefix for prefix in gaps_a if prefix in gaps_b]
         later += [gaps_a[prefix] for prefix in shared]
+        # The source is that of side `a`: both studies name it alike, and the pairing is by this name.
         earlier += [(gaps_b[prefix][0], gaps_a[prefix][1]) for prefix in shared]
     a, b = pairs[0]
-    labels = {"kind": "stage", "measure": measure, "a": names[0], "b": names[1], "family": family, "domain": a.domain}
     figures = contrast_figures(later, earlier, paired=True, **options)
     if figures is not None:
-        yield {**labels, **_of_both(a, b), "scorer": scorer, "n": len(later), **_values(later, earlier), **figures}
+        sides = {"a": names[0], "b": names[1], "domain": a.domain, "family": family, "scorer": scorer}
+        yield {"contrast": STAGE, **sides, **_of_both(a, b), "measure": measure, **figures}
 
 
-def _domains(levels: Sequence[Level], measure: str, options: dict[str, Any]) -> Iterable[dict[str, Any]]:
-    for a in levels:
-        for b in levels:
+def _domains(cells: Sequence[ModelCell], measure: str, options: dict[str, int]) -> Iterator[Row]:
+    for a in cells:
+        for b in cells:
             same = (a.model, a.prompting, a.decoding, a.scorer) == (b.model, b.prompting, b.decoding, b.scorer)
             if not same or (a.domain, b.domain) != ("creative", "functional"):
                 continue
-            labels = {"kind": "domain", "measure": measure, "a": a.domain, "b": b.domain}
-            labels |= {"model": a.model.title, "family": a.model.family, "scorer": a.scorer}
-            gaps_a, gaps_b = ([*level.gaps(measure).values()] for level in (a, b))
+            gaps_a, gaps_b = (cell.gaps(measure).values() for cell in (a, b))
             figures = contrast_figures(gaps_a, gaps_b, paired=False, **options)
             if figures is not None:
-                n = len(gaps_a) + len(gaps_b)
-                yield {**labels, **_of_both(a, b), "n": n, **_values(gaps_a, gaps_b), **figures}
+                sides = {"a": a.domain, "b": b.domain, "model": a.model.title, "family": a.model.family}
+                sides["scorer"] = a.scorer
+                yield {"contrast": DOMAIN, **sides, **_of_both(a, b), "measure": measure, **figures}
 
 
-def _of_both(a: Level, b: Level) -> dict[str, Any]:
-    """What a row says of the two levels that it contrasts."""
+def _of_both(a: ModelCell, b: ModelCell) -> dict[str, str]:
+    """The labels that a contrast takes from its two cells."""
     return {
         "kind_a": a.model.kind,
         "kind_b": b.model.kind,
@@ -247,9 +243,3 @@ def _of_both(a: Level, b: Level) -> dict[str, Any]:
         "prompting_b": b.prompting,
         "decoding": a.decoding,
     }
-
-
-def _values(a: Sequence[tuple[float, str]], b: Sequence[tuple[float, str]]) -> dict[str, float]:
-    """The mean gap of either side."""
-    value_a, value_b = (math.fsum(gap for gap, _ in side) / len(side) for side in (a, b))
-    return {"value_a": value_a, "value_b": value_b}

@@ -3,11 +3,11 @@
 Design choices:
 
 - A model's folder says how far it is: `gap.json` is there when it is finished, `skipped.json` when it could not be run,
-  and parts where it was interrupted. So a run that was killed goes on, and shards need to know nothing of each other.
+  and parts where it was interrupted. So a killed run can be resumed, and shards need to know nothing of each other.
   A local model whose files changed since (`files.json`) is not finished.
-- What is wrong with one model (there is none of that name, it is no causal language model, it does not fit into memory)
-  is written down and the next one is run; what could not be run is tried again by the next run. What is wrong with the
-  settings or the texts ends the study before a model is loaded.
+- A model that fails (none has that name, it is no causal language model, it does not fit into memory) is recorded in
+  `skipped.json` and the study continues; the next run tries it again. A wrong setting or text ends the study before a
+  model is loaded.
 - A branch of the Hub moves. The commit that it means is asked for once, before the model is loaded, and kept in the
   folder (`revision.json`); from then on the study holds to it. `lock.yaml` lists them, and holds other studies to them.
 - Whoever finds every model settled makes the contrasts: with shards, the one that ends last.
@@ -28,13 +28,13 @@ from ugap.data import TextRow, content_hash
 from ugap.errors import InputError, is_out_of_memory
 from ugap.files import locked, refuse_results, replacing, write_json
 from ugap.models.hub import is_commit, is_local, resolve_commit
+from ugap.study.contrasts import KINDS
 from ugap.study.decodings import DECODINGS, Settings
 from ugap.study.gap.run import PARTS, StudySettings, run_locked
 from ugap.study.options import Dtype, MultiOptions, values
 from ugap.study.pairs import SELF
 from ugap.study.store import rows_hash
 
-KINDS = ("base", "instruct", "reasoning")
 CHATS = {"raw": ["raw"], "template": ["chat"], "both": ["raw", "chat"]}
 DTYPES = get_args(Dtype)
 
@@ -107,10 +107,10 @@ def _parse_model(number: int, entry: Any) -> ModelEntry:
     if not isinstance(entry, Mapping):
         raise InputError(f"models: entry {number} is {entry!r}, not a model as `name: ...`")
     where = f"models: entry {number} ({entry.get('name', 'without a name')})"
-    known = {one.name: one for one in fields(ModelEntry)}
+    allowed = {one.name: one for one in fields(ModelEntry)}
     for key in entry:
-        if key not in known:
-            raise InputError(f"{where}: unknown key {key!r}; there are {', '.join(known)}")
+        if key not in allowed:
+            raise InputError(f"{where}: unknown key {key!r}; there are {', '.join(allowed)}")
     for key in ("name", "family", "kind"):
         if key not in entry:
             raise InputError(f"{where}: {key} is missing")
@@ -118,6 +118,7 @@ def _parse_model(number: int, entry: Any) -> ModelEntry:
         if key == "trust_remote_code":
             if not isinstance(value, bool):
                 raise InputError(f"{where}: {key} is {value!r}, not yes or no")
+        # YAML reads `revision: 1e5` and `label: on` as a number and a bool.
         elif not (isinstance(value, str) and value.strip()) and not (key == "revision" and value is None):
             raise InputError(f"{where}: {key} is {value!r}, not text: put it in quotes")
     for key, choices in (("kind", KINDS), ("chat", tuple(CHATS)), ("dtype", DTYPES)):
@@ -156,7 +157,7 @@ class MultiSettings(MultiOptions):
         scorers (`list[str]`, *optional*, defaults to `["self"]`): Who scores.
         decodings (`dict[str, dict]`, *optional*): By default ancestral sampling alone.
         prefix_tokens (`int`, *optional*, defaults to `64`): Tokens of a prefix.
-        prompt_separator (`str`, *optional*): What stands between a prompt and its text.
+        prompt_separator (`str`, *optional*): Text between a prompt and its text.
         max_new_tokens (`int`, *optional*, defaults to `128`): Tokens of a continuation.
         limit (`int`, *optional*): Prefixes per domain.
         per_text (`int`, *optional*, defaults to `4`): Prefixes of one source text.
@@ -181,18 +182,18 @@ class MultiSettings(MultiOptions):
             scorers=self.scorers,
             decodings=self.decodings,
             promptings=CHATS[model.chat],
-            tags={model.name: model.kind},
+            kinds={model.name: model.kind},
             revisions={} if commit is None else {model.name: commit},
         )
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where a model stands: `"finished"`, `"skipped"` (and why), or `"open"`: not run yet.
+    """The outcome of a model: `"finished"`, `"skipped"` (and why), or `"open"`: not run yet.
 
     Args:
         model (`ModelEntry`): The model.
-        status (`str`): As said.
+        status (`str`): One of these three.
         reason (`str`): Why it was skipped.
         commit (`str`, *optional*): The commit of a Hub id.
     """
@@ -220,7 +221,7 @@ def run_multi(
     progress: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Outcome]:
-    """Run this shard's models that are not finished, and say where all models of the study stand.
+    """Run this shard's models that are not finished, and give the outcomes of all models of the study.
 
     Args:
         rows (`Sequence[TextRow]`): Human texts.
@@ -229,9 +230,9 @@ def run_multi(
         data (`Sequence[str]`, *optional*): Names of the data, for the record.
         lock (`Mapping[str, str]`, *optional*): Commits to hold Hub models to, by title.
         shard (`tuple[int, int]`, *optional*, defaults to `(0, 1)`): `(i, n)` runs every n-th model from the i-th on.
-        resume (`bool`, *optional*, defaults to `False`): Go on with what is in the folder.
+        resume (`bool`, *optional*, defaults to `False`): Use the finished parts in the folder.
         progress (`bool`, *optional*, defaults to `False`): Show progress bars.
-        say (`Callable[[str], None]`, *optional*): Is told what happens to each model.
+        say (`Callable[[str], None]`, *optional*): Called with a line about each model.
 
     Returns:
         `list[Outcome]`: One for every model of the study, of other shards too.
@@ -243,13 +244,14 @@ def run_multi(
     output, (index, n_shards) = Path(output), shard
     if not 0 <= index < n_shards:
         raise InputError(f"shard {index}/{n_shards}: the first number goes from 0 to one less than the second")
+    # Every n-th: neighbours in a list are often of one size, and shards should take about as long.
     mine = settings.models[index::n_shards]
     folders = [model_folder(output, model) for model in mine]
     for folder in folders:
         refuse_results(folder, resume, PARTS, FINISHED)
     commits = {model.title: _held(output, model, lock or {}) for model in settings.models}
     if not any(_begun(folder) for folder in output.glob("models/*")):
-        (output / STUDY).unlink(missing_ok=True)  # nothing to go on with: a corrected command may start here
+        (output / STUDY).unlink(missing_ok=True)  # nothing to resume: a corrected command may start here
     _same_study(output / STUDY, settings, {"data": list(data), "data_hash": rows_hash(rows)})
     for model, folder in zip(mine, folders, strict=True):
         files = _files([model.name, *settings.scorers])
@@ -296,6 +298,7 @@ def _run(
         return str(error)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
+            # Any other error is a fault of the program, which must not be hidden in a file.
             raise
         return f"{model.name}: it does not fit into memory"
     return ""
@@ -304,19 +307,20 @@ def _run(
 def _files(names: Sequence[str]) -> str:
     """A fingerprint of the files of local models: sizes and times of change, so that no model need be loaded for it.
 
-    Where it differs the study of a model is gone on with: what depends on weights that changed is made anew.
+    Where it differs, the model's study is resumed: the parts that depend on changed weights are redone.
     """
-    found = []
+    stamps = []
     for name in names:
         path = Path(name)
         if is_local(name) and path.exists():
             for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-                found.append((str(file), file.stat().st_size, file.stat().st_mtime_ns))
-    return content_hash(found)
+                stamps.append((str(file), file.stat().st_size, file.stat().st_mtime_ns))
+    return content_hash(stamps)
 
 
 def _free() -> None:
     """Give back the memory of the model before the next one is loaded."""
+    # A model is in reference cycles (hooks, modules): its memory is not free before a collection.
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -329,8 +333,8 @@ def _held(output: Path, model: ModelEntry, lock: Mapping[str, str]) -> str | Non
         InputError: If two of them differ.
     """
     kept = _read(model_folder(output, model) / REVISION).get("commit")
-    own = model.revision if is_commit(model.revision) else None
-    named = {"its folder": kept, "the lock": lock.get(model.title), "its revision": own}
+    pinned = model.revision if is_commit(model.revision) else None
+    named = {"its folder": kept, "the lock": lock.get(model.title), "its revision": pinned}
     commits = {where: commit for where, commit in named.items() if commit is not None}
     if len(set(commits.values())) > 1:
         said = ", ".join(f"{where} says {commit[:12]}" for where, commit in commits.items())
@@ -345,6 +349,7 @@ def _same_study(path: Path, settings: MultiSettings, texts: Mapping[str, Any]) -
         InputError: If a setting, or a model that was there, differs.
     """
     common = {name: value for name, value in asdict(settings).items() if name != "models"}
+    # Through JSON, so that tuples and lists, and int and str keys, compare equal to what was read.
     now = json.loads(json.dumps({**common, **texts, "models": {m.title: asdict(m) for m in settings.models}}))
     old = _read(path)
     for name in {**now, **old} if old else ():
@@ -367,12 +372,13 @@ def _outcome(output: Path, model: ModelEntry) -> Outcome:
 
 
 def _begun(folder: Path) -> bool:
-    """Whether there is something to go on with."""
+    """Whether there is something to resume."""
     return (folder / PARTS).exists() or _finished(folder)
 
 
 def _finished(folder: Path) -> bool:
     """Whether a model's study is whole: its record, which is written last, can be read."""
+    # The scores are checked too: a user may have removed the large file.
     return "gaps" in _read(folder / FINISHED) and (folder / "scores.parquet").is_file()
 
 

@@ -3,7 +3,7 @@
 - The contrastive score asks what the model holds for likely: it is right where the right answer has the lowest mean
   surprisal of the four. No decoding and no luck is in it.
 - The generative score asks what the model says: it continues the prompt under a decoding and is right where what it
-  writes starts with the answer. A model that goes on in another way ("Paris" as "a city in France") is counted wrong,
+  writes starts with the answer. A model that answers in other words ("Paris" as "a city in France") is counted wrong,
   so it is a number to compare with, between decodings or between a model and its fine-tuned self.
 """
 
@@ -32,12 +32,12 @@ Advance = Callable[[int], object]
 
 @dataclass(frozen=True, eq=False)
 class FactResult:
-    """What a model made of `n` facts, each tried once.
+    """The answers of a model to `n` facts, each tried once.
 
     Args:
         ids (`tuple[str, ...]`): The facts.
         kinds (`tuple[str, ...]`): Their kinds.
-        said (`tuple[str, ...]`): What the model preferred (contrastive) or wrote (generative).
+        said (`tuple[str, ...]`): The preferred option (contrastive), or the text that was written (generative).
         right (`np.ndarray` of shape `(n,)`, bool): Whether that is right.
     """
 
@@ -63,7 +63,7 @@ class Accuracy:
     """The accuracy on one kind of facts.
 
     Args:
-        kind (`str`, *optional*): The kind; `None` stands for all kinds together.
+        kind (`str`, *optional*): The kind; `None` for all kinds together.
         n (`int`): Facts.
         accuracy (`float`): Share of right answers.
         ci95 (`tuple[float, float]`): Wilson's 95% interval over facts.
@@ -131,9 +131,9 @@ def contrastive(scorer: Scorer, facts: Sequence[Fact], *, advance: Advance | Non
         for fact, answer, score in zip(owners, answers, scores, strict=True):
             if score.straddles:
                 raise InputError(f"fact {fact.id!r}: to {scorer.name}, the prompt's end and {answer!r} are one token")
-        # The right answer stands last: of equal ones the first is taken.
+        # The right answer is the last: argmax takes the first of equal ones, so a tie is not counted as right.
         best = np.reshape([score.nll for score in scores], (-1, 4)).argmin(axis=1)
-        said += [answers[4 * i + int(place)] for i, place in enumerate(best)]
+        said += [answers[4 * i + int(option)] for i, option in enumerate(best)]
         if advance is not None:
             advance(len(batch))
     return FactResult.of(facts, said, [word == fact.answer for word, fact in zip(said, facts, strict=True)])
@@ -152,14 +152,14 @@ def generative(
     batch_size: int = BATCH_SIZE,
     advance: Advance | None = None,
 ) -> FactResult:
-    """Whether a model goes on with the right answer under a decoding; see `is_answer`.
+    """Whether a model continues with the right answer under a decoding; see `is_answer`.
 
     Args:
         model (`PreTrainedModel`): A causal language model.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         facts (`Sequence[Fact]`): What to ask.
         settings (`Settings`): The decoding, as `ugap.study.generation.generate_continuations` takes it.
-        bos (`Sequence[int]`): What a prompt starts with, such as `scorer.bos`.
+        bos (`Sequence[int]`): Tokens that a prompt starts with, such as `scorer.bos`.
         seed (`int`): Seed of this run; the same seed, facts and batch size give the same texts.
         domain (`str`, *optional*, defaults to `"functional"`): Domain of the prompts, for the decodings that aim at the
             human level of one.
@@ -246,7 +246,7 @@ _NO_SIGN = re.compile(r"(?<=[\w)\]])-|-(?!\.?\d)")
 
 
 def answer_words(text: str) -> list[str]:
-    """The words of a short answer without what is a matter of spelling.
+    """The words of a short answer, without differences of spelling.
 
     Lower case, without accents, punctuation, HTML tags (base models like them) and leading articles. Words with a
     hyphen or an apostrophe are one word ("forty-two" starts with no "forty"), and so are numbers with a decimal point

@@ -21,8 +21,8 @@ PROMPT = "Question: {question}\nAnswer:"
 KIND = "questions"
 BATCH_SIZE = 8
 MAX_NEW_TOKENS = 256
-_NEXT = "\nQuestion:"  # where a base model goes on with a question of its own
-_MARK = "####"  # what stands before the answer in GSM8K's references
+_NEXT = "\nQuestion:"  # where a base model starts a question of its own
+_MARK = "####"  # before the answer in GSM8K's references
 # A minus belongs to a number where nothing is subtracted from.
 _NUMBER = re.compile(r"(?:(?<![\w)\]])-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
 
@@ -83,8 +83,8 @@ def last_number(text: str) -> Decimal | None:
         >>> last_number("16 - 3 = 13, so $1,300.50."), last_number("10-12"), last_number("It is -5"), last_number("?")
         (Decimal('1300.50'), Decimal('12'), Decimal('-5'), None)
     """
-    found = _NUMBER.findall(text)
-    return Decimal(found[-1].replace(",", "")) if found else None
+    numbers = _NUMBER.findall(text)
+    return Decimal(numbers[-1].replace(",", "")) if numbers else None
 
 
 def ask_questions(
@@ -103,7 +103,7 @@ def ask_questions(
         model (`PreTrainedModel`): A causal language model.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         questions (`Sequence[Question]`): What to ask.
-        bos (`Sequence[int]`): What a prompt starts with, such as `scorer.bos`.
+        bos (`Sequence[int]`): Tokens that a prompt starts with, such as `scorer.bos`.
         max_new_tokens (`int`, *optional*, defaults to `256`): Longest answer in tokens; it also ends where the model
             asks another question.
         batch_size (`int`, *optional*, defaults to `8`): Questions that are answered at once.

@@ -237,6 +237,6 @@ def test_stderr_has_one_line_a_command_and_nothing_else(tmp_path, broken_folder,
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     call = [sys.executable, "-c", code, json.dumps(commands)]
     done = subprocess.run(call, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
-    assert done.stdout == f"{[2] * len(commands)}\n"
+    assert done.stdout.splitlines()[-1] == str([2] * len(commands))
     pattern = "".join(rf"ugap: error: .*{re.escape(cause)}.*\n" * 2 for cause in causes)
     assert re.fullmatch(pattern, done.stderr)

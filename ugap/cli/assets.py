@@ -61,6 +61,7 @@ def _table() -> "Table":
 
     table = Table("asset", "download", "licence", "cached", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name, asset in ASSETS.items():
+        # The end of the folder's name is the version of the conversion, which a list need not know.
         cached = any((cache_dir() / "assets").glob(f"{name}-{asset.sha256[:8]}-*"))
         table.add_row(name, f"{asset.megabytes} MB", asset.licence, "yes" if cached else "no")
     return table

@@ -77,5 +77,6 @@ def compared(
         **more,
     )
     rows = load_domain(arguments.data, arguments.domain)
+    # Read only for --match: a study without it may keep --tune in its YAML file.
     others = load_domain(arguments.tune, arguments.domain) if arguments.tune is not None and arguments.match else []
     return rows, others, settings

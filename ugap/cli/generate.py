@@ -112,6 +112,7 @@ def run(arguments: Arguments) -> None:
     total = len(prompts) * arguments.num_return_sequences
     console = Terminal(file=sys.stdout, soft_wrap=True)
     coloured = arguments.heatmap and console.color_system is not None and not console.no_color
+    # A single batch is printed at once: a bar would only flash.
     with _opened(arguments.output) as file, _bar(total, hidden=total <= arguments.batch_size) as bar:
         for batch in batches:
             bar.update(0, advance=len(batch))
@@ -217,7 +218,7 @@ def _line(prompt: str, one: "Generation") -> str:
         "token_ids": one.token_ids,
         "surprisal": one.surprisal,
         "entropy": one.entropy,
-        "nll": one.nll if one.token_ids else None,
+        "nll": one.nll if one.token_ids else None,  # JSON has no NaN
         "human_level": one.human_level,
     }
     return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"

@@ -118,6 +118,7 @@ def _fit(arguments: Arguments) -> "HumanProfile":
             },
         )
         keys = job.run(
+            # Numbers, as the ids of several files may be the same.
             [str(i) for i in range(len(excerpts))],
             [excerpt.human for excerpt in excerpts],
             [excerpt.prefix for excerpt in excerpts],

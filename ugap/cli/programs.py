@@ -76,6 +76,7 @@ def _files(kind: str) -> list[Path]:
 
 def load_program(path: Path) -> ModuleType:
     """Import a program from its file, as a module `ugap_FOLDER_NAME`."""
+    # With the folder, as a program of `eval` may have the name of one of `train`.
     name = f"ugap_{path.parent.name}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None

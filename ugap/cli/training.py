@@ -296,6 +296,7 @@ def train(
     )
     trainer.add_callback(gap)
     content = trained_on(trainer, data)
+    # A checkpoint may be that of a run in another folder, whose settings count then.
     check_settings(args.output_dir if checkpoint is None else checkpoint.parent, content)
     begin_trackers(trainer)
     note_run(args.output_dir, {"program": program, **vars(arguments), **content}, config=args.to_dict())

@@ -172,6 +172,7 @@ def steps(work: Path, output: Path, device: str) -> Iterator[Step]:
     training = program(
         "training", "bench_training", *model, *profile, "--data", texts, "--output", output / "training.json"
     )
+    # The order is by worth: where the time is short, the last steps are left out.
     yield Step("tests", 110, [sys.executable, "-m", "pytest", *options["tests"].split(), *TESTS])
     yield Step("agreement", 60, program("agreement", "bench_kernels"), interpreted=tiny)
     yield Step("head", 150, head)
@@ -206,7 +207,7 @@ def perform(step: Step, deadline: float, log: Path) -> dict[str, Any]:
             status = "too long"
         finally:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+                os.killpg(process.pid, signal.SIGKILL)  # with its workers, which hold GPU memory
                 process.wait()
         printed.seek(0)
         text = printed.read().decode(errors="replace")
@@ -257,7 +258,7 @@ class Results:
         parts.append("# Steps\n\n| step | status | seconds |\n|---|---|---:|")
         parts += [f"| {row['step']} | {row['status']} | {row['seconds']} |" for row in self.rows.values()]
         parts.append("\n# Aims on an H100\n\n| what | aim | measured |\n|---|---|---|")
-        parts += [f"| {what} | {aim} | {found} |" for what, aim, found in aims(self.folder)]
+        parts += [f"| {what} | {aim} | {measured} |" for what, aim, measured in aims(self.folder)]
         return "\n".join(parts) + "\n"
 
 
@@ -281,8 +282,8 @@ def aims(folder: Path) -> Iterator[tuple[str, str, str]]:
     step = _json(folder / "sampler.json").get("step_seconds", {}).get("64")
     share = "not measured" if step is None else f"{100 * step['ugap'] / step['model']:.1f}%"
     yield "sampler's share of a decoding step of 64 sequences", "at most 2%", share
-    found = _json(folder / "training.json").get("variants", {})
-    peaks = [found[name]["peak_bytes"] for name in ("trl", "shared") if "peak_bytes" in found.get(name, {})]
+    variants = _json(folder / "training.json").get("variants", {})
+    peaks = [variants[name]["peak_bytes"] for name in ("trl", "shared") if "peak_bytes" in variants.get(name, {})]
     ratio = f"{peaks[1] / peaks[0]:.2f}" if len(peaks) == 2 else "not measured"
     yield "GRPO's peak memory over TRL's with a trivial reward", "at most 1.05", ratio
 

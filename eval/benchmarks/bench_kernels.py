@@ -110,8 +110,8 @@ def statistics_of(case: "heads.Case", way: str) -> "tuple[Tensor, ...]":
 def gradients_of(case: "heads.Case", way: str) -> "tuple[Tensor, ...]":
     """Gradients of the hidden states and of the weight, for the case's upstream gradients."""
     impl: Any = way.partition("-")[0]
-    found: tuple[Tensor, ...] = _heads()._differentiated(partial(_heads()._our_values, impl=impl), case).gradients
-    return found
+    gradients: tuple[Tensor, ...] = _heads()._differentiated(partial(_heads()._our_values, impl=impl), case).gradients
+    return gradients
 
 
 def ways_here(case: "heads.Case") -> "Iterator[tuple[str, Callable[..., Any]]]":
@@ -138,13 +138,14 @@ def reference(case: "heads.Case") -> "tuple[Tensor, ...]":
 
     columns = []
     for states, targets in zip(case.hidden.split(128), case.targets.split(128), strict=True):
+        # Part by part of the vocabulary: a float64 copy of the whole weight would not fit beside it.
         log_p = torch.cat([states.double() @ part.double().T for part in case.weight.detach().split(8192)], dim=1)
         log_p -= log_p.logsumexp(-1, keepdim=True)
-        own = log_p.gather(1, targets[:, None])
+        target_log_p = log_p.gather(1, targets[:, None])
         p = log_p.exp()
         entropy = -(p * log_p).sum(-1)
         varentropy = (p * (log_p + entropy[:, None]).square()).sum(-1)
-        columns.append(torch.stack([-own[:, 0], entropy, varentropy, 1.0 + (log_p > own).sum(-1)]))
+        columns.append(torch.stack([-target_log_p[:, 0], entropy, varentropy, 1.0 + (log_p > target_log_p).sum(-1)]))
     return tuple(torch.cat(columns, dim=1))
 
 
@@ -161,14 +162,14 @@ def print_agreement(case: "heads.Case") -> None:
     )
     print("|---|---:|---:|---:|---:|---:|---:|")
     for way, by in ways_here(case):
-        *found, rank = by(partial(statistics_of, way=way))(case)
-        cells = [f"{(a.double() - b).abs().max():.1e}" for a, b in zip(found, right, strict=False)]
+        *values, rank = by(partial(statistics_of, way=way))(case)
+        cells = [f"{(a.double() - b).abs().max():.1e}" for a, b in zip(values, right, strict=False)]
         apart = (rank.double() - right[3]).abs()
         cells += [f"{(apart > 0).double().mean():.2%}", f"{apart.max():.0f}"]
         slope = by(partial(gradients_of, way=way))(replace(case))[0][index].double()
         cells.append(f"{(slope - expected).norm() / expected.norm():.1e}")
         print(f"| `{way}` | {' | '.join(cells)} |", flush=True)
-        if any(not torch.isfinite(column).all() for column in (*found, rank, slope)):
+        if any(not torch.isfinite(column).all() for column in (*values, rank, slope)):
             print(f"\n**`{way}` gives numbers that are not finite.**\n")
     print()
 
@@ -189,7 +190,7 @@ def print_blocks(case: "heads.Case", repeats: int) -> None:
                 except Exception as error:  # of any kind: a size may need more than a device has
                     print(f"| `{way}` | {which} | {shown} | {bench_scoring._reason(error)} | |", flush=True)
                     continue
-            products = 1 if which == "forward" else 4
+            products = 1 if which == "forward" else 4  # logits twice, and a product for each gradient
             rate = products * operations / seconds / 1e12
             print(f"| `{way}` | {which} | {shown} | {1e3 * seconds:.3f} | {rate:.3g} |", flush=True)
     print()
@@ -222,7 +223,7 @@ def candidates(way: str) -> "Iterator[tuple[str, list[tuple[Any, str, Any]]]]":
 
 
 def _median(work: Callable[[], object], device: str, repeats: int) -> float:
-    work()
+    work()  # compiles the kernel for these sizes
     return statistics.median(_heads().seconds_of(work, device) for _ in range(repeats))
 
 

@@ -148,7 +148,7 @@ def tokens_per_second(
             do_sample=sample,
             top_k=0 if sample else None,
             max_new_tokens=arguments.new_tokens,
-            min_new_tokens=arguments.new_tokens,
+            min_new_tokens=arguments.new_tokens,  # an early end would count tokens that nobody made
             eos_token_id=model.generation_config.eos_token_id,
             pad_token_id=0,
         )
@@ -176,7 +176,7 @@ def step_costs(
 
     def step(token: "Tensor") -> "Tensor":
         logits = model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-        cache.crop(-1)
+        cache.crop(-1)  # every step starts from the same length
         return logits
 
     def first_step(processor: "HumanEntropyLogitsProcessor") -> float:
@@ -228,9 +228,9 @@ def in_turns(work: dict[str, Callable[[], float]], repeats: int) -> dict[str, fl
     for turn in range(repeats + 1):
         for name, once in work.items():
             value = once()
-            if turn:
+            if turn:  # the first turn warms up
                 values[name].append(value)
-    return {name: statistics.median(found) for name, found in values.items()}
+    return {name: statistics.median(seconds) for name, seconds in values.items()}
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import re
 import statistics
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,7 +158,7 @@ class Arguments:
         """Refuse what fits nothing, and fill in what follows from the device."""
         import torch
 
-        _known("device", DEVICES, [] if self.device is None else [self.device])
+        _check_names("device", DEVICES, [] if self.device is None else [self.device])
         cuda = torch.cuda.is_available()
         if self.device == "cuda" and not cuda:
             raise InputError("--device: torch finds no CUDA device here")
@@ -169,9 +169,9 @@ class Arguments:
         self.variants = self.variants or list(_heads().HEADS)
         for name in ("shapes", "dtype", "passes"):
             setattr(self, name, list(dict.fromkeys(getattr(self, name))))
-        _known("pass", PASSES, self.passes)
-        _known("dtype", DTYPES, self.dtype)
-        _known("variant", tuple(_heads().HEADS), [*self.variants, *([] if self.only is None else [self.only])])
+        _check_names("pass", PASSES, self.passes)
+        _check_names("dtype", DTYPES, self.dtype)
+        _check_names("variant", tuple(_heads().HEADS), [*self.variants, *([] if self.only is None else [self.only])])
         for shape in self.shapes:
             _size(shape)
         for name, least in (("tokens", min(self.tokens)), ("repeats", self.repeats), ("threads", self.threads)):
@@ -194,7 +194,7 @@ class Arguments:
                         yield {name: _text(value) for name, value in zip(CASE, values, strict=True)}
 
 
-def _known(kind: str, names: Sequence[str], asked: Sequence[str]) -> None:
+def _check_names(kind: str, names: Sequence[str], asked: Sequence[str]) -> None:
     for name in asked:
         if name not in names:
             guess = did_you_mean(name, names) or f" (there are {', '.join(names)})"
@@ -205,11 +205,11 @@ def _size(shape: str) -> tuple[int, int]:
     """Hidden size and vocabulary of a shape."""
     if shape in SHAPES:
         return SHAPES[shape]
-    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", shape)
-    if found is None:
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", shape)
+    if match is None:
         known = ", ".join(SHAPES)
         raise InputError(f"unknown shape {shape!r}{did_you_mean(shape, SHAPES) or f' (there are {known}, and HxV)'}")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 @functools.cache
@@ -290,11 +290,11 @@ class Results:
         key = {**case, **{name: self.machine[name] for name in MACHINE}}
         return [row for row in self.rows if all(row[name] == value for name, value in key.items())]
 
-    def put(self, case: Row, found: Sequence[Mapping[str, Any]]) -> None:
+    def put(self, case: Row, measured: Sequence[Mapping[str, Any]]) -> None:
         """Replace the rows of a case, and write them all."""
         old = self.of(case)
         self.rows = [row for row in self.rows if row not in old]
-        self.rows += [{name: _text({**case, **self.machine, **row}.get(name)) for name in COLUMNS} for row in found]
+        self.rows += [{name: _text({**case, **self.machine, **row}.get(name)) for name in COLUMNS} for row in measured]
         if self.path is not None:
             with replacing(self.path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
                 writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
@@ -321,10 +321,10 @@ def _machine(device: str) -> Row:
     """The columns of `MACHINE`, and the date."""
     import torch
 
-    found = bench_utils.environment(PACKAGES)
-    found["device_name"] = torch.cuda.get_device_name() if device == "cuda" else found["cpu"]
-    found["cuda"] = torch.version.cuda
-    return {name: _text(found[name]) for name in (*MACHINE, "date")}
+    environment = bench_utils.environment(PACKAGES)
+    environment["device_name"] = torch.cuda.get_device_name() if device == "cuda" else environment["cpu"]
+    environment["cuda"] = torch.version.cuda
+    return {name: _text(environment[name]) for name in (*MACHINE, "date")}
 
 
 def _draw(case: Row) -> "heads.Case":
@@ -343,28 +343,29 @@ def _draw(case: Row) -> "heads.Case":
 
 
 def measure(row: Row, names: Sequence[str], arguments: Arguments) -> list[dict[str, Any]]:
-    """What is found of each head in one case: the columns from `variant` to `why_not`."""
+    """Measure each head in one case: the columns from `variant` to `why_not`."""
     which, device = row["pass"], row["device"]
     heads_of = {name: _heads().HEADS[name] for name in names}
-    found: dict[str, dict[str, Any]] = {
+    results: dict[str, dict[str, Any]] = {
         name: {"variant": name, "computes": head.computes if which == "forward" else head.differentiates}
         for name, head in heads_of.items()
     }
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    with _attempt(device, *found.values()):
+    with _attempt(device, *results.values()):
         case = _draw(row)
         right = _heads().reference(case, gradients=which == "backward")
-        for name in names:
-            with _attempt(device, found[name]):
-                found[name] |= _first_calls(row, name, case, right, memory=arguments.memory)
-        for _ in range(arguments.repeats or 1):
+        for name in names:  # one call each before any timing: it compiles, and chooses kernels
+            with _attempt(device, results[name]):
+                results[name] |= _first_calls(row, name, case, right, memory=arguments.memory)
+        for _ in range(arguments.repeats or 1):  # in turns, so that a machine that slows down slows all heads
             for name, head in heads_of.items():
-                if "why_not" not in found[name]:
-                    with _attempt(device, found[name]):
+                if "why_not" not in results[name]:
+                    with _attempt(device, results[name]):
                         seconds[name].append(_heads().seconds_of(functools.partial(head.run, case, which), device))
+    # The bytes that all logits would take: the memory of a head is given as a share of them.
     logits = int(row["vocabulary"]) * int(row["tokens"]) * _bytes(row["dtype"])
-    median = {name: statistics.median(seconds[name]) for name, one in found.items() if "why_not" not in one}
-    for name, one in found.items():
+    median = {name: statistics.median(seconds[name]) for name, one in results.items() if "why_not" not in one}
+    for name, one in results.items():
         if "why_not" in one:
             bench_utils.progress(f"  {name} was not measured: {one['why_not']}")
             continue
@@ -373,23 +374,24 @@ def measure(row: Row, names: Sequence[str], arguments: Arguments) -> list[dict[s
             "seconds": median[name],
             "rounds": " ".join(map(repr, seconds[name])),
             "tokens_per_second": int(row["tokens"]) / median[name],
+            # Of the products alone, recomputed logits included: comparable with what the device can do at best.
             "teraflops": heads_of[name].operations(case, which) / median[name] / 1e12,
             "ratio_to_gemm": median[name] / median["gemm"] if "gemm" in median else None,
             "share_of_logits": None if peak is None else peak / logits,
         }
         bench_utils.progress(f"  {name}: {1e3 * median[name]:.3f} ms")
-    return list(found.values())
+    return list(results.values())
 
 
 @contextmanager
-def _attempt(device: str, *found: dict[str, Any]) -> Iterator[None]:
+def _attempt(device: str, *variants: dict[str, Any]) -> Iterator[None]:
     """Write down why, where something fails; the others go on."""
     try:
         yield
     except Exception as error:  # of any kind: libraries of others fail in their own ways
         reason = _reason(error)
         traceback.clear_frames(error.__traceback__)  # they hold the tensors of what failed
-        for one in found:
+        for one in variants:
             kept = {name: one[name] for name in ("variant", "computes")}
             one.clear()
             one.update(kept, why_not=reason)
@@ -399,22 +401,23 @@ def _attempt(device: str, *found: dict[str, Any]) -> Iterator[None]:
 
 
 def _first_calls(row: Row, name: str, case: "heads.Case", right: "heads.Reference", *, memory: bool) -> dict[str, Any]:
-    """What is found of a head but its time, in calls that also warm it up."""
+    """Measure all of a head but its time, in calls that also warm it up."""
     head, which, device = _heads().HEADS[name], row["pass"], row["device"]
     why_not = head.needs(case, which)
     if why_not is not None:
         return {"why_not": why_not}
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     if memory and device == "cpu":
         child = _memory_in_child(row, name)
         if child.get("status", 0) < 0:  # it was killed: here it would take all the others along
             return {"why_not": child["why_not"]}
-        found["peak_extra_bytes"] = child.get("peak_extra_bytes")
-    found["difference"], found["gradient_difference"] = head.differences(case, head.run(case, which), right)
+        result["peak_extra_bytes"] = child.get("peak_extra_bytes")
+    result["difference"], result["gradient_difference"] = head.differences(case, head.run(case, which), right)
     _free(device)
     if memory and device == "cuda":
-        found["peak_extra_bytes"] = _peak_on_gpu(lambda: head.run(case, which))
-    return found
+        peak = bench_utils.peak_extra_on_gpu(lambda: head.run(case, which))
+        result["peak_extra_bytes"] = peak["peak_extra_bytes"]
+    return result
 
 
 def _bytes(dtype: str) -> int:
@@ -437,18 +440,7 @@ def _free(device: str) -> None:
     if device == "cuda":
         import torch
 
-        torch.cuda.empty_cache()
-
-
-def _peak_on_gpu(work: Callable[[], object]) -> int:
-    import torch
-
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    work()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
+        torch.cuda.empty_cache()  # torch keeps what one head freed, which the next would be spared to fetch
 
 
 def _memory_in_child(row: Row, name: str) -> dict[str, Any]:
@@ -475,7 +467,7 @@ def _peak_alone(row: Row, name: str) -> dict[str, Any]:
             return {"why_not": why_not}
         head.run(case.part(torch.arange(min(WARM_UP_TOKENS, len(case.targets)), device=row["device"])), which)
         if row["device"] == "cuda":
-            return {"peak_extra_bytes": _peak_on_gpu(lambda: head.run(case, which))}
+            return bench_utils.peak_extra_on_gpu(lambda: head.run(case, which))
         return bench_utils.peak_extra(lambda: head.run(case, which))
     except Exception as error:  # as in `measure`
         return {"why_not": _reason(error)}

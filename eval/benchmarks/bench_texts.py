@@ -131,8 +131,8 @@ class Case:
     @cached_property
     def rows(self) -> list[torch.Tensor]:
         """Token ids `(T,)` of each text, after BOS where the tokenizer has one: what the scorer sees."""
-        found = [encode(self.tokenizer, text, bos=self.scorer.bos) for text in self.texts]
-        return [torch.tensor(one.context + one.token_ids, device=self.model.device) for one in found]
+        encoded = [encode(self.tokenizer, text, bos=self.scorer.bos) for text in self.texts]
+        return [torch.tensor(text.context + text.token_ids, device=self.model.device) for text in encoded]
 
     @property
     def at_once(self) -> int:
@@ -163,7 +163,7 @@ def run_gemm(case: Case) -> Run:
 
     def run(n_texts: int) -> None:
         hidden = torch.cat(states[:n_texts])
-        buffer = weight.new_empty(min(most, len(hidden)), weight.shape[0])
+        buffer = weight.new_empty(min(most, len(hidden)), weight.shape[0])  # reused: fresh memory costs as much
         for block in hidden.split(most):
             torch.mm(block, weight.T, out=buffer[: len(block)])
 
@@ -176,9 +176,9 @@ def run_ours(case: Case, impl: Impl, precision: Precision = "exact") -> Run:
     skip = 0 if scorer.bos else 1
 
     def run(n_texts: int) -> np.ndarray:
-        found = np.concatenate([scores.surprisal[skip:] for scores in scorer.score(case.texts[:n_texts])])
+        surprisals = np.concatenate([scores.surprisal[skip:] for scores in scorer.score(case.texts[:n_texts])])
         refuse_stand_in(impl)
-        return found
+        return surprisals
 
     return run
 
@@ -188,26 +188,26 @@ def run_our_head(case: Case, impl: Impl) -> Run:
     states, targets, head = case.hidden, [row[1:] for row in case.rows], case.scorer.head
 
     def run(n_texts: int) -> np.ndarray:
-        found = head.statistics(torch.cat(states[:n_texts]), torch.cat(targets[:n_texts]), impl=impl)
+        result = head.statistics(torch.cat(states[:n_texts]), torch.cat(targets[:n_texts]), impl=impl)
         refuse_stand_in(impl)
-        return found.surprisal.cpu().numpy()
+        return result.surprisal.cpu().numpy()
 
     return run
 
 
 def run_naive(case: Case) -> Run:
     def run(n_texts: int) -> np.ndarray:
-        found = []
+        tables = []
         for ids in case.batches(n_texts):
             logits = case.model(input_ids=ids[:, :-1], use_cache=False).logits.flatten(0, 1)
             log_p = logits.float().log_softmax(-1)
-            own = log_p.gather(1, ids[:, 1:].reshape(-1, 1))
+            target_log_p = log_p.gather(1, ids[:, 1:].reshape(-1, 1))
             p = log_p.exp()
             entropy = -(p * log_p).sum(-1)
-            varentropy = (p * (log_p + entropy[:, None]) ** 2).sum(-1)
-            rank = 1 + (log_p > own).sum(-1)
-            found.append(torch.stack([-own.squeeze(1), entropy, varentropy, rank]))
-        return torch.cat(found, dim=1)[0].cpu().numpy()
+            varentropy = (p * (log_p + entropy[:, None]) ** 2).sum(-1)  # surprisal is -log_p, with the mean `entropy`
+            rank = 1 + (log_p > target_log_p).sum(-1)
+            tables.append(torch.stack([-target_log_p.squeeze(1), entropy, varentropy, rank]))
+        return torch.cat(tables, dim=1)[0].cpu().numpy()
 
     return run
 
@@ -330,10 +330,11 @@ def prepare_sharing(case: Case, continuations: Sequence[str]) -> dict[str, Run]:
 def time_interleaved(
     runs: Mapping[str, Run], n_texts: int, repeats: int, device: str = "cpu"
 ) -> tuple[Seconds, Found, Reasons]:
-    """Seconds of each run in each round of all runs, the surprisals that each found, and why a run was left out."""
+    """Seconds of each run in each round of all runs, the surprisals of its last round, and why a run was left out."""
     seconds: Seconds = {name: [] for name in runs}
-    found: Found = {}
+    last_surprisals: Found = {}
     why_not: Reasons = {}
+    # Variants take turns, so that a machine that slows down slows all of them.
     # On a GPU kernels are chosen, and memory is fetched, by size: only a round of all texts warms it up.
     warm_up = n_texts if device == "cuda" else min(2, n_texts)
     for turn in range(repeats + 1):
@@ -346,11 +347,11 @@ def time_interleaved(
                     seconds[name].append(value)
                     bench_utils.progress(f"  round {turn} of {repeats}: {name} {value:.3f} s")
                 if surprisals is not None:
-                    found[name] = surprisals
+                    last_surprisals[name] = surprisals
     for name in why_not:
         del seconds[name]
-        found.pop(name, None)
-    return seconds, found, why_not
+        last_surprisals.pop(name, None)
+    return seconds, last_surprisals, why_not
 
 
 @contextmanager
@@ -366,11 +367,11 @@ def attempt(name: str, why_not: Reasons) -> Iterator[None]:
 
 
 def timed(work: Callable[[], np.ndarray | None], device: str) -> tuple[float, np.ndarray | None]:
-    bench_utils.synchronize(device)
+    bench_utils.synchronize(device)  # kernels run after their launch: those of before must not count
     begin = time.perf_counter()
-    found = work()
+    result = work()
     bench_utils.synchronize(device)
-    return time.perf_counter() - begin, found
+    return time.perf_counter() - begin, result
 
 
 @torch.no_grad()
@@ -393,9 +394,9 @@ def peak_on_gpu(name: str, run: Run, n_texts: int) -> dict[str, Any]:
     """Bytes that a run adds at its peak on the GPU; it must have run before."""
     why_not: Reasons = {}
     with attempt(name, why_not):
-        found = bench_utils.peak_extra_on_gpu(partial(run, n_texts))
-        bench_utils.progress(f"  memory of {name}, {n_texts} texts: {found}")
-        return found
+        peak = bench_utils.peak_extra_on_gpu(partial(run, n_texts))
+        bench_utils.progress(f"  memory of {name}, {n_texts} texts: {peak}")
+        return peak
     return {"why_not": why_not[name]}
 
 
@@ -406,8 +407,8 @@ def measure_memory_on_gpu(case: Case, runs: Mapping[str, Run]) -> Memory:
     more = replace(case, texts=case.texts * MORE_TEXTS)
     for name in ("ours-eager", "ours-triton"):
         if name in memory:
-            found = peak_on_gpu(name, VARIANTS[name].prepare(more), len(more.texts))
-            memory[f"{name}, {MORE_TEXTS} times the tokens"] = found
+            peak = peak_on_gpu(name, VARIANTS[name].prepare(more), len(more.texts))
+            memory[f"{name}, {MORE_TEXTS} times the tokens"] = peak
     return memory
 
 
@@ -425,9 +426,9 @@ def memory_in_child(arguments: Arguments, dtype: str, name: str, tokens: int) ->
     words = ["--only", name, "--dtype", dtype, "--tokens", tokens, "--length", arguments.length]
     words += ["--model", arguments.model, "--texts", arguments.texts, "--threads", torch.get_num_threads()]
     words += ["--device", "cpu"]
-    found = bench_utils.in_child(__file__, [*words, *(["--round_weights"] if arguments.round_weights else [])])
-    bench_utils.progress(f"  memory of {name}: {found}")
-    return found
+    peak = bench_utils.in_child(__file__, [*words, *(["--round_weights"] if arguments.round_weights else [])])
+    bench_utils.progress(f"  memory of {name}: {peak}")
+    return peak
 
 
 def load_case(arguments: Arguments, dtype: str) -> tuple[Case, list[str]]:

@@ -1,4 +1,4 @@
-"""Our trainers beside TRL's own: peak memory, seconds per step, and the part of a step in which they are spent."""
+"""Compare our trainers with TRL's own: peak memory, seconds per step, and the part of a step that takes them."""
 
 import itertools
 import json
@@ -144,10 +144,10 @@ def settings_of(arguments: Arguments) -> dict[str, Any]:
     """The arguments, with versions and machine."""
     from ugap.environment import environment
 
-    found = {**environment(), **{name: version(name) for name in ("trl", "peft")}}
+    versions = {**environment(), **{name: version(name) for name in ("trl", "peft")}}
     if arguments.device == "cpu":
-        found["machine"] = platform.machine()  # not the GPU beside it
-    return {**asdict(arguments), "environment": found}
+        versions["machine"] = platform.machine()  # not the GPU beside it
+    return {**asdict(arguments), "environment": versions}
 
 
 def check(arguments: Arguments) -> None:
@@ -232,7 +232,7 @@ def measure(arguments: Arguments, variant: str) -> dict[str, Any]:
     for part in parts:
         if any(part not in step for step in watch.steps):
             raise RuntimeError(f"{part}: what is timed for it did not run in every step")
-    steps = watch.steps[1:] or watch.steps
+    steps = watch.steps[1:] or watch.steps  # the first one compiles kernels and allocates the optimiser's state
     # Linux counts kilobytes, macOS bytes.
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {
@@ -313,7 +313,7 @@ class Stopwatch:
 
     def _switch(self) -> None:
         """Count the time since the last call for the part that has run since."""
-        self._synchronize()
+        self._synchronize()  # else a kernel would count for the part that happens to wait for it
         now, part = time.perf_counter(), self._running[-1]
         self._step[part] = self._step.get(part, 0.0) + now - self._since
         self._since = now
@@ -366,7 +366,7 @@ def grpo_trainer(
         "num_generations": arguments.num_generations,
         "max_completion_length": arguments.new_tokens,
         "temperature": 1.0,
-        "top_k": 0,
+        "top_k": 0,  # transformers fills in 50 where it is unset
     }
     given = {"train_dataset": data, "processing_class": policy.tokenizer, "peft_config": policy.lora}
     if variant == "trl":
@@ -384,7 +384,7 @@ def grpo_trainer(
 
 def length_reward(completions: list[str], **columns: Any) -> list[float]:
     """Something that costs nothing and varies within a group."""
-    return [float(len(completion) % 7) for completion in completions]
+    return [float(len(completion) % 7) for completion in completions]  # equal rewards would have no advantage
 
 
 def sft_trainer(
@@ -411,7 +411,7 @@ def sft_rows(arguments: Arguments, texts: "Sequence[TextRow]", tokenizer: Any) -
     n, rows = arguments.text_tokens, []
     for text in texts:
         ids = tokenizer(text.text, split_special_tokens=True)["input_ids"]
-        for begin in range(0, len(ids) - n + 1, n):
+        for begin in range(0, len(ids) - n + 1, n):  # whole pieces alone: padding would be timed as well
             piece = ids[begin : begin + n]
             rows.append({"input_ids": piece, "labels": piece, "domain": text.domain})
     if not rows:

@@ -1,4 +1,4 @@
-"""How the benchmarks of scoring measure: peak memory in a process of its own, and what the figures depend on."""
+"""Measure peak memory in a process of its own, and record what the figures depend on."""
 
 import ctypes
 import datetime
@@ -19,7 +19,7 @@ progress = partial(print, file=sys.stderr, flush=True)
 
 
 def peak_extra(work: Callable[[], object]) -> dict[str, Any]:
-    """Bytes that `work` adds at its peak to what is resident before it; `why_not` where that cannot be told."""
+    """Bytes that `work` adds at its peak to those resident before it; `why_not` where they cannot be measured."""
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)  # memory that is free but kept would hide as much of the peak
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew

@@ -104,7 +104,7 @@ class Case:
         return torch.linspace(0, len(self.targets) - 1, n, device=self.targets.device).round().long()
 
 
-class Found(NamedTuple):
+class Computed(NamedTuple):
     """What a head computed, for the comparison; nothing for the bare product.
 
     Args:
@@ -140,17 +140,17 @@ def reference(whole: Case, *, gradients: bool) -> Reference:
     """Surprisal in float64 and, where asked for, the gradients of the hidden states."""
     case = whole.part(whole.checked())
     log_total = torch.full(case.targets.shape, -math.inf, dtype=torch.float64, device=case.targets.device)
-    own = torch.zeros_like(log_total)
+    target_logit = torch.zeros_like(log_total)
     for begin, _, logits in _tiled(case, torch.float64):
         log_total = torch.logaddexp(log_total, logits.logsumexp(-1))
         here = (case.targets >= begin) & (case.targets < begin + TILE)
-        own[here] = logits[here, case.targets[here] - begin]
-    surprisal = log_total - own
+        target_logit[here] = logits[here, case.targets[here] - begin]
+    surprisal = log_total - target_logit
     if not gradients:
         return Reference(surprisal)
     # With w the weight of a word, times what the cap lets through: sums of p w and p (log p) w, and w of the target.
-    plain, by_log, at_target = torch.zeros(3, *case.hidden.shape, dtype=torch.float64, device=own.device)
-    entropy = torch.zeros_like(own)
+    plain, by_log, at_target = torch.zeros(3, *case.hidden.shape, dtype=torch.float64, device=target_logit.device)
+    entropy = torch.zeros_like(target_logit)
     for begin, weight, logits in _tiled(case, torch.float64):
         log_p = logits - log_total[:, None]
         p = log_p.exp()
@@ -167,7 +167,7 @@ def reference(whole: Case, *, gradients: bool) -> Reference:
 
 Pass = Literal["forward", "backward"]
 Result = TypeVar("Result")
-Run = Callable[[Case], Found]
+Run = Callable[[Case], Computed]
 Values = Callable[[Case], tuple[Tensor, ...]]
 Needs = Callable[[Case, Pass], str | None]
 
@@ -182,8 +182,8 @@ class Head:
 
     Args:
         computes (`str`): What a forward pass gives.
-        forward (`Callable[[Case], Found]`): The forward pass; called without gradients.
-        backward (`Callable[[Case], Found]`): Forward and backward.
+        forward (`Callable[[Case], Computed]`): The forward pass; called without gradients.
+        backward (`Callable[[Case], Computed]`): Forward and backward.
         differentiates (`str`): What a backward pass gives.
         has_entropy (`bool`): Whether the backward pass has a gradient by entropy.
         recomputes (`bool`): Whether the backward pass makes the logits again.
@@ -198,7 +198,7 @@ class Head:
     recomputes: bool = True
     needs: Needs = _always
 
-    def run(self, case: Case, which: Pass) -> Found:
+    def run(self, case: Case, which: Pass) -> Computed:
         """One pass."""
         if which == "backward":
             return self.backward(case)
@@ -210,16 +210,16 @@ class Head:
         backward = 1 + self.recomputes + case.weight.requires_grad if which == "backward" else 0
         return 2 * case.hidden.numel() * len(case.weight) * (1 + backward)
 
-    def differences(self, case: Case, found: Found, right: Reference) -> tuple[float | None, float | None]:
+    def differences(self, case: Case, computed: Computed, right: Reference) -> tuple[float | None, float | None]:
         """Largest difference of a surprisal, and the relative one of the gradients of the hidden states."""
-        if found.surprisal is None:
+        if computed.surprisal is None:
             return None, None
         index = case.checked()
-        surprisal = float((found.surprisal[index].double() - right.surprisal).abs().max())
-        if not found.gradients or right.by_surprisal is None or right.by_entropy is None:
+        surprisal = float((computed.surprisal[index].double() - right.surprisal).abs().max())
+        if not computed.gradients or right.by_surprisal is None or right.by_entropy is None:
             return surprisal, None
         expected = right.by_surprisal + right.by_entropy if self.has_entropy else right.by_surprisal
-        return surprisal, float((found.gradients[0][index].double() - expected).norm() / expected.norm())
+        return surprisal, float((computed.gradients[0][index].double() - expected).norm() / expected.norm())
 
 
 def seconds_of(work: Callable[[], object], device: str) -> float:
@@ -242,25 +242,25 @@ def seconds_of(work: Callable[[], object], device: str) -> float:
     return start.elapsed_time(end) / 1e3
 
 
-def _differentiated(values: Values, case: Case) -> Found:
+def _differentiated(values: Values, case: Case) -> Computed:
     hidden = case.hidden.detach().requires_grad_()
     results = values(replace(case, hidden=hidden))
     wanted = (hidden, case.weight) if case.weight.requires_grad else (hidden,)
     gradients = torch.autograd.grad(results, wanted, case.upstream[: len(results)])
-    return Found(results[0].detach(), gradients)
+    return Computed(results[0].detach(), gradients)
 
 
 def _of_values(values: Values, computes: str, needs: Needs) -> Head:
     """A head whose forward pass is that of its backward pass."""
 
-    def forward(case: Case) -> Found:
-        return Found(values(case)[0])
+    def forward(case: Case) -> Computed:
+        return Computed(values(case)[0])
 
     backward = partial(_differentiated, values)
     return Head(computes, forward, backward, GRADIENT[computes], has_entropy=computes == TWO, needs=needs)
 
 
-def _products(case: Case, *, backward: bool) -> Found:
+def _products(case: Case, *, backward: bool) -> Computed:
     rows = min(GEMM_ROWS[case.hidden.device.type], len(case.hidden))
     weight = case.weight.detach()
     buffer = torch.empty(rows, len(weight), dtype=weight.dtype, device=weight.device)
@@ -271,9 +271,9 @@ def _products(case: Case, *, backward: bool) -> Found:
         logits = torch.mm(block, weight.T, out=buffer[: len(block)])
         if of_hidden is not None:  # the logits stand for their gradient: a product costs the same
             torch.mm(logits, weight, out=of_hidden[begin : begin + rows])
-        if of_weight is not None:
+        if of_weight is not None:  # summed over blocks, as a trained head does
             of_weight.addmm_(logits.T, block)
-    return Found()
+    return Computed()
 
 
 def _log_p(case: Case) -> Tensor:
@@ -283,14 +283,15 @@ def _log_p(case: Case) -> Tensor:
     return logits.log_softmax(-1)
 
 
-def _naive(case: Case) -> Found:
+def _naive(case: Case) -> Computed:
     log_p = _log_p(case)
-    own = log_p.gather(1, case.targets[:, None])
+    target_log_p = log_p.gather(1, case.targets[:, None])
     p = log_p.exp()
     entropy = -(p * log_p).sum(-1)
+    # Computed and dropped: the timing is that of all four statistics.
     (p * (log_p + entropy[:, None]) ** 2).sum(-1)
-    (log_p > own).sum(-1)
-    return Found(-own.squeeze(1))
+    (log_p > target_log_p).sum(-1)
+    return Computed(-target_log_p.squeeze(1))
 
 
 def _naive_values(case: Case) -> tuple[Tensor, ...]:
@@ -338,11 +339,11 @@ def _peer(module: str, package: str, *, cuda: bool) -> Needs:
     return needs
 
 
-def _ours(case: Case, impl: Literal["torch", "compiled", "triton"]) -> Found:
+def _ours(case: Case, impl: Literal["torch", "compiled", "triton"]) -> Computed:
     from ugap.scoring.head.statistics import head_statistics
 
     statistics = head_statistics(case.hidden, case.weight, case.targets, None, case.softcap, impl=impl)
-    return Found(statistics.surprisal)
+    return Computed(statistics.surprisal)
 
 
 def _our_values(case: Case, impl: Literal["torch", "compiled", "triton"]) -> tuple[Tensor, ...]:
@@ -383,10 +384,10 @@ def by_kernels(run: Callable[[Case], Result], *, fused: bool) -> Callable[[Case]
             patch.object(triton_kernels, "FUSED_UP_TO", sys.maxsize if fused else 0),
             patch.object(dispatch, "_given_up", given_up),
         ):
-            found = run(case)
+            result = run(case)
         for error in given_up.values():
             raise error
-        return found
+        return result
 
     return forced
 

@@ -78,6 +78,7 @@ def make(folder: Path, size: str, device: str) -> None:
 def _people(scores: TokenScores, deepest: int) -> TokenScores:
     """The entropies of a text, with the surprisals and ranks of people who are as surprising as the model expects."""
     rng = np.random.default_rng(0)
+    # Gamma(2, 1/2) has the mean 1 and a long upper tail, like surprisal over entropy.
     surprisal = (scores.entropy * rng.gamma(2.0, 0.5, len(scores.entropy))).astype(np.float32)
     rank = np.minimum(1 + np.floor(np.exp(surprisal)), deepest).astype(np.float32)
     return replace(scores, surprisal=surprisal, rank=rank, marginal_surprisal=surprisal * np.float32(1.1))

@@ -108,11 +108,11 @@ def test_what_is_wrong_shows(words: list[str], tmp_path: Path, monkeypatch: pyte
     naive = heads.HEADS["naive"]
 
     def off(which: str, case: Any) -> Any:
-        return heads.Found(naive.run(case, which).surprisal + 0.5, naive.run(case, which).gradients)
+        return heads.Computed(naive.run(case, which).surprisal + 0.5, naive.run(case, which).gradients)
 
     def turned(case: Any) -> Any:
         found = naive.run(case, "backward")
-        return heads.Found(found.surprisal, tuple(-gradient for gradient in found.gradients))
+        return heads.Computed(found.surprisal, tuple(-gradient for gradient in found.gradients))
 
     wrong = {"off": heads.Head("", partial(off, "forward"), partial(off, "backward"), "")}
     wrong["turned"] = heads.Head("", naive.forward, turned, "")
@@ -284,7 +284,7 @@ def test_timings_are_interleaved_after_the_warm_up(words: list[str], monkeypatch
     def recorder(name: str) -> Callable[[Any], Any]:
         def forward(case: Any) -> Any:
             calls.append(name)
-            return heads.Found()
+            return heads.Computed()
 
         return forward
 

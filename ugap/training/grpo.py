@@ -199,16 +199,16 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
         step = self.step
-        # As TRL's: every column of the data set, and what a reward may log with.
-        columns: dict[str, Any] = {name: [row[name] for row in inputs] for name in inputs[0]}
-        columns |= {"prompts": prompts, "completions": completions, "completion_ids": completion_ids_list}
-        columns |= {
+        # As in TRL: every column of the data set, and the means to log.
+        names = [name for name in inputs[0] if name not in ("prompt", "completion")]
+        columns: dict[str, Any] = {name: [row[name] for row in inputs] for name in names} | {
+            "prompts": prompts,
+            "completions": completions,
+            "completion_ids": completion_ids_list,
             "trainer_state": self.state,
             "log_extra": self._log_completion_extra,
             "log_metric": self._log_metric,
         }
-        for name in ("prompt", "completion"):
-            columns.pop(name, None)
         human = columns.get("human_completion", [None] * len(prompts)) if self.args.target_entropy_coef else None
         if self.environments is not None:
             columns["environments"] = self.environments
@@ -222,7 +222,10 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
                     values = reward(**columns)
             if len(values) != len(prompts):
                 raise InputError(f"reward {name} returned {len(values)} values for {len(prompts)} completions")
-            local[:, k] = torch.tensor(self.nan_rewards.counted(k, values), device=local.device)
+            # TRL marks a reward that does not apply by NaN, so real NaNs are counted before.
+            applying = [value for value in values if value is not None]
+            self.nan_rewards.counts[k] += torch.tensor([sum(map(math.isnan, applying)), len(applying)])
+            local[:, k] = torch.tensor([math.nan if value is None else value for value in values])
         if local.isnan().all(1).any():
             logger.warning("no reward applies to a row, whose completions then teach nothing")
         if self.constraint is not None and self.model.training:

@@ -122,26 +122,21 @@ def factual_cost(trainer: "UncertaintyGRPOTrainer", reward: Reward, rows: Sequen
 
 
 class NanRewards(TrainerCallback):
-    """Counts the rewards that are NaN, and ends a run at the step in which most rewards of one kind are.
+    """Ends a run at the step in which most values of a reward are NaN.
 
     Args:
         trainer (`UncertaintyGRPOTrainer`): The trainer, whose log gets `rewards/{name}/nan`.
 
     Attributes:
+        counts (`Tensor` of shape `(K, 2)`): For each reward, in this process since the last step: the values that are
+            NaN, and all values. The trainer adds to it.
         failure (`str` or `None`): Why the run was ended.
     """
 
     def __init__(self, trainer: "UncertaintyGRPOTrainer"):
         self.trainer = trainer
         self.failure: str | None = None
-        # Of this process since the last step, by reward: those that are NaN, and all that apply to a row.
         self.counts = torch.zeros(len(trainer.reward_funcs), 2)
-
-    def counted(self, index: int, values: Sequence[float | None]) -> list[float]:
-        """Count the values of a reward. Returns them with NaN for None too, which is how TRL marks both."""
-        applying = [value for value in values if value is not None]
-        self.counts[index] += torch.tensor([sum(map(math.isnan, applying)), len(applying)])
-        return [math.nan if value is None else value for value in values]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Sum the counts over processes, log them, and end the run where most rewards are NaN."""

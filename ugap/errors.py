@@ -1,4 +1,4 @@
-"""The one exception that stands for bad input, and the borders at which the errors of libraries become it."""
+"""The one exception for bad input, and the blocks that turn errors of libraries into it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Files and folders that a command reads and writes: what is refused, how a file is replaced, who may write.
+"""Files and folders that a command reads and writes: refuse unfit paths, replace files whole, lock outputs.
 
 - A file is whole or absent. It is written under a temporary name, synced, then renamed.
 - A writer holds a lock of the kernel (`flock`) on its temporary file. The kernel releases it when the process ends,
@@ -83,7 +83,7 @@ def output_file(path: str | Path) -> Path:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; move it onto `path` when the block ends well, remove it when it does not.
+    """Yield a temporary path next to `path`; move it onto `path` when the block ends well, remove it when it does not.
 
     The temporary name keeps the suffixes of `path` (writers that choose a format by suffix work) and starts with a dot,
     and it is unique, so that two processes never write to one file. A link stays a link: what it points to is replaced.
@@ -156,29 +156,29 @@ def without_nan(value: Any) -> Any:
 
 
 def refuse_results(folder: str | Path, resume: bool, *made: str) -> None:
-    """Refuse what is no folder, and one that holds results already, where they are not to be gone on with.
+    """Refuse a path that is no folder, and, unless the run is resumed, a folder that holds results already.
 
     Args:
         folder (`str` or `Path`): The folder of the results.
-        resume (`bool`): Whether to go on.
+        resume (`bool`): Whether the run continues these results.
         made (`str`): Names of what a run leaves in it.
 
     Raises:
-        InputError: As said.
+        InputError: The folder is refused.
     """
     if not str(folder):
         raise InputError("'' names no folder to write to")
     if Path(folder).exists() and not Path(folder).is_dir():
         raise InputError(f"{folder}: not a folder; choose another output")
     if not resume and any((Path(folder) / name).exists() for name in made):
-        raise InputError(f"{folder}: there are results already; add --resume to go on, or choose another folder")
+        raise InputError(f"{folder}: there are results already; add --resume to continue, or choose another folder")
 
 
 @contextmanager
 def locked(path: str | Path) -> Iterator[None]:
     """Hold the output `path`, a file or a folder, for this process alone; it need not exist.
 
-    The lock is the file `.<name>.lock` beside `path`, or inside it where the folder around it may not be written. The
+    The lock is the file `.<name>.lock` next to `path`, or inside it where the folder around it may not be written. The
     kernel releases the lock when the process ends, however it ends. The file is removed at the end of the block; one
     that a killed process left is taken over. Under `accelerate launch` the main process alone holds the lock. Where the
     file system knows no locks, the block runs without one.
@@ -251,7 +251,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def _temporary(target: Path) -> tuple[Path, int | None]:
-    """A new name beside `target`; where there are locks, a file of that name and a descriptor that holds it."""
+    """A new name next to `target`; where there are locks, a file of that name and a descriptor that holds it."""
     while True:
         path = target.parent / f".{uuid.uuid4().hex[:12]}.{target.name}"
         if fcntl is None:

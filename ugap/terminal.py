@@ -47,7 +47,7 @@ class Terminal(Console):
     r"""A `rich` console that reads no markup in strings and writes no character that steers a terminal.
 
     Args:
-        options: As of `rich.console.Console`.
+        options: As for `rich.console.Console`.
 
     Example:
         >>> Terminal(width=40).print("[red] \x1b[2J")

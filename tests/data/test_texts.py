@@ -385,7 +385,7 @@ def test_column_name_that_the_data_lack_is_told(tmp_path, caplog):
     source = texts(tmp_path / "x.jsonl", "one")
     assert load_texts(source, prompt_column="question")[0].prompt is None
     assert [record.getMessage() for record in caplog.records] == [
-        f"{source}: no column 'question'; going on without it"
+        f"{source}: no column 'question'; continuing without it"
     ]
 
 

@@ -312,6 +312,6 @@ def test_a_tuned_model_that_is_not_there(words, tmp_path, refused):
 
 
 def test_a_folder_with_results_is_not_overwritten(command, finished, refused):
-    assert "add --resume to go on" in refused(*command, "--output", str(finished))
+    assert "add --resume to continue" in refused(*command, "--output", str(finished))
     other = [*command, "--per_text", "2", "--output", str(finished), "--resume"]
     assert "the setting 'per_text' was 1 and is 2 now" in refused(*other)

@@ -151,6 +151,6 @@ def test_bad_input(words, chat_folder, tmp_path, refused, changes, message):
 
 
 def test_a_folder_with_results_is_not_overwritten(words, finished, refused):
-    assert "add --resume to go on" in refused(*words, "--output", str(finished))
+    assert "add --resume to continue" in refused(*words, "--output", str(finished))
     other = [*words, "--max_new_tokens", "20", "--output", str(finished), "--resume"]
     assert "the setting 'max_new_tokens' was 24 and is 20 now" in refused(*other)

@@ -101,7 +101,7 @@ def test_texts_after_one_prefix_have_the_scores_that_they_have_alone(make, token
     shared = make in (llama, phi3)  # an openai-gpt ignores a cache, recurrent layers cannot copy theirs
     said = [record.getMessage() for record in caplog.records if record.name == "ugap.scoring.context"]
     assert len(said) == (0 if shared else 1)
-    assert all(line.startswith("tiny: texts after one prefix run it anew") for line in said)
+    assert all(line.startswith("tiny: each text runs its prefix anew") for line in said)
     context = tokenizer(PREFIX, add_special_tokens=False)["input_ids"]
     assert len(context) > 16
     for scores in scorer.score(TEXTS, [context] * 2):

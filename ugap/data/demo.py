@@ -67,7 +67,7 @@ def read_tales(path: str | Path, min_characters: int = MIN_CHARACTERS) -> list[t
 def clean_tale(text: str, title: str = "") -> str:
     r"""A tale as prose: paragraphs with a blank line between them, verses on lines of their own.
 
-    The tables lost their newlines: two spaces stand for the end of a paragraph, as do five or more after a sentence,
+    The tables lost their newlines: two spaces mark the end of a paragraph, as do five or more after a sentence,
     and other runs of spaces for the end of a verse. What the books had around the prose goes: the title, headings in
     capitals, marks of footnotes, underscores for emphasis, and a capital left over from an ornate initial.
 

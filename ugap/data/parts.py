@@ -3,7 +3,7 @@
 - A part is one finished unit. It is written under a temporary name and renamed, so it is whole or absent.
 - A part that cannot be read again in full (page checksums are on), belongs to another key, or has another schema counts
   as not done, so that its unit is made anew.
-- The settings of the job lie beside the parts. Going on with other settings would mix two jobs in one table: an error.
+- The settings of the job lie next to the parts. Resuming with other settings would mix two jobs in one table: an error.
 - Several processes may share a folder, as long as they write different keys or the same rows.
 """
 
@@ -189,7 +189,7 @@ class PartStore:
             if json.dumps(old.get(name, _ABSENT)) != json.dumps(settings.get(name, _ABSENT)):
                 raise InputError(
                     f"{self.folder}: the setting {name!r} was {_shown(old, name)} and is {_shown(settings, name)} now; "
-                    "go on with the old settings or choose another folder"
+                    "resume with the old settings or choose another folder"
                 )
 
 

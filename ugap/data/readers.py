@@ -6,7 +6,7 @@ line numbers, elsewhere the header is not counted. A fault of the file as a whol
 
 - JSON lines are split as bytes, so that one line with broken UTF-8 neither moves nor hides the others.
 - CSV has to be decoded before it is split (a quoted field may hold newlines), so bytes that are no UTF-8 travel through
-  the parser as lone surrogates, which valid UTF-8 can never produce, and are found in the row where they stand.
+  the parser as lone surrogates, which valid UTF-8 can never produce, and are found in their row.
 - Parquet and Hub data sets are read in batches of Arrow; their strings are decoded here, for the same reason.
 - A line is bounded, since a few bytes of gzip can stand for one that fills the memory.
 """
@@ -33,7 +33,7 @@ _BATCH_ROWS = 256
 _MAX_LINE = 64 * 2**20  # bytes; far more than a text that can be scored, in whatever spelling
 _TOO_LONG = f"a line of more than {_MAX_LINE // 2**20} MB"
 _SHOWN_COLUMNS = 20
-_NUL_MARK = "\ud800"  # stands for NUL inside the CSV parser, which refuses NUL on Python 3.10
+_NUL_MARK = "\ud800"  # replaces NUL inside the CSV parser, which refuses NUL on Python 3.10
 
 
 @dataclass(frozen=True)

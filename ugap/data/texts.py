@@ -1,7 +1,7 @@
 """Text sets: one `TextRow` per human text, from a file, a Hub data set, or the embedded `demo`.
 
 Every fault is found here, before a model is loaded: empty texts, broken encodings, doubled ids. A text is kept
-character for character as it was read, since its characters are what is scored.
+character for character as it was read, since the scorer reads every character.
 """
 
 import logging
@@ -18,7 +18,7 @@ from ugap.unicode import text_fault
 
 log = logging.getLogger("ugap.data")
 
-# The longest domain or id, in characters: names stand in plots, tables and file names.
+# The longest domain or id, in characters: names appear in plots, tables and file names.
 MAX_NAME = 500
 
 
@@ -89,7 +89,7 @@ def load_texts(
         limit (`int`, *optional*):
             At most that many rows of each domain, in the order of the file.
         skip_bad (`bool`, *optional*, defaults to `False`):
-            Log a warning for a bad row and go on, instead of raising.
+            Log a warning for a bad row and continue, instead of raising.
 
     Returns:
         `list[TextRow]`: at least one row, in the order of the source.
@@ -158,7 +158,7 @@ def load_texts(
         raise InputError(f"{first_fault} (and no row is good)" if first_fault else f"{source}: there are no rows")
     for column, default in ((id_column, "id"), (prompt_column, "prompt")):
         if column != default and column not in seen_columns:
-            log.warning("%s: no column %r; going on without it", source, column)
+            log.warning("%s: no column %r; continuing without it", source, column)
     return rows
 
 

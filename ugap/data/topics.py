@@ -28,7 +28,7 @@ _FOOTNOTE_MARK = re.compile(r"\s*\[\d+\](?=[\s.,;:)]|$)")
 
 @dataclass(frozen=True)
 class _Block:
-    """What stands between two blank lines."""
+    """The lines between two blank lines."""
 
     indent: int  # columns before the first line
     lines: list[str]  # without that indentation

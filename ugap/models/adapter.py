@@ -43,7 +43,7 @@ def with_adapter(model: PreTrainedModel, folder: str | Path, name: str) -> PeftM
     """
     with reading(f"{folder}: the adapter does not fit {name}"):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is missing is found below
+            warnings.simplefilter("ignore")  # missing weights are found below
             adapted = PeftModel.from_pretrained(model, str(folder), torch_device=str(model.device))
             # PEFT loads with strict=False: a weight without a place would be dropped in silence.
             placed = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))

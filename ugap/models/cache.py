@@ -1,7 +1,7 @@
 """The cache folder: entries that are made once and are whole or absent.
 
-An entry is a folder. It is built under a temporary name beside its place, synced, and renamed into place, so that a
-killed process, a full disk or a failed check never leaves half an entry where a reader looks. Builders of one entry
+An entry is a folder. It is built under a temporary name in the same folder, synced, and then renamed. So a killed
+process, a full disk or a failed check never leaves half an entry where a reader looks. Builders of one entry
 queue on a file lock and look again once they hold it; the holder is alone, so whatever temporary folder it finds was
 left by a killed process and is removed.
 """

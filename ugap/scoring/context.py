@@ -55,9 +55,9 @@ def shares_prefixes(run: Any, model: PreTrainedModel, device: torch.device, name
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # models fail in their own ways
-        logger.debug("%s: texts after one prefix run it anew, its cache cannot be shared: %r", name, error)
+        logger.debug("%s: each text runs its prefix anew, the cache cannot be shared: %r", name, error)
         return False
     same = are_close(states, whole[:, _PREFIX:])
     if not same:
-        logger.debug("%s: texts after one prefix run it anew, with its cache their states are others", name)
+        logger.debug("%s: each text runs its prefix anew, the shared cache changes hidden states", name)
     return same

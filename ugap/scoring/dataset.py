@@ -1,8 +1,8 @@
-"""Score a data set: the scorer's numbers as columns beside the columns that are there.
+"""Score a data set: add the scorer's numbers to its rows as columns.
 
-`datasets` does the carrying. `map` runs the scorer on blocks of rows: a `Dataset` goes to disk as it is scored, an
-`IterableDataset` stays lazy. The result has a fingerprint of its own, made of everything that changes a number, so the
-model is never hashed or pickled and scoring the same rows again reads the cached file.
+`map` of `datasets` runs the scorer on blocks of rows. A `Dataset` is written to disk while it is scored, an
+`IterableDataset` stays lazy. The fingerprint of the result covers everything that changes a number. So `datasets` never
+hashes or pickles the model, and scoring the same rows again reads the cached file.
 """
 
 import hashlib

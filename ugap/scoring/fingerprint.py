@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 SAMPLES = 4096
-# Where PEFT puts the layer that an adapter stands beside: `q_proj.base_layer.weight`, and `q_proj.lora_A...` beside it.
+# PEFT moves an adapted layer one level down, to `q_proj.base_layer.weight`, and adds `q_proj.lora_A...` next to it.
 _BASE = ".base_layer."
 
 
@@ -15,10 +15,9 @@ _BASE = ".base_layer."
 def weight_hash(model: torch.nn.Module, *, adapters: bool = False) -> str:
     """SHA-256 over the name, shape and up to 4,096 evenly spaced values of every parameter; 16 hexadecimal digits.
 
-    Values are rounded to bfloat16 first, so a float32 and a bfloat16 load of one checkpoint have one hash. A sample of
-    each tensor tells checkpoints apart at no cost; it is no proof against tampering. A base model inside a PEFT model
-    has the hash of the base model alone, or with `adapters` that of both. An offloaded model has the one that it has in
-    memory.
+    Values are rounded to bfloat16 first, so a float32 and a bfloat16 load of one checkpoint have the same hash. A
+    sample of each tensor is cheap and distinguishes checkpoints; it does not detect tampering. A base model inside a
+    PEFT model has the hash of the base model alone, or with `adapters` that of both. Offloading does not change it.
     """
     from accelerate.utils import align_module_device
 

@@ -1,4 +1,4 @@
-"""The scorer: a frozen causal language model that tells, token by token, how uncertain a text is.
+"""The scorer: a frozen causal language model that measures the surprisal and uncertainty of a text, token by token.
 
 Texts are tokenised with their prefixes, cut to the model's window, batched by a token budget and run through the
 backbone; only the positions that are scored reach the fused head. Right padding and a causal model need no attention
@@ -134,7 +134,7 @@ class Scorer:
 
     @cached_property
     def id(self) -> ScorerId:
-        """Name and weight hash, as they stand in records and profiles."""
+        """Name and weight hash, which records and profiles carry."""
         return ScorerId(self.name, weight_hash(self.model, adapters=self._adapted))
 
     def _unwrapped(self, model: Any) -> PreTrainedModel:
@@ -221,7 +221,7 @@ class Scorer:
                 )
             except InputError as error:
                 self._refuse(error, skip_bad)
-        # Without a prefix there is nothing that a prefix could tell: such a text has no marginal.
+        # Without a prefix the marginal would equal the surprisal: such a text has none.
         alone = {i: e for i, e in encoded.items() if pmi and e.context != e.bos}
         requests = [Request(i, 0, e.context, e.token_ids) for i, e in encoded.items()]
         requests += [Request(len(texts) + i, 0, e.bos, e.token_ids) for i, e in alone.items()]
@@ -356,7 +356,7 @@ class Scorer:
         hidden = self._hidden(ids, batch.requests[0].context[:shared])  # (B, L, H)
         select, targets, lengths = [], [], []
         for i, request in enumerate(batch.requests):
-            # Token t is predicted one position before it stands; the very first has nothing before it.
+            # The state at position t - 1 predicts token t; no state predicts the very first token.
             skip = 0 if request.context else 1
             first = len(request.context) - 1 - shared + skip
             select.append(torch.arange(first, len(rows[i]), device=device) + i * width)

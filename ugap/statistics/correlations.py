@@ -92,7 +92,7 @@ def correlation(
     columns = np.stack([_fitting(values, name, x) for name, values in named])  # (2 or 3, n)
     groups = strata_of(strata, columns.shape[1])
     n, n_strata = sum(map(len, groups)), len(groups)
-    # What is the same throughout every stratum has no correlation, and as a control nothing to take away.
+    # A column that is constant within every stratum has no correlation, and as a control it explains nothing.
     varies = [any(np.ptp(row[group]) for group in groups) for row in columns]
     if not all(varies[:2]):
         return Correlation(n, n_strata, math.nan, _NONE, math.nan)

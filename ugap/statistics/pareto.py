@@ -10,8 +10,8 @@ def pareto_optimal(costs: ArrayLike, values: ArrayLike) -> NDArray[np.bool_]:
     """Whether each point is on the Pareto frontier: no other has a lower cost and a value as high, or the reverse.
 
     Args:
-        costs (`ArrayLike` of shape `(n,)`): What is to be low.
-        values (`ArrayLike` of shape `(n,)`): What is to be high.
+        costs (`ArrayLike` of shape `(n,)`): Numbers that should be low.
+        values (`ArrayLike` of shape `(n,)`): Numbers that should be high.
 
     Returns:
         `np.ndarray` of shape `(n,)`, bool: Points that are equal in both are all on it, or all off it.

@@ -10,7 +10,7 @@ Design choices:
 - The peak has to lie between the 10% and the 90% quantile of the measure: beyond it there are too few texts for a line.
 - Texts are compared within strata, and a control enters as a linear term (see `ugap.statistics.correlations`, also for
   the resamples). Intervals are Student's with the bootstrap's standard error; that of the peak, a ratio, is of the
-  bootstrap's quantiles, and is given only where the quadratic term can be told from 0.
+  bootstrap's quantiles, and is given only where the interval of the quadratic term leaves 0 out.
 - Both sides are standardised: a term is in standard deviations of `y` per (squared) standard deviation of `x`.
 """
 
@@ -30,7 +30,7 @@ _NONE = (math.nan, math.nan)
 
 @dataclass(frozen=True)
 class Term:
-    """A coefficient with its 95% interval and its two-sided p; NaN where it cannot be told."""
+    """A coefficient with its 95% interval and its two-sided p; NaN where it is not determined."""
 
     value: float
     ci95: tuple[float, float]
@@ -54,7 +54,7 @@ class InvertedU:
         n (`int`): Texts in strata of at least two.
         quadratic (`Term`): The quadratic term, in standard deviations of `y` per squared standard deviation of `x`.
         peak (`float`): Where the quadratic peaks, in the unit of `x`; NaN where it has no peak.
-        peak_ci95 (`tuple[float, float]`): Its 95% interval; NaN where the quadratic term is not told from 0.
+        peak_ci95 (`tuple[float, float]`): Its 95% interval; NaN where the interval of the quadratic term includes 0.
         below (`Term`): Slope of the line below the peak; unknown where the peak lies outside of the middle 80% of `x`.
         above (`Term`): Slope of the line above it.
     """

@@ -386,7 +386,7 @@ def test_a_study_is_not_written_over(study_words, capsys):
     line = capsys.readouterr().err
     assert line.startswith("ugap: error: ")
     assert line.endswith(
-        ": there are results already; add --resume to go on, or choose another folder (see ugap measure --help)\n"
+        ": there are results already; add --resume to continue, or choose another folder (see ugap measure --help)\n"
     )
     assert line.count("\n") == 1
 

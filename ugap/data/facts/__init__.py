@@ -1,7 +1,7 @@
 """Facts that everybody may know: statements without their last words, the right end and three wrong ones of its kind.
 
 They are stated by this project, for a look at what a decoding or a fine-tuning does to what a model knows. A prompt
-ends right before the answer, which follows after a space, so that a base model can go on with it. Every fact is true in
+ends right before the answer, which follows after a space, so that a base model can continue it. Every fact is true in
 every year and place: no office-holders, no prices, no disputed borders.
 """
 
@@ -24,7 +24,7 @@ class Fact:
     Args:
         id (`str`): Name of the fact, unique, such as `"capitals/france"`.
         kind (`str`): Its kind, such as `"capitals"`.
-        prompt (`str`): What stands before the answer, without a space at its end.
+        prompt (`str`): The text before the answer, without a space at its end.
         answer (`str`): The right answer.
         wrong (`tuple[str, str, str]`): Wrong answers of the same type.
         accept (`tuple[str, ...]`): Other ways to give the right answer, such as `"8"` for `"eight"`.

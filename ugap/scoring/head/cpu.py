@@ -110,8 +110,8 @@ def fold(
     return folded._replace(within=torch.full_like(target_logit, float(window is not None and count == "window")))
 
 
-class FoldTargets(NamedTuple):
-    """What is known of `n` tokens before their logits are folded, with `n` a multiple of `TOKENS`."""
+class FoldTargets(NamedTuple):  # the fields are in the order of the kernel's arguments
+    """Targets and their logits, of `n` tokens whose logits are to be folded; `n` is a multiple of `TOKENS`."""
 
     targets: Tensor
     target_logit: Tensor

@@ -163,7 +163,7 @@ def input_device(model: PreTrainedModel) -> torch.device:
 def backbone(model: PreTrainedModel) -> torch.nn.Module:
     """The model without its head: token ids to the last hidden states, final norm included."""
     inner = model.base_model
-    # Where a multimodal model's text part stands alone, the name of its inner model is not where transformers looks.
+    # The text part of a multimodal model, loaded alone, has its inner model where `base_model` does not look.
     return getattr(model, "model", model) if inner is model else inner
 
 

@@ -25,7 +25,7 @@ Precision = Literal["exact", "split"]
 Window = tuple[Tensor, Tensor]
 # Words of the window that are counted: all of them, or those before the target.
 Count = Literal["window", "earlier"]
-# Of the gradient of a logit `(n,)`: a constant, what is multiplied with `z`, and what the target has less.
+# The gradient of a logit is `e^z (constant + per_z z)`, less `by_surprisal` for the target: these three, each `(n,)`.
 Factors = tuple[Tensor, Tensor, Tensor]
 
 # Wide tiles are multiples of this, so that every row of a product begins where vector loads can.

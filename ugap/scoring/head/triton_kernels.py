@@ -90,7 +90,7 @@ def _logits(product, bias, scale, softcap, HAS_BIAS: tl.constexpr, HAS_SOFTCAP: 
 def _folded(logits, columns, target, high, low, maximum, s0, s1, s2, above, within, target_logit, COUNT: tl.constexpr):
     """The sums `(rows,)` with a tile of logits `(rows, columns)` folded in; logits past the vocabulary are `-inf`.
 
-    `COUNT` is "nothing", "window", or "earlier" for the words of the window that stand before the target.
+    `COUNT` is "nothing", "window", or "earlier" for the words of the window before the target.
     """
     new = tl.maximum(maximum, tl.max(logits, 1), propagate_nan=tl.PropagateNan.ALL)
     finite = tl.maximum(new, _LOWEST, propagate_nan=tl.PropagateNan.ALL)

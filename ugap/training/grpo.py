@@ -1,7 +1,7 @@
 """GRPO toward human uncertainty: rewards by domain, factuality as a constraint, and a hold on the policy's entropy.
 
 The trainer below reads from top to bottom as one step: completions, rewards, advantages, references, loss. TRL calls
-the stages; a [`Step`] holds what they know.
+the stages; a `Step` holds what they know.
 
 - *Advantages.* Each reward is normalised within its group of completions, then weighted, then summed. So a weight acts
   between domains. Normalising after the weighting would cancel the weight of a reward that alone applies to its rows.

@@ -28,12 +28,15 @@ class MirostatLogitsProcessor(LogitsProcessor):
         """Scores `(B, V)` with the tokens cut that are more surprising than `mu`; the first always stays."""
         log_p = scores.float().log_softmax(-1)
         before = self._ids
+        # A processor is not told of a new batch: ids that do not extend the last ones begin one.
         if before is not None and torch.equal(input_ids[:, :-1], before):
             drawn = -self._log_p.gather(1, input_ids[:, -1:]).squeeze(1)
             self._mu = self._mu - self.rate * (drawn - self.surprisal)
         else:
+            # The authors' start: twice the target leaves the first draw nearly free.
             self._mu = torch.full((len(scores),), 2 * self.surprisal, device=scores.device)
         self._ids, self._log_p = input_ids, log_p
+        # At least the likeliest token stays, or nothing could be drawn.
         floor = torch.minimum(-self._mu, log_p.amax(-1)).unsqueeze(1)
         return scores.masked_fill(log_p < floor, -math.inf)
 
@@ -53,6 +56,7 @@ class TopNSigmaLogitsProcessor(LogitsProcessor):
         logits = scores.float()
         possible = logits > -math.inf
         count = possible.sum(-1, keepdim=True)
+        # Ruled-out tokens are -inf and would make the mean so: they are left out of both moments.
         mean = logits.masked_fill(~possible, 0.0).sum(-1, keepdim=True) / count
         deviation = ((logits - mean).masked_fill(~possible, 0.0).square().sum(-1, keepdim=True) / count).sqrt()
         return scores.masked_fill(logits < logits.amax(-1, keepdim=True) - self.n * deviation, -math.inf)

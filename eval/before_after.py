@@ -86,6 +86,7 @@ def run(arguments: Arguments) -> None:
     if not (tuned or arguments.match):
         raise InputError("there is nothing to compare the base with: name an --adapter, a --tuned model, or --match")
     output = Path(arguments.output)
+    # After the words are checked and before a model is loaded.
     refuse_results(arguments.output, arguments.resume, PARTS)
     rows, others, settings = compared(
         arguments,

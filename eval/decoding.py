@@ -103,6 +103,7 @@ def run(arguments: Arguments) -> None:
         **parse_decodings([name for name in arguments.decoding if name not in special]),
         **{name: {} for name in special},
     }
+    # In the order that was typed: tables and plots keep it.
     decodings = {name.partition("=")[0]: decodings[name.partition("=")[0]] for name in arguments.decoding}
     if arguments.profile is not None:
         for how in decodings.values():
@@ -117,6 +118,7 @@ def run(arguments: Arguments) -> None:
     others = load_domain(arguments.tune, arguments.domain) if arguments.tune else []
     output = Path(arguments.output)
     refuse_results(arguments.output, arguments.resume, PARTS)
+    # These are in the names of parts, so that models, decodings and seeds can be added to a folder.
     elsewhere = ("model", "decoding", "seeds", "output", "resume", "device", "trust_remote_code")
     settings = {
         **{name: value for name, value in asdict(arguments).items() if name not in elsewhere},
@@ -154,12 +156,14 @@ def measure(
             device=arguments.device,
             trust_remote_code=arguments.trust_remote_code,
         )
+        # Before the first text: a decoding that the model cannot do would be found after hours.
         check_writer(scorer, decodings.values(), [arguments.domain])
         how_of = dict(decodings)
         with progress_bar() as bar:
             writer = Writer(scorer, arguments, work, bar)
             excerpts = writer.cut(rows)
             human = writer.texts("test", excerpts, HUMAN, {}, 0)
+            # On other texts than those of the table: a temperature fitted on them would match them by construction.
             if TUNED in decodings:
                 how_of[TUNED] = {"temperature": tuned_temperature(writer, writer.cut(others))}
             table = [
@@ -245,8 +249,8 @@ class Writer:
         if decoding == TOP_N_SIGMA:
             return [], [baselines.TopNSigmaLogitsProcessor(1.0)]
         profile = profile_of(self.scorer.model, self.arguments.profile)
-        level = human_params(profile, self.arguments.domain)["mean_surprisal"]
-        return [f"level {level}"], [baselines.MirostatLogitsProcessor(level)]
+        surprisal = human_params(profile, self.arguments.domain)["mean_surprisal"]
+        return [f"surprisal {surprisal}"], [baselines.MirostatLogitsProcessor(surprisal)]
 
 
 def tuned_temperature(writer: Writer, excerpts: "Sequence[Excerpt]") -> float:
@@ -255,13 +259,15 @@ def tuned_temperature(writer: Writer, excerpts: "Sequence[Excerpt]") -> float:
 
     from ugap.study.compare.matched import matched_temperature
 
-    def level(texts: "Sequence[ScoredText]") -> float:
+    def mean_surprisal(texts: "Sequence[ScoredText]") -> float:
         return float(np.mean([text.scores.nll for text in texts if len(text.scores)]))
 
-    def level_at(temperature: float) -> float:
-        return level(writer.texts("tune", excerpts, f"temperature-{temperature}", {"temperature": temperature}, 0))
+    def surprisal_at(temperature: float) -> float:
+        return mean_surprisal(
+            writer.texts("tune", excerpts, f"temperature-{temperature}", {"temperature": temperature}, 0)
+        )
 
-    return matched_temperature(level(writer.texts("tune", excerpts, HUMAN, {}, 0)), level_at)
+    return matched_temperature(mean_surprisal(writer.texts("tune", excerpts, HUMAN, {}, 0)), surprisal_at)
 
 
 def compare(human: "Sequence[ScoredText]", seeds: "Sequence[Sequence[ScoredText]]") -> dict[str, Any]:

@@ -94,6 +94,7 @@ def run(arguments: Arguments) -> None:
         size=arguments.samples,
         words=arguments.words,
     )
+    # "human" is the default only where the data has it: a reference that was asked for must be there.
     systems = {one.system for one in samples.sets}
     reference: str | None = arguments.reference if arguments.reference is not None else "human"
     if reference not in systems:
@@ -107,6 +108,7 @@ def run(arguments: Arguments) -> None:
         print('self-BLEU is left out: sacrebleu is not installed: pip install "ugap[diversity]"', file=sys.stderr)
     measures = []
     with progress_bar() as bar:
+        # Self-BLEU compares every pair of texts: seconds a set.
         for one in bar.track(samples.sets, description="sets"):
             embeddings = None if embedder is None else embedder(one.texts)
             measures.append(sample_variety(one.texts, embeddings, bleu=bleu, threshold=arguments.threshold))
@@ -130,6 +132,7 @@ def run(arguments: Arguments) -> None:
     path = Path(arguments.output) / f"{NAME}.json"
     write_json(path, record)
     console = Terminal()
+    # In a pipe rich assumes 80 columns, which folds the numbers.
     if not console.is_terminal:
         console = Terminal(width=WIDTH)
     print_tables(record, console)

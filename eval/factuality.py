@@ -98,6 +98,7 @@ def run(arguments: Arguments) -> None:
     from ugap.scoring.fingerprint import weight_hash
     from ugap.study.decodings import parse_decodings
 
+    # The hash is of all facts: another --limit may use the parts and results of this run.
     facts, all_facts = load_facts(limit=arguments.limit), load_facts()
     decodings = parse_decodings(arguments.decoding)
     if CONTRASTIVE in decodings:
@@ -132,6 +133,7 @@ def run(arguments: Arguments) -> None:
             results = ask(model, arguments.model)
         else:
             adapted = with_adapter(model, adapter, arguments.model)
+            # One set of weights in memory for both: the adapter is switched off for the base.
             with adapted.disable_adapter():
                 results = ask(adapted.get_base_model(), arguments.model)
             results += ask(adapted.get_base_model(), f"{arguments.model} + {adapter}")
@@ -174,6 +176,7 @@ def ask_model(
     tests: dict[str, list[Callable[..., FactResult]]] = {CONTRASTIVE: [partial(contrastive, scorer, facts)]}
     for decoding, how in decodings.items():
         go_on = partial(generative, model, tokenizer, facts, how, bos=scorer.bos)
+        # Greedy gives one answer whatever the seed.
         tests[decoding] = [partial(go_on, seed=seed) for seed in range(1 if is_deterministic(how) else seeds)]
     results = []
     with progress_bar() as bar:
@@ -220,6 +223,7 @@ def read_results(folder: Path, facts_hash: str) -> list[Result]:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
+        # An InputError is a ValueError, and says its own cause.
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: not the results of ugap eval factuality") from error
@@ -232,6 +236,7 @@ def pairs(results: Sequence[Result], others: Sequence[Result]) -> Iterator[tuple
     for model in models:
         first, *rest = [result for result in results if result.model == model and result.test != CONTRASTIVE]
         yield from ((result, first) for result in rest)
+    # The last model is the one with the adapter, where there is one.
     of_last = [result for result in results if result.model == models[-1]]
     base = [result for result in results if result.model == models[0]] if len(models) > 1 else []
     others_last = [result for result in others if result.model == others[-1].model]

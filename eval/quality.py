@@ -96,7 +96,7 @@ def run(arguments: Arguments) -> None:
     from ugap.errors import InputError
     from ugap.report.quality import plot_curves, plot_quality
     from ugap.scoring import Scorer
-    from ugap.study.analysis.quality import human_levels, load_rated, quality_measures, relate
+    from ugap.study.analysis.quality import human_means, load_rated, quality_measures, relate
     from ugap.terminal import Terminal
 
     if arguments.resamples < 100:
@@ -115,6 +115,7 @@ def run(arguments: Arguments) -> None:
             prompt_column=arguments.prompt,
             limit=arguments.limit,
         )
+        # After the texts: a wrong column is found without a model.
         scorer = Scorer.from_pretrained(
             arguments.model,
             dtype=arguments.dtype,
@@ -135,7 +136,7 @@ def run(arguments: Arguments) -> None:
                 },
                 "n_texts": len(texts),
                 "means": means(texts),
-                "human": {} if profile is None else human_levels(profile),
+                "human": {} if profile is None else human_means(profile),
                 "relations": relate(texts, measures, resamples=arguments.resamples, seed=arguments.seed),
                 "texts": [
                     {
@@ -153,6 +154,7 @@ def run(arguments: Arguments) -> None:
         plot_quality(record["relations"], output / f"{NAME}.png")
         plot_curves(record["texts"], output / f"{NAME}-curves.png", human=record["human"].get("nll"))
         console = Terminal()
+        # In a pipe rich assumes 80 columns, which folds the numbers.
         if not console.is_terminal:
             console = Terminal(width=WIDTH)
         print_tables(record, console)
@@ -182,6 +184,7 @@ def score(texts: "Sequence[RatedText]", scorer: "Scorer", arguments: Arguments, 
     from ugap.study.scoring_job import ScoringJob
     from ugap.study.store import scores_from_row
 
+    # Parts are resumed only for the same texts.
     texts_hash = content_hash([(text.prefix, text.row.text) for text in texts])
     settings = {"dtype": arguments.dtype, "texts_hash": texts_hash}
     job = ScoringJob(scorer, folder, pmi=arguments.pmi, resume=arguments.resume, settings=settings)

@@ -119,6 +119,7 @@ def run(arguments: Arguments) -> None:
     added = [Tuned.parse(word, is_adapter=True) for word in arguments.add]
     for adapter in added:
         adapter_hash(adapter.model)  # a folder that is none is found before anything is trained
+    # A full fine-tuning leaves a whole model, and no adapter of the base.
     whole = bool(config.get("full"))
     tuned = [Tuned(one.name, str(output / "runs" / one.folder), not whole) for one in sweep]
     rows, others, settings = compared(arguments, str(config["model"]), [*tuned, *added])
@@ -164,6 +165,7 @@ def training_config(arguments: Arguments) -> dict[str, Any]:
         if not given:
             raise InputError(f"override {word!r}: not NAME=VALUE")
         try:
+            # As YAML reads it, like the config: `1e-4` and `no` have their types.
             config[name] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise InputError(f"override {word!r}: {value!r} is not a value") from error
@@ -181,6 +183,7 @@ def planned(arguments: Arguments) -> list[Run]:
     """Every training of the sweep."""
     from ugap.errors import InputError
 
+    # By the word that was typed: it is in the names of the folder and of the run.
     limits: dict[str, float | None] = {}
     for word in arguments.limits:
         try:
@@ -201,6 +204,7 @@ def planned(arguments: Arguments) -> list[Run]:
             raise InputError(f"objectives: {name!r} is none of {', '.join((*NAMES, NONE))}")
         if name != NONE:
             runs.append(Run(NAMES[name], name, {"objective": name, "constraint_limit": None}))
+    # A weight or limit that was typed twice is one training.
     return list({run.folder: run for run in runs}.values())
 
 

@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 import ugap.report.figure
-from ugap.report.before_after import BASE_COLOUR, COLOURS, before_after_tables, plot_before_after
+from ugap.report.before_after import BASE_COLOUR, before_after_tables, plot_before_after
+from ugap.report.figure import PALETTE
 
 
 def measure(gap, half=0.1):
@@ -148,7 +149,7 @@ def test_the_plot(record, tmp_path, monkeypatch):
     assert marks == {
         (BASE_COLOUR, 0.8): BASE_COLOUR,
         (BASE_COLOUR, 0.05): "#ffffff",
-        (COLOURS[0], -0.2): COLOURS[0],
+        (PALETTE[0], -0.2): PALETTE[0],
     }
     assert len([line for line in cross.lines if line.get_marker() != "None"]) == 2
     assert own.get_xlim() == cross.get_xlim()

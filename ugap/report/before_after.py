@@ -12,9 +12,9 @@ from typing import Any
 
 from rich.table import Table
 
-from ugap.report.figure import LABEL, framed, wrapped
+from ugap.report.figure import LABEL, MARKERS, PALETTE, framed, wrapped
 from ugap.report.forest import HUMAN_LEVEL, Mark, draw_forest, key, limits
-from ugap.report.plots import MARKERS
+from ugap.report.plots import span
 from ugap.report.rows import ends, number
 from ugap.report.tables import MISSING, p_value
 from ugap.report.terminal import figure, text_table, with_interval
@@ -24,10 +24,8 @@ from ugap.study.compare.table import BASE, MATCHED
 from ugap.study.pairs import SELF
 from ugap.terminal import one_line
 
-# Okabe and Ito's palette; the base is grey.
-BASE_COLOUR = "#7f7f7f"
+BASE_COLOUR = "#7f7f7f"  # grey: the tuned models have the colours
 LEGEND = 32  # letters
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 
 Record = Mapping[str, Any]
 
@@ -184,10 +182,11 @@ def plot_before_after(record: Record, path: str | Path) -> None:
     rows = [row for row in record["rows"] if math.isfinite(number(_gap(row, "nll")[0]))]
     writers = [model["name"] for model in record["models"]]
     decodings = list(dict.fromkeys(row["decoding"] for row in record["rows"]))
-    colours = {name: BASE_COLOUR if name == BASE else COLOURS[(i - 1) % len(COLOURS)] for i, name in enumerate(writers)}
+    colours = {name: BASE_COLOUR if name == BASE else PALETTE[(i - 1) % len(PALETTE)] for i, name in enumerate(writers)}
     looks = {name: (colours[name], MARKERS[i % len(MARKERS)]) for i, name in enumerate(writers)}
     # Inches: two panels side by side, or one over the whole page.
     width = 5.0 if len(record["scorers"]) > 1 else 7.4
+    # Inches of a decoding's line: each model needs 0.16 of them.
     slot = max(0.4, 0.16 * (len(writers) + 1))
     gaps = [_gap(row, "nll") for row in rows]
     words = MEASURES["nll"]
@@ -235,10 +234,5 @@ def _marks(rows: Sequence[Record], decodings: Sequence[str], looks: Mapping[str,
 def _basis(rows: Sequence[Record]) -> str:
     if not rows:
         return "No gap could be estimated."
-    pairs, sources = (_span([row[name] for row in rows]) for name in ("n", "n_sources"))
-    return f"n = {pairs} pairs of {sources} source texts."
-
-
-def _span(counts: Sequence[int]) -> str:
-    low, high = min(counts), max(counts)
-    return str(low) if low == high else f"{low} to {high}"
+    pairs, sources = (sorted({row[name] for row in rows}) for name in ("n", "n_sources"))
+    return f"n = {span(pairs, 'pair', 'pairs')} of {span(sources, 'source text', 'source texts')}."

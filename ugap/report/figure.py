@@ -30,6 +30,10 @@ INK, SOFT, FAINT = "#222222", "#5f6368", "#e6e8eb"
 MARGIN = 0.18  # inches
 TITLE, NOTE, LABEL = 13, 8, 8.5  # points
 
+# Okabe and Ito's palette: distinct with every common colour blindness; series differ by marker as well.
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+MARKERS = ("o", "s", "D", "^", "v", "P")
+
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": LABEL,
@@ -66,6 +70,7 @@ def wrapped(text: str, inches: float, points: float, *, bold: bool = False) -> s
 
 def columns(n_panels: int) -> int:
     """Panels side by side: one row up to three panels, two by two, then rows of three."""
+    # Four in a row of three would leave one alone.
     return 2 if n_panels == 4 else min(3, max(1, n_panels))
 
 

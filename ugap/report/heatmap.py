@@ -77,6 +77,7 @@ def heat_map(strings: Sequence[str], surprisal: Sequence[float]) -> Text:
     highest = -math.inf
     for string, nats in zip(strings, surprisal, strict=True):
         highest = highest if math.isnan(nats) else max(highest, nats)
+        # A character of several tokens takes the highest of them; the others add no letter.
         if string:
             out.append(visible(string).replace("\n", NEWLINE + "\n"), _style(highest))
             highest = -math.inf

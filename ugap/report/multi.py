@@ -7,7 +7,7 @@ from typing import Any
 
 from ugap.environment import environment
 from ugap.files import replacing, without_nan, write_json
-from ugap.report.figure import LABEL, SOFT, framed, wrapped
+from ugap.report.figure import LABEL, PALETTE, SOFT, framed, wrapped
 from ugap.report.forest import Mark, draw_forest, key, limits
 from ugap.report.labels import named
 from ugap.report.rows import ContrastRow, GapRow, read_gaps
@@ -18,7 +18,7 @@ from ugap.study.multi.run import Outcome
 from ugap.terminal import one_line
 
 RECORD, TABLE, PLOT = "contrasts.json", "study.md", "models.png"
-KIND_MARKS = {"base": ("#0072b2", "o"), "instruct": ("#d55e00", "s"), "reasoning": ("#009e73", "^")}
+KIND_MARKS = dict(zip(KINDS, zip(PALETTE, ("o", "s", "^"), strict=False), strict=True))
 MOST_MODELS, MOST_DOMAINS = 4, 6  # that have sentences of their own; more are counted
 
 Row = Mapping[str, Any]
@@ -197,6 +197,7 @@ def plot_models(gaps: Sequence[Row], path: str | Path, measure: str = "nll") -> 
     lines = sorted({_Line.of(row) for row in shown})
     words = MEASURES[measure]
     kinds = [kind for kind in KINDS if any(row.kind == kind for row in shown)]
+    # Self-scored gaps are each on the scale of their own model: the plot has to say so.
     read_by = "each model reads its own text" if scorer == "self" else f"read by {scorer}"
     with framed(
         path,
@@ -209,6 +210,7 @@ def plot_models(gaps: Sequence[Row], path: str | Path, measure: str = "nll") -> 
         "(chat): asked through the chat template; else the bare prefix is continued.",
         legend=[key(kind, *KIND_MARKS[kind]) for kind in kinds],
     ) as frame:
+        # Shaded by family and not by line, so that a family is seen together.
         families = [*dict.fromkeys(line.family for line in lines)]
         shaded = [y for y, line in enumerate(lines) if families.index(line.family) % 2 == 0]
         names = [wrapped(line.label, 2.6, LABEL) for line in lines]

@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike, NDArray
 
-from ugap.report.figure import FAINT, LABEL, SOFT, framed, ordered_colours, wrapped
+from ugap.report.figure import FAINT, LABEL, MARKERS, PALETTE, SOFT, framed, ordered_colours, wrapped
 from ugap.report.forest import HUMAN_LEVEL, Mark, draw_forest, key, limits
 from ugap.report.rows import GapRow, read_gaps
 from ugap.report.words import MEASURES, Measure, tally
@@ -28,10 +28,8 @@ TOKENS_PER_BIN = 50
 TAIL = 0.02
 MOST_BINS = 12
 
-# Okabe and Ito's palette: distinct with every common colour blindness, and by marker as well.
-DOMAIN_COLOURS = {"creative": "#0072b2", "functional": "#d55e00"}
-OTHER_COLOURS = ("#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-MARKERS = ("o", "s", "D", "^", "v", "P")
+DOMAIN_COLOURS = {"creative": PALETTE[0], "functional": PALETTE[1]}
+OTHER_COLOURS = PALETTE[2:]
 
 FloatArray = NDArray[np.float64]
 Points = tuple[ArrayLike, ArrayLike]
@@ -126,12 +124,18 @@ def _basis(rows: list[GapRow]) -> str:
             sorted({count(row) for row in rows if row.domain == domain})
             for count in (lambda row: row.n, lambda row: row.n_sources)
         )
-        n = f"n = {_span(prefixes, 'prefix', 'prefixes')} of {_span(sources, 'source text', 'source texts')}"
+        n = f"n = {span(prefixes, 'prefix', 'prefixes')} of {span(sources, 'source text', 'source texts')}"
         parts.append(f"{domain[:1].upper()}{domain[1:]}: {n}.")
     return " ".join(parts) if rows else ""
 
 
-def _span(values: list[int], one: str, many: str) -> str:
+def span(values: list[int], one: str, many: str) -> str:
+    """Sorted counts as a range with their noun.
+
+    Example:
+        >>> span([1], "pair", "pairs"), span([3, 8], "pair", "pairs")
+        ('1 pair', '3 to 8 pairs')
+    """
     if len(values) == 1:
         return f"{values[0]} {one if values[0] == 1 else many}"
     return f"{values[0]} to {values[-1]} {many}"
@@ -242,6 +246,7 @@ def bin_means(entropy: FloatArray, surprisal: FloatArray) -> tuple[FloatArray, F
         `tuple[np.ndarray, np.ndarray]`: Both means of shape `(B,)` in nats, by ascending entropy; tokens of one entropy
         share a bin, so there may be fewer bins than the at most 12 of at least 50 tokens.
     """
+    # Fewer than 50 tokens in a bin give a mean that is mostly noise.
     n_bins = int(np.clip(len(entropy) // TOKENS_PER_BIN, 1, MOST_BINS))
     # Edges that are themselves tokens' entropies leave no bin empty, however many tokens share one entropy.
     edges = np.unique(np.quantile(entropy, np.arange(n_bins) / n_bins, method="inverted_cdf"))[1:]

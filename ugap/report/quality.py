@@ -11,16 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from rich.table import Table
 
-from ugap.report.figure import FAINT, INK, SOFT, framed, wrapped
+from ugap.report.figure import FAINT, INK, MARKERS, PALETTE, SOFT, framed, wrapped
 from ugap.report.forest import Mark, draw_forest, key
-from ugap.report.plots import DOMAIN_COLOURS, MARKERS, OTHER_COLOURS
 from ugap.report.rows import ends, number
 from ugap.report.tables import MISSING, p_value
 from ugap.report.terminal import figure, text_table, with_interval
 from ugap.study.analysis.quality import AUTHOR, OVERALL, WITHIN
 from ugap.terminal import one_line
 
-COLOURS = (*DOMAIN_COLOURS.values(), *OTHER_COLOURS)
 _POINTS = 8  # of a curve at most
 Row = Mapping[str, Any]
 
@@ -131,7 +129,7 @@ def plot_curves(texts: Sequence[Row], path: str | Path, *, human: float | None =
     Args:
         texts (`Sequence[Mapping]`): The texts of `quality.json`, with `author`, `ratings` and `measures`.
         path (`str` or `Path`): The PNG file to write.
-        human (`float`, *optional*): The level of human text in the profile, shown as a line.
+        human (`float`, *optional*): The mean of human text in the profile, shown as a line.
         measure (`str`, *optional*, defaults to `"nll"`): The measure.
     """
     authors = list(dict.fromkeys(text["author"] for text in texts))
@@ -191,7 +189,7 @@ def _draw_curve(axes: Axes, points: np.ndarray, color: str, marker: str) -> None
 
 
 def _look(author: int) -> dict[str, Any]:
-    return {"color": COLOURS[author % len(COLOURS)], "marker": MARKERS[author % len(MARKERS)]}
+    return {"color": PALETTE[author % len(PALETTE)], "marker": MARKERS[author % len(MARKERS)]}
 
 
 def _main_scope(rows: Sequence[Row]) -> str:

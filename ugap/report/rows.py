@@ -163,6 +163,7 @@ class ContrastRow:
 
 def preferred_scorer(scorers: Iterable[str], model: str) -> str:
     """The scorer that words are about where there are several: the model itself, else the first."""
+    # The order of the study's settings is kept.
     names = list(dict.fromkeys(scorers))
     return next((name for name in (SELF, model) if name in names), names[0])
 

@@ -220,6 +220,7 @@ def _console_section(rows: list[GapRow]) -> Table:
         same_model = same_domain and previous is not None and previous.model == row.model
         if previous is not None and not same_model:
             table.add_section()
+        # Cyan and magenta are read on light and dark terminals, and by the colour-blind.
         colour = {1: "cyan", -1: "magenta", 0: ""}[row.verdict]
         table.add_row(
             Text("" if same_domain else row.domain),

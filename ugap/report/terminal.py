@@ -53,6 +53,7 @@ def with_interval(value: Any, ci95: Iterable[float | None] | None, form: str, *,
         >>> with_interval(0.5, [0.4, 0.6], "+.2f"), with_interval(0.5, [None, None], ".0%")
         ('+0.50 [+0.40, +0.60]', '50%')
     """
+    # A single source has an estimate and no interval.
     shown = figure(value, form, scale=scale)
     low, high = (figure(end, form, scale=scale) for end in ends(ci95))
     return shown if MISSING in (shown, low, high) else f"{shown} [{low}, {high}]"

@@ -15,8 +15,7 @@ from matplotlib.lines import Line2D
 from rich.table import Table
 
 from ugap.report.before_after import BASE_COLOUR, legend_name
-from ugap.report.figure import FAINT, SOFT, framed, ordered_colours, wrapped
-from ugap.report.plots import MARKERS
+from ugap.report.figure import FAINT, MARKERS, SOFT, framed, ordered_colours, wrapped
 from ugap.report.rows import ends
 from ugap.report.terminal import text_table, with_interval
 from ugap.study.compare.table import BASE, MATCHED
@@ -84,6 +83,7 @@ def plot_tradeoff(record: Record, path: str | Path) -> None:
 
 def _draw(axes: Axes, points: Sequence[tuple[Record, Look]]) -> None:
     axes.grid(color=FAINT, linewidth=0.8)
+    # By the size of the gap, so that the line has no loops.
     frontier = sorted((point["size"], 100 * point["accuracy"]) for point, _ in points if point["pareto"])
     axes.plot(*zip(*frontier, strict=True), color=SOFT, linewidth=1.2, linestyle=(0, (4, 3)), zorder=2)
     for point, look in points:

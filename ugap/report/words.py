@@ -19,6 +19,7 @@ from ugap.study.pairs import GIVEN, SELF
 
 ANCESTRAL = "ancestral"
 LEVEL = 0.05
+NO_GAP = "No gap in surprisal could be estimated."
 UNTESTED = "too few source texts for a test"
 MOST_SENTENCES = 13
 
@@ -205,6 +206,7 @@ def tally(rows: Sequence[GapRow], measure: Measure) -> str:
     if unknown == total:
         return "No difference can be told" + (f" in any of {total} comparisons" if total > 1 else "")
     first, second = (more, measure.human_higher), (less, measure.model_higher)
+    # The more frequent direction is told first.
     if less > more:
         first, second = second, first
     parts = [f"{first[1][0].upper()}{first[1][1:]} in {share(first[0])}"]
@@ -217,6 +219,7 @@ def tally(rows: Sequence[GapRow], measure: Measure) -> str:
 
 def _telling(rows: Sequence[GapRow]) -> list[GapRow]:
     """Ancestral sampling (else the smallest gap), then the largest gap of the others."""
+    # The largest gap is the last.
     by_gap = sorted(rows, key=lambda row: row.gap)
     first = next((row for row in by_gap if row.decoding == ANCESTRAL), by_gap[0])
     return [first, *[row for row in by_gap if row is not first][-1:]]
@@ -254,13 +257,14 @@ def findings(gaps: Sequence[Mapping[str, Any]], contrasts: Sequence[Mapping[str,
     """
     rows = read_gaps(gaps, "nll")
     if not rows:
-        return ["No gap in surprisal could be estimated."]
+        return [NO_GAP]
     scorers: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         scorers.setdefault((row.model, row.decoding), []).append(row.scorer)
     preferred_rows: list[GapRow] = []
     others: dict[str, list[GapRow]] = {}
     for row in rows:
+        # By decoding too: given texts have no scorer of their own.
         preferred = row.scorer == preferred_scorer(scorers[row.model, row.decoding], row.model)
         (preferred_rows if preferred else others.setdefault(row.scorer, [])).append(row)
 

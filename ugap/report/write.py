@@ -28,6 +28,7 @@ def write_report(result: StudyResult, folder: str | Path, *, command: str, conso
     """
     folder = Path(folder)
     console = console or Terminal()
+    # With one prompting in the study its name would only lengthen every row.
     both = len({row["prompting"] for row in result.record["gaps"]}) > 1
     gaps = [named(row, both) for row in result.record["gaps"]]
     contrasts = [named(row, both) for row in result.record["contrasts"]]

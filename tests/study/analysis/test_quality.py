@@ -9,7 +9,7 @@ from scipy import stats
 from ugap.data import TextRow
 from ugap.errors import InputError
 from ugap.profile.texts import FEATURES
-from ugap.study.analysis.quality import RatedText, human_levels, load_rated, quality_measures, relate
+from ugap.study.analysis.quality import RatedText, human_means, load_rated, quality_measures, relate
 
 ROWS = [
     {
@@ -118,7 +118,7 @@ def test_the_profile_distance_is_without_pmi(tiny_scorer, text_rows):
 
 def test_the_human_level_of_the_rank(tiny_model, make_profile):
     """From its quantiles: about the mean logarithm of the ranks that were fitted."""
-    levels = human_levels(make_profile(tiny_model, n_texts=40).domain("creative"))
+    levels = human_means(make_profile(tiny_model, n_texts=40).domain("creative"))
     assert 1.5 < levels["log_rank"] < np.log(400)
     assert levels["excess"] == 0
     assert levels.keys() == {"nll", "entropy", "varentropy", "deviation", "bits_per_byte", "log_rank", "excess"}

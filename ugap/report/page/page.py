@@ -32,7 +32,7 @@ from ugap.report.page.series import colours, panels
 from ugap.report.plots import DOMAIN_COLOURS, OTHER_COLOURS
 from ugap.report.rows import GapRow, preferred_scorer, read_gaps
 from ugap.report.tables import DEFINITIONS
-from ugap.report.words import ANCESTRAL, MEASURES, decimals, findings, people_clause, tally, writer
+from ugap.report.words import ANCESTRAL, MEASURES, NO_GAP, decimals, findings, people_clause, tally, writer
 from ugap.study.pairs import GIVEN, SELF
 from ugap.terminal import visible
 
@@ -132,7 +132,7 @@ def headline(run: Run) -> str:
     """
     rows = [row for row in read_gaps(run.gaps, "nll") if math.isfinite(row.ci95[0])]
     if not rows:
-        return "No gap in surprisal could be estimated."
+        return NO_GAP
     domain = "creative" if any(row.domain == "creative" for row in rows) else rows[0].domain
     rows = [row for row in rows if row.domain == domain]
     rows = [row for row in rows if row.given == rows[0].given and (row.given or row.model == rows[0].model)]
@@ -155,7 +155,7 @@ def _clause(row: GapRow, places: int) -> str:
 def _overall(runs: Sequence[Run]) -> str:
     """Several studies in one sentence: how many of their comparisons point which way."""
     rows = [row for run in runs for row in read_gaps(run.gaps, "nll")]
-    return f"{tally(rows, MEASURES['nll'])}." if rows else "No gap in surprisal could be estimated."
+    return f"{tally(rows, MEASURES['nll'])}." if rows else NO_GAP
 
 
 def _words(run: Run, name: str) -> dict[str, Any]:

@@ -58,6 +58,7 @@ def read_run(folder: str | Path) -> Run:
     texts = list(read_scores(folder))
     if not texts:
         raise InputError(f"{folder}: no scores in it; give the folder of a study (ugap measure --output)")
+    # Cells without a pair are rows of the table too; the curves need texts.
     every = pair(texts)
     cells = [cell for cell in every if cell.human]
     name = folder.resolve().name

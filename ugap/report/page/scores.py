@@ -32,6 +32,7 @@ def read_scores(folder: Path) -> Iterator[ScoredText]:
     if merged.exists():
         yield from _scored(merged)
         return
+    # A dot starts the name of a file that is being written.
     for part in sorted((folder / "parts" / "scored").glob("[!.]*.part.parquet")):
         try:
             yield from list(_scored(part))

@@ -158,6 +158,7 @@ def _interval(sums: np.ndarray, counts: np.ndarray, seed: int) -> tuple[float, f
     if not there.any():
         return float("nan"), float("nan")
     clusters = Clusters(list(np.flatnonzero(there)), sums[there], counts[there])
+    # Bounded work: a study of 10,000 sources would take minutes.
     resamples = max(200, min(1000, 500_000 // len(clusters.sources)))  # many sources need few
     return interval([Group([clusters], [1])], resamples=resamples, seed=seed)
 

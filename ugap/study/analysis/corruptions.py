@@ -22,6 +22,7 @@ def random_tokens(tokenizer: PreTrainedTokenizerBase, n: int, rng: random.Random
         n (`int`): Tokens; read again, the text may have a few more or less.
         rng (`random.Random`): Where they are drawn from.
     """
+    # A special token is no noise that a policy could write: the samplers suppress it.
     special = set(tokenizer.all_special_ids)
     ids = [i for i in range(len(tokenizer)) if i not in special]
     while True:
@@ -63,6 +64,7 @@ def of_other_sources(excerpts: Sequence[Excerpt]) -> list[str]:
     n = len(excerpts)
     out = []
     for i, excerpt in enumerate(excerpts):
+        # Half the list away first: neighbours are often of one source.
         others = (excerpts[(i + step) % n] for step in (*range(n // 2, n), *range(n // 2)))
         out.append(next(other.human for other in others if other.source != excerpt.source))
     return out

@@ -109,6 +109,7 @@ def load_rated(
         domain="rated",
         limit=limit,
     )
+    # The column that stood in for the prompts held the texts themselves.
     if prompt_column is None:
         rows = [replace(row, prompt=None) for row in rows]
     out = []
@@ -156,7 +157,7 @@ def _label(record: Mapping[str, Any], column: str | None, where: str) -> str:
     return str(value)
 
 
-def human_levels(profile: DomainProfile) -> dict[str, float]:
+def human_means(profile: DomainProfile) -> dict[str, float]:
     """The mean of each measure over the tokens of a human profile, where it keeps one."""
     same = ("entropy", "varentropy", "deviation", "bits_per_byte", "pmi")
     levels = {
@@ -191,7 +192,7 @@ def quality_measures(scores: TokenScores, profile: DomainProfile | None = None) 
         values["excess"] = _mean(s - profile.curve(h))
     values["repetition"] = repetition([scores.token_ids.tolist()])
     if profile is not None:
-        levels = human_levels(profile)
+        levels = human_means(profile)
         values.update(
             {name + DISTANCE: abs(value - levels[name]) for name, value in list(values.items()) if name in levels}
         )
@@ -235,6 +236,7 @@ def relate(
                     [measures[i][measure] for i in rated],
                     [texts[i].ratings[rating] for i in rated],
                     strata=[(texts[i].author if scope == WITHIN else "", texts[i].group) for i in rated],
+                    # The logarithm: ratings grow with length, and level off.
                     control=None if measure == LENGTH else np.log([measures[i][LENGTH] for i in rated]),
                     bent=not measure.endswith(DISTANCE),
                     resamples=resamples,
@@ -242,6 +244,7 @@ def relate(
                 )
                 labels = {"rating": rating, "scope": scope, "author": author, "measure": measure}
                 scope_rows.append({**labels, "n": len(rated), **relation})
+            # Within one rating and scope: each is a question of its own.
             for test in _TESTS:
                 tested = [row[test] for row in scope_rows if row[test] is not None]
                 for one, p in zip(tested, holm([one["p_value"] for one in tested]), strict=True):

@@ -47,6 +47,7 @@ def _crossing(people: float, tried: dict[float, float]) -> float:
         tuple(temperatures[-2:]) if tried[temperatures[-1]] < people else tuple(temperatures[:2]),
     )
     slope = (tried[b] - tried[a]) / (b - a)
+    # Noise of few texts may turn the slope: the line would then lead away from the human mean.
     if slope <= 0:
         return min(a, b, key=lambda temperature: abs(tried[temperature] - people))
     return round(float(np.clip(a + (people - tried[a]) / slope, LOWEST, HIGHEST)), 3)

@@ -424,6 +424,7 @@ class _Work:
         items: Sequence[Fact] | Sequence[Question],
         ask: Callable[[Callable[[int], object]], FactResult],
     ) -> FactResult:
+        # Answers alone are kept: ids and kinds come from the items, whose content is in the key.
         if not self.answers.done(key):
             task = self.bar.add_task(f"{writer.name} answers: {test}", total=len(items))
             answered = ask(lambda n: self.bar.advance(task, n))

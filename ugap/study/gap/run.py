@@ -303,6 +303,7 @@ def _check(settings: StudySettings, rows: Sequence[TextRow]) -> None:
         if value < least:
             raise InputError(f"{name} is {value}, and at least {least} is needed")
     for name, values in (("model", settings.models), ("scorer", settings.scorers), ("prompting", settings.promptings)):
+        # Rows are found by these names.
         if len(set(values)) < len(values):
             raise InputError(f"a {name} is named twice: {', '.join(values)}")
     if not settings.scorers or (not settings.models and SELF in settings.scorers):
@@ -311,6 +312,7 @@ def _check(settings: StudySettings, rows: Sequence[TextRow]) -> None:
         raise InputError("there is nothing to compare: name a model, or a column of given continuations")
     if settings.models and not settings.decodings and not candidates:
         raise InputError("there is nothing to compare: name a decoding, or a column of given continuations")
+    # A candidate is a model of the table: a name that is used twice would merge two rows.
     for name in candidates:
         if name in settings.models or name in settings.scorers:
             raise InputError(f"candidate {name!r} has the name of a model")

@@ -269,6 +269,7 @@ def run_multi(
                 say(f"{model.title}: done")
         _free()
     outcomes = [_outcome(output, model) for model in settings.models]
+    # Written again after every run: shards each know the commits of all folders.
     commits_now = {one.model.title: one.commit for one in outcomes if one.commit is not None}
     if commits_now:
         with replacing(output / LOCK) as temporary:

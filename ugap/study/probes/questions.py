@@ -84,6 +84,7 @@ def last_number(text: str) -> Decimal | None:
         (Decimal('1300.50'), Decimal('12'), Decimal('-5'), None)
     """
     numbers = _NUMBER.findall(text)
+    # Decimal and not float: 0.1 and 0.10 are one answer, and large numbers stay exact.
     return Decimal(numbers[-1].replace(",", "")) if numbers else None
 
 

@@ -55,7 +55,7 @@ def markdown(
         settings (`Mapping[str, Any]`): The settings of the study, of plain types; printed as YAML.
         command (`str`): The command line that makes this document.
         title (`str`, *optional*): The heading of the document.
-        sentences (`Sequence[str]`, *optional*): The findings; by default those of [`findings`][ugap.report.findings].
+        sentences (`Sequence[str]`, *optional*): The findings; by default those of `ugap.report.findings`.
         sections (`Sequence[str]`, *optional*): Paragraphs between the findings and the tables.
 
     Returns:

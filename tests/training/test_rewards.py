@@ -253,7 +253,12 @@ def test_a_batch_is_scored_in_one_pass(reward, scorer, human_texts, monkeypatch)
     """Completions and human completions together; drawn ids again only where the text has other ids."""
     scored = []
     run_all = scorer._run_all
-    monkeypatch.setattr(scorer, "_run_all", lambda requests, *args: scored.append(requests) or run_all(requests, *args))
+
+    def keep(requests, *args):
+        scored.append(requests)
+        return run_all(requests, *args)
+
+    monkeypatch.setattr(scorer, "_run_all", keep)
     prompt = scorer.tokenizer(f"<bos>{PROMPT}")["input_ids"]
     details = reward.judge([prompt] * 2, human_texts[:2], [human_texts[2], None])
     assert len(scored) == 1

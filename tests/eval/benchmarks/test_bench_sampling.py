@@ -77,7 +77,7 @@ def test_a_later_step_follows_the_sequences(tiny_model, make_profile):
         def __call__(self, input_ids, scores):
             found = super().__call__(input_ids, scores)
             assert self._step is not None
-            seen.append((self.draw, self._state.tokens.tolist(), self._step.entropy.unique().numel()))
+            seen.append((self.draw, self._state.n_tokens.tolist(), self._step.entropy.unique().numel()))
             return found
 
     def human(draw):

@@ -29,7 +29,7 @@ def test_demo(tiny_folder, chat_folder, text_rows, tiny_model, make_profile, mon
     assert f"plots and per-token scores are in {folder}" in " ".join(printed.out.split())
     assert printed.out.endswith(f"open {folder / 'report.html'} in a browser\n")
     record = json.loads((folder / "gap.json").read_text())
-    assert record["settings"]["kinds"] == models
+    assert record["settings"]["stages"] == models
     assert {(row["domain"], row["model"], row["decoding"], row["n"] + row["n_dropped"]) for row in record["gaps"]} == {
         (domain, model, decoding, 3)
         for domain in ("creative", "functional")

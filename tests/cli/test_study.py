@@ -14,9 +14,9 @@ SHORT = {"prefix_tokens": 8, "max_new_tokens": 16, "limit": 6, "per_text": 1}
 def config(tmp_path, tiny_folder, chat_folder, text_rows, write_rows):
     """`config(**changes)`: a YAML file of a base, an instruct and an absent model."""
     models = [
-        {"name": str(tiny_folder), "label": "tiny", "family": "tiny", "kind": "base"},
-        {"name": str(chat_folder), "label": "tiny|chat", "family": "tiny", "kind": "instruct", "chat": "both"},
-        {"name": "./nowhere", "family": "other", "kind": "reasoning"},
+        {"name": str(tiny_folder), "label": "tiny", "family": "tiny", "stage": "base"},
+        {"name": str(chat_folder), "label": "tiny|chat", "family": "tiny", "stage": "instruct", "chat": "both"},
+        {"name": "./nowhere", "family": "other", "stage": "reasoning"},
     ]
     data = write_rows(text_rows)
 
@@ -82,10 +82,10 @@ def test_a_process_of_a_launcher_takes_its_shard(config, capsys, monkeypatch):
         ({"models": None}, "models: a list of models is needed"),
         ({"models": "gemma-3-270m"}, "models: a list of models is needed"),
         (
-            {"models": [{"name": "m", "family": "f", "kind": "chat"}]},
-            "kind 'chat' is none of base, instruct, reasoning",
+            {"models": [{"name": "m", "family": "f", "stage": "chat"}]},
+            "stage 'chat' is none of base, instruct, reasoning",
         ),
-        ({"models": [{"name": "m", "family": "f", "kind": "base", "size": 1}]}, "unknown key 'size'"),
+        ({"models": [{"name": "m", "family": "f", "stage": "base", "size": 1}]}, "unknown key 'size'"),
         ({"decoding": ["ancestrl"]}, "unknown decoding 'ancestrl'"),
         ({"data": ["none.jsonl"]}, "none.jsonl: no such file"),
         ({"shard": "2/2"}, "--shard 2/2: give I/N"),

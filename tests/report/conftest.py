@@ -69,8 +69,8 @@ def contrast_row():
     def make(difference=0.3, ci95=(0.1, 0.5), contrast="domain", **fields):
         row = {
             "contrast": contrast,
-            "kind_a": "instruct",
-            "kind_b": "base",
+            "stage_a": "instruct",
+            "stage_b": "base",
             "prompting_a": "raw",
             "prompting_b": "raw",
             "decoding": "ancestral",

@@ -7,9 +7,9 @@ from ugap.study.contrasts import ALL
 from ugap.study.multi.run import ModelEntry, Outcome
 
 OUTCOMES = [
-    Outcome(ModelEntry(name="a/base", family="a", kind="base"), "finished", commit="c" * 40),
-    Outcome(ModelEntry(name="a/chat", family="a", kind="instruct", chat="both"), "finished"),
-    Outcome(ModelEntry(name="gone", family="b", kind="base"), "skipped", "gone: the Hub has no such model"),
+    Outcome(ModelEntry(name="a/base", family="a", stage="base"), "finished", commit="c" * 40),
+    Outcome(ModelEntry(name="a/chat", family="a", stage="instruct", chat="both"), "finished"),
+    Outcome(ModelEntry(name="gone", family="b", stage="base"), "skipped", "gone: the Hub has no such model"),
 ]
 
 
@@ -19,7 +19,7 @@ def gap(value, ci95, p_holm=0.001, **labels):
         "domain": "creative",
         "model": "a/chat",
         "family": "a",
-        "kind": "instruct",
+        "stage": "instruct",
         "prompting": "raw",
         "decoding": "ancestral",
         "scorer": "self",
@@ -45,8 +45,8 @@ def contrast(which, difference, ci95, p_holm=0.001, **labels):
         "contrast": which,
         "measure": "nll",
         "family": "a",
-        "kind_a": "instruct",
-        "kind_b": "instruct",
+        "stage_a": "instruct",
+        "stage_b": "instruct",
         "prompting_a": "raw",
         "prompting_b": "raw",
         "decoding": "ancestral",
@@ -64,11 +64,11 @@ def contrast(which, difference, ci95, p_holm=0.001, **labels):
 
 GAPS = [
     gap(0.5, [0.4, 0.6]),
-    gap(-0.3, [-0.5, -0.1], model="a/base", kind="base"),
+    gap(-0.3, [-0.5, -0.1], model="a/base", stage="base"),
     gap(0.1, [-0.1, 0.3], 0.5, prompting="chat"),
 ]
 CONTRASTS = [
-    contrast("stage", -0.8, [-1.0, -0.6], 0.2, a="a/chat", b="a/base", kind_b="base", domain="creative"),
+    contrast("stage", -0.8, [-1.0, -0.6], 0.2, a="a/chat", b="a/base", stage_b="base", domain="creative"),
     contrast("domain", 0.2, [0.1, 0.3], a="creative", b="functional", model="a/chat"),
 ]
 
@@ -106,7 +106,7 @@ def test_with_many_models_the_pooled_rows_are_told():
         "In creative text, people are 0.50 nats per token [0.40, 0.60] more surprising than all"
     )
     assert not any("m0" in sentence for sentence in sentences)
-    assert sentences[4].startswith("No family has two kinds")
+    assert sentences[4].startswith("No family has models of two stages")
 
 
 def test_the_files(tmp_path):
@@ -126,7 +126,7 @@ def test_names_are_no_lines_of_ours(tmp_path):
         [{**row, **{name: nasty for name in ("a", "b", "domain", "decoding", "model") if name in row}} for row in rows]
         for rows in (GAPS, CONTRASTS)
     )
-    outcomes = [Outcome(ModelEntry(name="gone", family=nasty, kind="base", label=nasty), "skipped", nasty)]
+    outcomes = [Outcome(ModelEntry(name="gone", family=nasty, stage="base", label=nasty), "skipped", nasty)]
     sentences = write_multi(gaps, contrasts, outcomes, {"note": nasty}, tmp_path, command=f"ugap study '{nasty}'")
     text = (tmp_path / "study.md").read_text(encoding="utf-8")
     assert not set("".join(sentences) + text) & set("\x1b\u202e")

@@ -129,10 +129,10 @@ def test_a_pipe_or_a_folder_is_not_opened(read, tmp_path):
 def test_settings_of_a_study_that_still_runs(tmp_path):
     path = tmp_path / "settings.json"
     assert read_settings(path) == {}
-    path.write_text('{"seed": 3, "kinds": {"m": "base"}, "revisions": null}')
-    assert read_settings(path) == {"seed": 3, "kinds": {"m": "base"}, "revisions": None}
-    path.write_text('{"kinds": ["m"]}')
-    assert refused(read_settings, path) == 'settings: kinds is ["m"], not text by model'
+    path.write_text('{"seed": 3, "stages": {"m": "base"}, "revisions": null}')
+    assert read_settings(path) == {"seed": 3, "stages": {"m": "base"}, "revisions": None}
+    path.write_text('{"stages": ["m"]}')
+    assert refused(read_settings, path) == 'settings: stages is ["m"], not text by model'
 
 
 class TestCommand:

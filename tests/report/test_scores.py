@@ -122,7 +122,7 @@ def test_a_page_of_thousands_of_texts_that_still_runs(evil_folder, tmp_path):
     rng = np.random.default_rng(0)
     parts = tmp_path / "study" / "parts" / "scored"
     parts.mkdir(parents=True)
-    (parts / "settings.json").write_text('{"seed": 0, "kinds": {"a": "base", "b": "instruct"}}')
+    (parts / "settings.json").write_text('{"seed": 0, "stages": {"a": "base", "b": "instruct"}}')
     (text, *_), n = list(read_scores(evil_folder)), 128
     offsets = np.stack([np.arange(n), np.arange(1, n + 1)], 1).astype(np.int32)
     for number, (model, domain) in enumerate([(m, d) for m in "ab" for d in ("creative", "functional")]):

@@ -121,7 +121,7 @@ def test_damaged_records_of_a_study(tmp_path, text_rows, tiny_folder, write_rows
     """A study of many models that goes on where its own records are damaged."""
     monkeypatch.setattr("ugap.report.multi.write_multi", lambda *args, **kwargs: [])
     monkeypatch.setattr("ugap.report.page.write_page", lambda *args: None)
-    models = json.dumps([{"name": str(tiny_folder), "family": "tiny", "kind": "base", "label": "tiny"}])
+    models = json.dumps([{"name": str(tiny_folder), "family": "tiny", "stage": "base", "label": "tiny"}])
     words = ["study", "--models", models, "--data", write_rows(text_rows), "--output", str(tmp_path / "out")]
     words += SHORT[:-1]  # a study measures no PMI unless asked
     assert attempt(words) == 0
@@ -164,8 +164,8 @@ def test_odd_words(tmp_path, text_rows, tiny_folder, profile_file, write_rows, m
         "generate": ["--model", str(tiny_folder), "--profile", str(profile_file), "--prompt", "Once"],
     }
     options = {
-        "measure": "model scorer kind prompting data candidate text_column domain decoding prefix_tokens max_new_tokens "
-        "limit per_text batch_size seed output prompt_separator",
+        "measure": "model scorer stage prompting data candidate text_column domain decoding prefix_tokens "
+        "max_new_tokens limit per_text batch_size seed output prompt_separator",
         "score": "model input text_column id_column prompt_column limit device dtype output",
         "profile": "model data source max_tokens min_tokens domain limit seed output",
         "generate": "model profile prompt mode weight domain max_new_tokens seed n",

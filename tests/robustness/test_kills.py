@@ -161,8 +161,8 @@ def test_profile(server, tmp_path, write_rows, text_rows, tiny_folder):
 
 def test_study(server, tmp_path, data, tiny_folder, chat_folder):
     models = [
-        {"name": str(path), "family": "tiny", "kind": kind, "label": kind}
-        for path, kind in ((tiny_folder, "base"), (chat_folder, "instruct"))
+        {"name": str(path), "family": "tiny", "stage": stage, "label": stage}
+        for path, stage in ((tiny_folder, "base"), (chat_folder, "instruct"))
     ]
     config = tmp_path / "study.yaml"
     config.write_text(yaml.safe_dump({"models": models}), encoding="utf-8")
@@ -172,7 +172,7 @@ def test_study(server, tmp_path, data, tiny_folder, chat_folder):
         return [*words, "--limit", "4", *(["--resume"] if resume else [])]
 
     def result(folder: Path) -> Any:
-        made = [folder / "out" / "models" / kind for kind in ("base", "instruct")]
+        made = [folder / "out" / "models" / stage for stage in ("base", "instruct")]
         return [(without_environment(one / "gap.json"), table(one / "scores.parquet")) for one in made]
 
     killed_and_whole(server, tmp_path, KILLS["study"], command, result)

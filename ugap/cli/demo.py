@@ -43,7 +43,7 @@ def run(arguments: Arguments) -> None:
     settings = StudySettings(
         models=list(MODELS),
         decodings=parse_decodings(DECODINGS),
-        kinds=MODELS,
+        stages=MODELS,
         prefix_tokens=64,
         max_new_tokens=arguments.max_new_tokens,
         limit=arguments.limit,

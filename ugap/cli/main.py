@@ -27,7 +27,7 @@ from ugap.unicode import text_fault
 COMMANDS = {
     "demo": "measure the gap of two small models on embedded texts: a first look, without any data",
     "measure": "measure how much less surprising model text is than human text: by domain, decoding, scorer",
-    "study": "measure many models, one after another or in shards, and contrast them by kind and domain",
+    "study": "measure many models, one after another or in shards, and contrast them by stage and domain",
     "report": "make one HTML page of one or more studies: plots, a reader of single tokens, the table",
     "score": "score texts token by token: surprisal, entropy, varentropy and rank",
     "profile": "fit a human profile to human texts, or show one",

@@ -14,7 +14,7 @@ continuations are scored, and the gap is estimated with 95% intervals.
 
 examples:
   ugap measure --model gemma-3-270m --data demo --limit 16 --output runs/gemma
-  ugap measure --model base-model --model chat-model --kind base-model=base --kind chat-model=instruct \\
+  ugap measure --model base-model --model chat-model --stage base-model=base --stage chat-model=instruct \\
       --data stories.jsonl --decoding ancestral top-p-0.9 "warm=temperature:1.1" --output runs/pair --resume
   ugap measure --scorer gemma-3-270m --data rewrites.jsonl --candidate gpt=gpt_text --output runs/given
 
@@ -45,11 +45,11 @@ class Models:
         group="models",
         metavar="NAME",
     )
-    kind: list[str] = option(
-        "kind of a model for the contrasts: base, instruct or reasoning",
+    stage: list[str] = option(
+        "stage of a model for the contrasts: base, instruct or reasoning",
         default=[],
         group="models",
-        metavar="MODEL=KIND",
+        metavar="MODEL=STAGE",
     )
     prompting: list[str] = option(
         "raw (the bare prefix) or chat (a request through the chat template)",
@@ -93,7 +93,7 @@ def run(arguments: Arguments) -> None:
     """
     from ugap.errors import require
     from ugap.study import STUDIED, StudySettings, parse_decodings, run_study
-    from ugap.study.contrasts import KINDS
+    from ugap.study.contrasts import STAGES
 
     # Before the measurement, which can take hours.
     require("report")
@@ -102,7 +102,7 @@ def run(arguments: Arguments) -> None:
         scorers=arguments.scorer,
         decodings=parse_decodings(arguments.decoding or list(STUDIED)) if arguments.model else {},
         promptings=arguments.prompting,
-        kinds=_pairs("kind", arguments.kind, KINDS),
+        stages=_pairs("stage", arguments.stage, STAGES),
         **values(arguments, GapOptions),
     )
     # A candidate is read from its column as one more text of the row.

@@ -18,7 +18,7 @@ examples:
   ugap study --config study_28.yaml --data stories.jsonl manuals.jsonl --output runs/study_28 --resume
   ugap study --config study_28.yaml --data stories.jsonl manuals.jsonl --output runs/study_28 --shard 0/4
 
-The YAML file holds the options and the list `models`; a model has a name, a family and a kind (base, instruct,
+The YAML file holds the options and the list `models`; a model has a name, a family and a stage (base, instruct,
 reasoning), and may have a label, dtype, revision, chat (raw, template, both) and trust_remote_code. A model that
 fails is skipped, with the reason, and tried again by the next run. Finished models are not run again.
 

@@ -41,10 +41,10 @@ def with_prompting(model: str, prompting: str, both: bool) -> str:
 
 
 def named(row: Mapping[str, Any], both: bool) -> dict[str, Any]:
-    """A row of gaps or contrasts as it is shown: the prompting in the names of its models, and the kinds of stages."""
+    """Add the prompting, and in a contrast of stages the stage, to the model names in a row of gaps or contrasts."""
     contrast = row.get("contrast")
     if contrast == STAGE:
-        marks = {side: [row[f"kind_{side}"], *([row[f"prompting_{side}"]] if both else [])] for side in ("a", "b")}
+        marks = {side: [row[f"stage_{side}"], *([row[f"prompting_{side}"]] if both else [])] for side in ("a", "b")}
         return {**row, **{side: f"{row[side]} ({', '.join(mark)})" for side, mark in marks.items()}}
     prompting = row["prompting_a"] if contrast == DOMAIN else row["prompting"]
     return {**row, "model": with_prompting(row["model"], prompting, both)}

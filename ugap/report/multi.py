@@ -1,4 +1,4 @@
-"""The report of a study of many models: findings in words, `study.md`, `contrasts.json`, the plot of models by kind."""
+"""The report of a study of many models: findings in words, `study.md`, `contrasts.json`, the plot by stage."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from ugap.report.labels import named
 from ugap.report.rows import ContrastRow, GapRow, read_gaps
 from ugap.report.tables import MISSING, markdown, markdown_table
 from ugap.report.words import ANCESTRAL, MEASURES, contrast_sentence, counted, decoded, gap_sentence
-from ugap.study.contrasts import KINDS
+from ugap.study.contrasts import STAGES
 from ugap.study.multi.run import Outcome
 from ugap.terminal import one_line
 
 RECORD, TABLE, PLOT = "contrasts.json", "study.md", "models.png"
-KIND_MARKS = dict(zip(KINDS, zip(PALETTE, ("o", "s", "^"), strict=False), strict=True))
+STAGE_MARKS = dict(zip(STAGES, zip(PALETTE, ("o", "s", "^"), strict=False), strict=True))
 MOST_MODELS, MOST_DOMAINS = 4, 6  # that have sentences of their own; more are counted
 
 Row = Mapping[str, Any]
@@ -49,7 +49,7 @@ def write_multi(
             "name": one.model.name,
             "label": one.model.title,
             "family": one.model.family,
-            "kind": one.model.kind,
+            "stage": one.model.stage,
             "dtype": one.model.dtype,
             "chat": one.model.chat,
             "revision": one.model.revision,
@@ -71,7 +71,7 @@ def write_multi(
     )
     write_json(folder / RECORD, record)
     sentences = multi_findings(gaps, contrasts, outcomes)
-    header = ("label", "family", "kind", "dtype", "chat", "commit", "status")
+    header = ("label", "family", "stage", "dtype", "chat", "commit", "status")
     cells = [[str(one[name] or MISSING) for name in header] for one in models]
     for line, one in zip(cells, models, strict=True):
         line[-2] = line[-2][:12]  # enough of a commit to find it by
@@ -84,7 +84,7 @@ def write_multi(
         title="The uncertainty gap of many models",
         sentences=sentences,
         sections=[
-            f"![The gap of every model, by kind]({PLOT})",
+            f"![The gap of every model, by stage]({PLOT})",
             "## Models",
             markdown_table(("model", *header[1:]), cells, words=len(header)),
             "p is Holm's over all rows of all tables. Rows of all models or families pool the same source texts.",
@@ -118,7 +118,7 @@ def multi_findings(gaps: Sequence[Row], contrasts: Sequence[Row], outcomes: Sequ
     many = any(row.pooled for row in stages)
     sentences += [contrast_sentence(row) for row in stages if row.pooled or not many]
     if not stages:
-        sentences.append("No family has two kinds of models that were measured, so stages cannot be compared.")
+        sentences.append("No family has models of two stages that were measured, so stages cannot be compared.")
     domains = [row for row in main if row.of_domains]
     if domains:
         up, down, none = _signs(domains)
@@ -164,17 +164,17 @@ def _short(name: str) -> str:
 
 @dataclass(frozen=True, order=True)
 class _Line:
-    """A line of the plot; in the order of families, kinds, names, the bare prefix first."""
+    """A line of the plot; in the order of families, stages, names, the bare prefix first."""
 
     family: str
-    kind: int
+    stage: int
     name: str
     chat: bool
 
     @classmethod
     def of(cls, row: GapRow) -> "_Line":
         """The line that a row about one model has its mark on."""
-        return cls(row.family, KINDS.index(row.kind), row.model, row.prompting == "chat")
+        return cls(row.family, STAGES.index(row.stage), row.model, row.prompting == "chat")
 
     @property
     def label(self) -> str:
@@ -183,7 +183,7 @@ class _Line:
 
 
 def plot_models(gaps: Sequence[Row], path: str | Path, measure: str = "nll") -> None:
-    """Plot the gap of every model with its interval, by kind, a panel per domain; families stand together.
+    """Plot the gap of every model with its interval, by stage, a panel per domain; families stand together.
 
     Args:
         gaps (`Sequence[Mapping]`): The gaps of `contrasts.json`; those of single models are shown, under ancestral
@@ -196,19 +196,19 @@ def plot_models(gaps: Sequence[Row], path: str | Path, measure: str = "nll") -> 
     panels = [*dict.fromkeys(row.domain for row in shown)]
     lines = sorted({_Line.of(row) for row in shown})
     words = MEASURES[measure]
-    kinds = [kind for kind in KINDS if any(row.kind == kind for row in shown)]
+    stages = [stage for stage in STAGES if any(row.stage == stage for row in shown)]
     # Self-scored gaps are each on the scale of their own model: the plot has to say so.
     read_by = "each model reads its own text" if scorer == "self" else f"read by {scorer}"
     with framed(
         path,
         panels=max(1, len(panels)),
         panel_size=(5.4, 1.2 + 0.27 * max(1, len(lines))),
-        title="The gap of every model, by kind",
+        title="The gap of every model, by stage",
         subtitle=f"Gap: human text less model text for the same prefixes. {words.heading}; 95% intervals; "
         f"{decoding} decoding; {read_by}.",
         note="A filled mark: the interval does not cover 0; a hollow one: no difference can be told. "
         "(chat): asked through the chat template; else the bare prefix is continued.",
-        legend=[key(kind, *KIND_MARKS[kind]) for kind in kinds],
+        legend=[key(stage, *STAGE_MARKS[stage]) for stage in stages],
     ) as frame:
         # Shaded by family and not by line, so that a family is seen together.
         families = [*dict.fromkeys(line.family for line in lines)]
@@ -218,7 +218,7 @@ def plot_models(gaps: Sequence[Row], path: str | Path, measure: str = "nll") -> 
         for index, (axes, domain) in enumerate(zip(frame.axes, panels, strict=False)):
             axes.set_title(wrapped(f"{domain} text", 4.8, 10), loc="left")
             marks = [
-                Mark(lines.index(_Line.of(row)), row.gap, row.ci95, *KIND_MARKS[row.kind])
+                Mark(lines.index(_Line.of(row)), row.gap, row.ci95, *STAGE_MARKS[row.stage])
                 for row in shown
                 if row.domain == domain
             ]

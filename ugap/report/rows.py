@@ -42,13 +42,13 @@ def _name(value: Any) -> str:
 class GapRow:
     """One estimate: `gap = human - model_value` in the measure's unit; the fields are those of `gap.json`.
 
-    Family and kind are known in a study of many models; elsewhere they are empty.
+    Family and stage are known in a study of many models; elsewhere they are empty.
     """
 
     domain: str
     model: str
     family: str
-    kind: str
+    stage: str
     prompting: str
     decoding: str
     scorer: str
@@ -70,7 +70,7 @@ class GapRow:
             domain=_name(row["domain"]),
             model=_name(row["model"]),
             family=_name(row.get("family")),
-            kind=_name(row.get("kind")),
+            stage=_name(row.get("stage")),
             prompting=_name(row.get("prompting")),
             decoding=_name(row["decoding"]),
             scorer=_name(row["scorer"]),

@@ -1,7 +1,7 @@
 """The numbers of a row, in every kind of study: a gap, a contrast between gaps, one correction over a table.
 
 A row of gaps is labelled by domain, model, prompting, decoding and scorer. A row of contrasts says in `contrast` what
-its sides `a` and `b` are: two domains of one `model`, or two stages (models of different kinds) in one `domain`.
+its sides `a` and `b` are: two domains of one `model`, or two models of different stages in one `domain`.
 """
 
 import math
@@ -13,8 +13,8 @@ import numpy as np
 
 from ugap.statistics import contrast_independent, contrast_paired, holm, paired_gap
 
-# The kinds of models, by the stage of training: the later stage is side `a`, so a difference is what that stage added.
-KINDS = ("base", "instruct", "reasoning")
+# The stages of a model's training, in order: the later is side `a`, so a difference is what that stage added.
+STAGES = ("base", "instruct", "reasoning")
 DOMAIN, STAGE = "domain", "stage"
 # Contrasts are made for the measures of a text's mean uncertainty; the others follow from these or need a second pass.
 CONTRAST_MEASURES = ("nll", "entropy", "bits_per_byte", "deviation")

@@ -63,7 +63,7 @@ def endful_folder(save_model, make_model):
 def two_models(study, text_rows, tiny_folder, chat_folder):
     """Two tagged models, two decodings, read by themselves and by the base model."""
     options = ["--model", str(tiny_folder), "--model", str(chat_folder), "--scorer", "self", str(tiny_folder)]
-    options += ["--kind", f"{tiny_folder}=base", "--kind", f"{chat_folder}=instruct", "--limit", "7"]
+    options += ["--stage", f"{tiny_folder}=base", "--stage", f"{chat_folder}=instruct", "--limit", "7"]
     return study(text_rows, *options, "--decoding", "ancestral", "warm=temperature:1.1")
 
 
@@ -174,7 +174,7 @@ def test_the_settings_are_on_record(two_models, tiny_folder, chat_folder):
     assert settings["models"] == [str(tiny_folder), str(chat_folder)]
     assert settings["decodings"] == {"ancestral": {}, "warm": {"temperature": 1.1}}
     assert settings["promptings"] == ["raw"]
-    assert settings["kinds"] == {str(tiny_folder): "base", str(chat_folder): "instruct"}
+    assert settings["stages"] == {str(tiny_folder): "base", str(chat_folder): "instruct"}
     for name in (str(tiny_folder), str(chat_folder)):
         assert settings["weight_hashes"][name] == Scorer.from_pretrained(name).id.weight_hash
 
@@ -218,8 +218,8 @@ def test_contrasts_of_models(two_models, tiny_folder, chat_folder):
         for scorer in ("self", str(tiny_folder))
     }
     for row in rows[::3]:
-        assert (row["a"], row["kind_a"]) == (str(chat_folder), "instruct")
-        assert (row["b"], row["kind_b"]) == (str(tiny_folder), "base")
+        assert (row["a"], row["stage_a"]) == (str(chat_folder), "instruct")
+        assert (row["b"], row["stage_b"]) == (str(tiny_folder), "base")
         one = gaps_of(two_models, {**row, "prompting": row["prompting_a"], "model": row["a"]}, row["measure"])
         two = gaps_of(two_models, {**row, "prompting": row["prompting_b"], "model": row["b"]}, row["measure"])
         assert_contrast(row, contrast_paired(*one, *two, seed=0))

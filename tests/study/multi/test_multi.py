@@ -37,9 +37,9 @@ def settings(tiny_folder, chat_folder):
     """A base model, a model that is nowhere, and an instruct model asked both ways."""
     return MultiSettings(
         models=[
-            ModelEntry(name=str(tiny_folder), label="tiny base", family="tiny", kind="base"),
-            ModelEntry(name="./nowhere", family="other", kind="base"),
-            ModelEntry(name=str(chat_folder), label="tiny chat", family="tiny", kind="instruct", chat="both"),
+            ModelEntry(name=str(tiny_folder), label="tiny base", family="tiny", stage="base"),
+            ModelEntry(name="./nowhere", family="other", stage="base"),
+            ModelEntry(name=str(chat_folder), label="tiny chat", family="tiny", stage="instruct", chat="both"),
         ],
         prefix_tokens=8,
         max_new_tokens=16,
@@ -178,7 +178,7 @@ def test_other_settings_are_refused_before_a_model_is_loaded(
         run_multi(rows, replace(settings, **change), tmp_path / "out", resume=True)
     with pytest.raises(InputError, match="has data_hash"):
         run_multi(rows[1:], settings, tmp_path / "out", resume=True)
-    changed = replace(settings.models[0], kind="instruct")
+    changed = replace(settings.models[0], stage="instruct")
     with pytest.raises(InputError, match="has tiny base with other settings"):
         run_multi(rows, replace(settings, models=[changed]), tmp_path / "out", resume=True)
     assert loaded[0] == []
@@ -227,7 +227,7 @@ def test_a_branch_is_resolved_once_and_held_to(settings, rows, tmp_path, monkeyp
 
     monkeypatch.setattr(ugap.study.multi.run, "run_locked", load)
     monkeypatch.setattr(MultiSettings, "of", of)
-    hub = ModelEntry(name="some/model", family="some", kind="base", revision="main")
+    hub = ModelEntry(name="some/model", family="some", stage="base", revision="main")
     settings = replace(settings, models=[hub])
     for resume in (False, True):
         with pytest.raises(InputError, match="no network"):
@@ -277,7 +277,7 @@ def test_a_bad_lock(tmp_path, content, message):
 
 # models of the YAML file
 
-GOOD = {"name": "m", "family": "f", "kind": "base"}
+GOOD = {"name": "m", "family": "f", "stage": "base"}
 
 
 @pytest.mark.parametrize(
@@ -286,12 +286,12 @@ GOOD = {"name": "m", "family": "f", "kind": "base"}
         (None, "a list of models is needed"),
         ([], "a list of models is needed"),
         (["gemma"], "entry 1 is 'gemma', not a model"),
-        ([{**GOOD, "famly": "f"}], r"entry 1 \(m\): unknown key 'famly'; there are name, family, kind, label"),
-        ([{"name": "m", "family": "f"}], r"entry 1 \(m\): kind is missing"),
-        ([{"family": "f", "kind": "base"}], r"entry 1 \(without a name\): name is missing"),
+        ([{**GOOD, "famly": "f"}], r"entry 1 \(m\): unknown key 'famly'; there are name, family, stage, label"),
+        ([{"name": "m", "family": "f"}], r"entry 1 \(m\): stage is missing"),
+        ([{"family": "f", "stage": "base"}], r"entry 1 \(without a name\): name is missing"),
         (
-            [GOOD, {**GOOD, "name": "n", "kind": "chat"}],
-            r"entry 2 \(n\): kind 'chat' is none of base, instruct, reason",
+            [GOOD, {**GOOD, "name": "n", "stage": "chat"}],
+            r"entry 2 \(n\): stage 'chat' is none of base, instruct, reason",
         ),
         ([{**GOOD, "chat": "yes"}], "chat 'yes' is none of raw, template, both"),
         ([{**GOOD, "dtype": "int8"}], "dtype 'int8' is none of float32"),
@@ -313,9 +313,9 @@ def test_every_entry_of_a_shipped_list_is_complete(name, n):
     models = parse_models(entries)
     assert len(models) == n
     for entry, model in zip(entries, models, strict=True):
-        assert {"name", "family", "kind", "dtype", "chat"} <= set(entry)
+        assert {"name", "family", "stage", "dtype", "chat"} <= set(entry)
         assert not model.trust_remote_code
-        assert (model.chat == "both") == (model.kind == "instruct")
+        assert (model.chat == "both") == (model.stage == "instruct")
         if name == "study_28.yaml":
             assert "/" in model.name
             assert entry["revision"] == "main"
@@ -325,8 +325,8 @@ def test_every_entry_of_a_shipped_list_is_complete(name, n):
     for family in families.values():
         assert len({model.dtype for model in family}) == 1
         if name == "study_28.yaml":
-            assert len({model.kind for model in family}) == len(family) > 1
-            assert "base" in {model.kind for model in family}
+            assert len({model.stage for model in family}) == len(family) > 1
+            assert "base" in {model.stage for model in family}
 
 
 # contrasts
@@ -337,14 +337,14 @@ def made_cell(model, domain, gap, *, prompting="raw", n=24, scorer="self", seed=
     rng = np.random.default_rng(seed)
     prefixes = [f"{domain[0]}{i // 2}#{i % 2}" for i in range(n)]
     human = {name: 3 + rng.normal(0, 0.3, n) for name in CONTRAST_MEASURES}
-    noise = np.random.default_rng([seed, ord(model.kind[0])]).normal(0, 0.1, n)
+    noise = np.random.default_rng([seed, ord(model.stage[0])]).normal(0, 0.1, n)
     written = {name: values - gap + noise for name, values in human.items()}
     sources = [prefix.partition("#")[0] for prefix in prefixes]
     return ModelCell(model, domain, prompting, "ancestral", scorer, 0, prefixes, sources, human, written)
 
 
-def entry(kind, family="f"):
-    return ModelEntry(name=f"{family}-{kind}", family=family, kind=kind)
+def entry(stage, family="f"):
+    return ModelEntry(name=f"{family}-{stage}", family=family, stage=stage)
 
 
 def planted():
@@ -421,11 +421,11 @@ def test_stages_are_paired_by_prefix_within_a_family():
     assert row["scorer"] == a.model.name
 
 
-def test_models_of_a_kind_and_families_are_pooled():
+def test_models_of_a_stage_and_families_are_pooled():
     cells = [
-        made_cell(entry(kind, family), "creative", gap, seed=seed)
+        made_cell(entry(stage, family), "creative", gap, seed=seed)
         for seed, family in enumerate("fg")
-        for kind, gap in (("base", 0.2), ("instruct", 0.6 if family == "f" else 0.8))
+        for stage, gap in (("base", 0.2), ("instruct", 0.6 if family == "f" else 0.8))
     ]
     gaps, rows = contrast_multi(cells, seed=0, resamples=200)
     (stage,) = found(rows, contrast="stage", family=ALL)
@@ -434,7 +434,7 @@ def test_models_of_a_kind_and_families_are_pooled():
         "all 2 families",
         (12, 12),
     )
-    assert (stage["kind_a"], stage["kind_b"], stage["n"]) == ("instruct", "base", [48, 48])
+    assert (stage["stage_a"], stage["stage_b"], stage["n"]) == ("instruct", "base", [48, 48])
     assert stage["difference"] == pytest.approx(0.5, abs=0.1)
     pooled = {row["model"]: row["gap"] for row in found(gaps, family=ALL)}
     assert pooled == {
@@ -473,7 +473,7 @@ def test_a_model_is_loaded_at_its_commit(settings, rows, tmp_path, tiny_folder, 
         return scorer
 
     monkeypatch.setattr(Scorer, "from_pretrained", classmethod(load))
-    hub = ModelEntry(name="some/model", family="some", kind="base", revision=COMMIT)
+    hub = ModelEntry(name="some/model", family="some", stage="base", revision=COMMIT)
     (outcome,) = run_multi(rows, replace(settings, models=[hub]), tmp_path / "out")
     assert revisions == [("some/model", COMMIT)]
     assert (outcome.status, outcome.commit) == ("finished", COMMIT)
@@ -484,7 +484,7 @@ def test_a_local_model_that_was_trained_further_is_run_again(rows, tmp_path, mak
     names, _, _ = loaded
     model = make_model("llama", eos_token_id=0)
     folder = save_model("further", model)
-    entry = ModelEntry(name=str(folder), label="further", family="tiny", kind="base")
+    entry = ModelEntry(name=str(folder), label="further", family="tiny", stage="base")
     settings = MultiSettings(models=[entry], prefix_tokens=8, max_new_tokens=16, limit=2, per_text=1)
     hashes = []
     for _ in range(2):

@@ -162,7 +162,7 @@ _GAP: Mapping[str, _Kind] = {
     "ci95": _INTERVAL,
 }
 _CONTRAST: Mapping[str, _Kind] = {
-    **dict.fromkeys(("a", "b", "kind_a", "kind_b", "prompting_a", "prompting_b"), _TEXT),
+    **dict.fromkeys(("a", "b", "stage_a", "stage_b", "prompting_a", "prompting_b"), _TEXT),
     **dict.fromkeys(("decoding", "scorer", "measure"), _TEXT),
     **dict.fromkeys(("gap_a", "gap_b", "difference", "p_value", "p_holm"), _FIGURE),
     "ci95": _INTERVAL,
@@ -173,7 +173,7 @@ _SHARED: Mapping[str, Mapping[str, _Kind]] = {DOMAIN: {"model": _TEXT}, STAGE: {
 # Settings that the report reads, where they are there; the others are shown.
 _SETTINGS: Mapping[str, _Kind] = {
     "seed": _COUNT,
-    "kinds": (_is_names, "text by model"),
+    "stages": (_is_names, "text by model"),
     "environment": (_is_mapping, "values by name"),
     "weight_hashes": (_is_names, "text by model"),
 }

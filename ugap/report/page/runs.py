@@ -68,5 +68,5 @@ def read_run(folder: str | Path) -> Run:
     settings = read_settings(folder / "parts" / "scored" / "settings.json")
     seed = int(settings.get("seed") or 0)
     gaps = gap_table(every, seed=seed, resamples=_RESAMPLES)
-    contrasts = contrast_table(every, settings.get("kinds") or {}, seed=seed, resamples=_RESAMPLES)
+    contrasts = contrast_table(every, settings.get("stages") or {}, seed=seed, resamples=_RESAMPLES)
     return Run(name, gaps, contrasts, settings, None, True, texts, cells)

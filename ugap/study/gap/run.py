@@ -45,7 +45,7 @@ class StudySettings(GapOptions):
             those of `ugap.study.decodings.STUDIED`.
         promptings (`list[str]`, *optional*, defaults to `["raw"]`): `"raw"` continues the bare prefix, `"chat"` asks
             for a continuation through the model's chat template.
-        kinds (`dict[str, str]`, *optional*): `"base"`, `"instruct"` or `"reasoning"` by model, for the contrasts.
+        stages (`dict[str, str]`, *optional*): `"base"`, `"instruct"` or `"reasoning"` by model, for the contrasts.
         prefix_tokens (`int`, *optional*, defaults to `64`): Tokens of a prefix, where a text has no prompt.
         prompt_separator (`str`, *optional*): Text between a prompt and its text; by default that which
             `ugap.study.excerpts.after_prompt` chooses.
@@ -66,7 +66,7 @@ class StudySettings(GapOptions):
     scorers: list[str] = field(default_factory=lambda: [SELF])
     decodings: Mapping[str, Settings] = field(default_factory=lambda: {name: DECODINGS[name] for name in STUDIED})
     promptings: list[str] = field(default_factory=lambda: ["raw"])
-    kinds: dict[str, str] = field(default_factory=dict)
+    stages: dict[str, str] = field(default_factory=dict)
     revisions: dict[str, str] = field(default_factory=dict)
 
 
@@ -140,7 +140,7 @@ def run_locked(
             "version": VERSION,
             "settings": {**recorded, "weight_hashes": hashes, "environment": environment()},
             "gaps": gaps,
-            "contrasts": contrast_table(cells, settings.kinds, seed=settings.seed),
+            "contrasts": contrast_table(cells, settings.stages, seed=settings.seed),
         }
     )
     write_json(output / "gap.json", record)
@@ -319,9 +319,9 @@ def _check(settings: StudySettings, rows: Sequence[TextRow]) -> None:
     for prompting in settings.promptings:
         if prompting not in PROMPTINGS:
             raise InputError(f"prompting {prompting!r} is none of {', '.join(PROMPTINGS)}")
-    for model in settings.kinds:
+    for model in settings.stages:
         if model not in settings.models:
-            raise InputError(f"kind of {model!r}: there is no such model in the study")
+            raise InputError(f"stage of {model!r}: there is no such model in the study")
     seen: set[str] = set()
     for row in rows:
         if row.id in seen:

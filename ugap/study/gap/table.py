@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import scipy
 
-from ugap.study.contrasts import CONTRAST_MEASURES, DOMAIN, KINDS, STAGE, contrast_figures, gap_figures, with_holm
+from ugap.study.contrasts import CONTRAST_MEASURES, DOMAIN, STAGE, STAGES, contrast_figures, gap_figures, with_holm
 from ugap.study.measures import MEASURES, text_value, token_values
 from ugap.study.pairs import SELF, Cell
 
@@ -57,13 +57,13 @@ def gap_table(cells: Sequence[Cell], *, seed: int, resamples: int = 10_000) -> l
 
 
 def contrast_table(
-    cells: Sequence[Cell], kinds: Mapping[str, str], *, seed: int, resamples: int = 10_000
+    cells: Sequence[Cell], stages: Mapping[str, str], *, seed: int, resamples: int = 10_000
 ) -> list[dict[str, Any]]:
-    """Contrasts between gaps: creative against functional, and models of different kinds on the same texts.
+    """Contrasts between gaps: creative against functional, and models of different stages on the same texts.
 
     Args:
         cells (`Sequence[Cell]`): Cells of the table.
-        kinds (`Mapping[str, str]`): `"base"`, `"instruct"` or `"reasoning"` by model.
+        stages (`Mapping[str, str]`): `"base"`, `"instruct"` or `"reasoning"` by model.
         seed (`int`): Seed of the bootstrap.
         resamples (`int`, *optional*, defaults to `10_000`): Bootstrap resamples.
     """
@@ -71,7 +71,7 @@ def contrast_table(
     for measure in CONTRAST_MEASURES:
         gaps = [(cell, cell.gaps(measure)) for cell in cells]
         for (a, gaps_a), (b, gaps_b) in itertools.product(gaps, repeat=2):
-            labels = _contrast_labels(a, b, kinds)
+            labels = _contrast_labels(a, b, stages)
             if labels is None:
                 continue
             paired = labels["contrast"] == STAGE
@@ -81,14 +81,14 @@ def contrast_table(
     return with_holm(rows)
 
 
-def _contrast_labels(a: Cell, b: Cell, kinds: Mapping[str, str]) -> dict[str, Any] | None:
+def _contrast_labels(a: Cell, b: Cell, stages: Mapping[str, str]) -> dict[str, Any] | None:
     """The labels of the contrast of two cells; `None` where there is none between them."""
     if (a.decoding, a.prompting) != (b.decoding, b.prompting):
         return None
-    kind_a, kind_b = kinds.get(a.model, ""), kinds.get(b.model, "")
+    stage_a, stage_b = stages.get(a.model, ""), stages.get(b.model, "")
     labels = {
-        "kind_a": kind_a,
-        "kind_b": kind_b,
+        "stage_a": stage_a,
+        "stage_b": stage_b,
         "prompting_a": a.prompting,
         "prompting_b": b.prompting,
         "decoding": a.decoding,
@@ -97,8 +97,8 @@ def _contrast_labels(a: Cell, b: Cell, kinds: Mapping[str, str]) -> dict[str, An
         return {"contrast": DOMAIN, "a": a.domain, "b": b.domain, "model": a.model, "scorer": _scorer(a), **labels}
     # Two self-scored models are each compared with people by their own scale, as are two under one scorer.
     same_scale = a.scorer == b.scorer or _scorer(a) == _scorer(b) == SELF
-    stage_a, stage_b = (KINDS.index(kind) if kind in KINDS else -1 for kind in (kind_a, kind_b))
-    if a.domain != b.domain or not same_scale or not 0 <= stage_b < stage_a:
+    at_a, at_b = (STAGES.index(stage) if stage in STAGES else -1 for stage in (stage_a, stage_b))
+    if a.domain != b.domain or not same_scale or not 0 <= at_b < at_a:
         return None
     scorer = a.scorer if a.scorer == b.scorer else SELF
     return {"contrast": STAGE, "a": a.model, "b": b.model, "domain": a.domain, "scorer": scorer, **labels}

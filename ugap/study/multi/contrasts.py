@@ -7,7 +7,7 @@ Design choices:
   source texts. Each gap is human less model, so the human text that each tokenizer and each prompting sees is its own.
 - Every later stage of a family is compared with every earlier one: in the same prompting where both have it, else with
   the earlier one raw, which is how a base model is asked at all.
-- Where several models share a kind, or several families a pair of stages, all of them are pooled as well: texts are the
+- Where several models share a stage, or several families a pair of stages, all are pooled as well: texts are the
   random sample, models are not, so such a row speaks of these models and no others.
 - Rows have the labels of `gap.json`, and the family. Holm's correction is over all rows of both tables.
 """
@@ -25,8 +25,8 @@ from ugap.study.contrasts import (
     ALL,
     CONTRAST_MEASURES,
     DOMAIN,
-    KINDS,
     STAGE,
+    STAGES,
     contrast_figures,
     gap_figures,
     with_holm,
@@ -122,12 +122,12 @@ def _gaps(cells: Sequence[ModelCell], measure: str, options: dict[str, int]) -> 
     groups: dict[tuple[str, ...], list[ModelCell]] = {}
     for cell in cells:
         yield from _gap_row([cell], cell.model.title, cell.model.family, measure, options)
-        key = (cell.model.kind, cell.domain, cell.prompting, cell.decoding, cell.scorer)
+        key = (cell.model.stage, cell.domain, cell.prompting, cell.decoding, cell.scorer)
         groups.setdefault(key, []).append(cell)
-    for (kind, *_), group in groups.items():
+    for (stage, *_), group in groups.items():
         # A pool of one would repeat the row of its model.
         if len(group) > 1:
-            yield from _gap_row(group, f"{ALL} {len(group)} {kind} models", ALL, measure, options)
+            yield from _gap_row(group, f"{ALL} {len(group)} {stage} models", ALL, measure, options)
 
 
 def _gap_row(
@@ -146,7 +146,7 @@ def _gap_row(
             "domain": first.domain,
             "model": name,
             "family": family,
-            "kind": first.model.kind,
+            "stage": first.model.stage,
             "prompting": first.prompting,
             "decoding": first.decoding,
             "scorer": first.scorer,
@@ -163,7 +163,7 @@ def _stages(cells: Sequence[ModelCell], measure: str, options: dict[str, int]) -
             # Gaps on the scales of two different scorers cannot be subtracted.
             scorer = _common_scorer(a, b)
             if scorer is not None and _are_stages(a, b, cells):
-                key = (a.model.kind, b.model.kind, a.domain, a.prompting, b.prompting, a.decoding, scorer)
+                key = (a.model.stage, b.model.stage, a.domain, a.prompting, b.prompting, a.decoding, scorer)
                 groups.setdefault(key, []).append((a, b))
     for (*_, scorer), pairs in groups.items():
         for a, b in pairs:
@@ -186,7 +186,7 @@ def _common_scorer(a: ModelCell, b: ModelCell) -> str | None:
 
 def _are_stages(a: ModelCell, b: ModelCell, cells: Sequence[ModelCell]) -> bool:
     """Whether `a` is a later stage of `b`'s family, and these are the promptings in which the two are compared."""
-    if a.model.family != b.model.family or KINDS.index(a.model.kind) <= KINDS.index(b.model.kind):
+    if a.model.family != b.model.family or STAGES.index(a.model.stage) <= STAGES.index(b.model.stage):
         return False
     if (a.domain, a.decoding) != (b.domain, b.decoding):
         return False
@@ -237,8 +237,8 @@ def _domains(cells: Sequence[ModelCell], measure: str, options: dict[str, int]) 
 def _of_both(a: ModelCell, b: ModelCell) -> dict[str, str]:
     """The labels that a contrast takes from its two cells."""
     return {
-        "kind_a": a.model.kind,
-        "kind_b": b.model.kind,
+        "stage_a": a.model.stage,
+        "stage_b": b.model.stage,
         "prompting_a": a.prompting,
         "prompting_b": b.prompting,
         "decoding": a.decoding,

@@ -28,7 +28,7 @@ from ugap.data import TextRow, content_hash
 from ugap.errors import InputError, is_out_of_memory
 from ugap.files import locked, refuse_results, replacing, write_json
 from ugap.models.hub import is_commit, is_local, resolve_commit
-from ugap.study.contrasts import KINDS
+from ugap.study.contrasts import STAGES
 from ugap.study.decodings import DECODINGS, Settings
 from ugap.study.gap.run import PARTS, StudySettings, run_locked
 from ugap.study.options import Dtype, MultiOptions, values
@@ -49,7 +49,7 @@ class ModelEntry:
     Args:
         name (`str`): Asset, folder, `.gguf` file or Hub id.
         family (`str`): Models of one family are compared with each other, so it names the size too.
-        kind (`str`): `"base"`, `"instruct"` or `"reasoning"`.
+        stage (`str`): `"base"`, `"instruct"` or `"reasoning"`.
         label (`str`, *optional*): What tables and plots call it; by default the name.
         dtype (`str`, *optional*, defaults to `"float32"`): Type of the weights.
         revision (`str`, *optional*): Branch, tag or commit of a Hub id.
@@ -60,7 +60,7 @@ class ModelEntry:
 
     name: str
     family: str
-    kind: str
+    stage: str
     label: str = ""
     dtype: Dtype = "float32"
     revision: str | None = None
@@ -85,11 +85,11 @@ def parse_models(entries: Any) -> list[ModelEntry]:
         InputError: If an entry is incomplete, has an unknown key or a wrong value, or two share a name or folder.
 
     Example:
-        >>> parse_models([{"name": "gemma-3-270m", "family": "gemma-3-270m", "kind": "base"}])[0].title
+        >>> parse_models([{"name": "gemma-3-270m", "family": "gemma-3-270m", "stage": "base"}])[0].title
         'gemma-3-270m'
     """
     if not isinstance(entries, list) or not entries:
-        raise InputError("models: a list of models is needed, each with its name, family and kind")
+        raise InputError("models: a list of models is needed, each with its name, family and stage")
     models = [_parse_model(number, entry) for number, entry in enumerate(entries, start=1)]
     for attribute in ("title", "folder"):
         seen: dict[str, ModelEntry] = {}
@@ -111,7 +111,7 @@ def _parse_model(number: int, entry: Any) -> ModelEntry:
     for key in entry:
         if key not in allowed:
             raise InputError(f"{where}: unknown key {key!r}; there are {', '.join(allowed)}")
-    for key in ("name", "family", "kind"):
+    for key in ("name", "family", "stage"):
         if key not in entry:
             raise InputError(f"{where}: {key} is missing")
     for key, value in entry.items():
@@ -121,7 +121,7 @@ def _parse_model(number: int, entry: Any) -> ModelEntry:
         # YAML reads `revision: 1e5` and `label: on` as a number and a bool.
         elif not (isinstance(value, str) and value.strip()) and not (key == "revision" and value is None):
             raise InputError(f"{where}: {key} is {value!r}, not text: put it in quotes")
-    for key, choices in (("kind", KINDS), ("chat", tuple(CHATS)), ("dtype", DTYPES)):
+    for key, choices in (("stage", STAGES), ("chat", tuple(CHATS)), ("dtype", DTYPES)):
         if key in entry and entry[key] not in choices:
             raise InputError(f"{where}: {key} {entry[key]!r} is none of {', '.join(choices)}")
     model = ModelEntry(**entry)
@@ -182,7 +182,7 @@ class MultiSettings(MultiOptions):
             scorers=self.scorers,
             decodings=self.decodings,
             promptings=CHATS[model.chat],
-            kinds={model.name: model.kind},
+            stages={model.name: model.stage},
             revisions={} if commit is None else {model.name: commit},
         )
 

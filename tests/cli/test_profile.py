@@ -34,14 +34,14 @@ def test_profile_fits_and_shows(fit, write_rows, text_rows, tmp_path, tiny_folde
         ends = [end for _, end in tokenizer(row["text"], return_offsets_mapping=True)["offset_mapping"]]
         (scores,) = scorer.score([row["text"][ends[7] : ends[47]]], [row["text"][: ends[7]]])
         surprisals.append(scores.surprisal)
-    creative = fitted.domain("creative")
+    creative = fitted.kind("creative")
     assert (creative.n_texts, creative.n_tokens) == (6, 240)
     assert creative.means["surprisal"] == pytest.approx(np.concatenate(surprisals).mean(), rel=1e-4)
     assert main(["profile", "--show", str(tmp_path / "profile.json")]) == 0
     shown = capsys.readouterr().out
-    assert re.search(r"^creative +6 +240 ", shown, re.MULTILINE)
+    assert re.search(r"^creative +creative +6 +240 ", shown, re.MULTILINE)
     assert shown.strip() in printed.out
-    with pytest.raises(InputError, match="no domain 'poems'; it has creative, functional"):
+    with pytest.raises(InputError, match="no kind 'poems'; it has creative, functional"):
         fitted.curve("poems")
 
 
@@ -60,7 +60,7 @@ def test_profile_goes_on_where_it_stopped(
     assert "add --resume" in refused(*fit, path)
     seen.clear()
     assert main([*fit, path, "--resume"]) == 0
-    assert len(seen) == 4
+    assert len(seen) == 16
     assert not (tmp_path / "profile.json.parts").exists()
     resumed = HumanProfile.load(tmp_path / "profile.json").to_dict()
     assert main([*fit, path]) == 0

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ugap.profile import CalibrationCurve, EntropyBins
-from ugap.profile.calibration import MOST_BINS, TOKENS_PER_BIN, figures, fit_calibration
+from ugap.profile.calibration import MOST_BINS, TOKENS_PER_BIN, HumanTokens, figures, fit_calibration, pool
 
 
 def human(h):
@@ -26,7 +26,8 @@ def simulate(seed, n_texts, n_tokens=400, spread=0.2):
 
 
 def fit(sample, resamples=200, seed=0):
-    return fit_calibration(*sample, resamples=resamples, rng=np.random.default_rng(seed))
+    tokens = HumanTokens(*sample)
+    return fit_calibration(tokens, pool([tokens]), resamples=resamples, rng=np.random.default_rng(seed))
 
 
 def curve_of(h, g):
@@ -165,3 +166,45 @@ def test_bins_that_do_not_fit():
 def test_figures():
     assert figures([1234567.0, 0.000123456789, 0.0, -1.5]).tolist() == [1234570.0, 0.000123457, 0.0, -1.5]
     assert np.isnan(figures(np.nan))
+
+
+def kinds(sizes, ratios, seed=0):
+    """Tokens of kinds whose curves are the common one times a ratio."""
+    out = []
+    for number, (n_texts, ratio) in enumerate(zip(sizes, ratios, strict=True)):
+        entropy, surprisal, rank, text = simulate(seed + number, n_texts, n_tokens=200)
+        out.append(HumanTokens(entropy, surprisal * ratio, rank, text))
+    return out
+
+
+def test_a_kind_of_few_texts_is_held_by_the_others():
+    """Two texts alone make a wild curve; pooled it has the shape of all kinds and the mean of the two."""
+    ratios = [0.8, 0.9, 1.0, 1.1, 1.2, 1.0]
+    errors: dict[str, list[float]] = {"alone": [], "pooled": []}
+    for seed in range(0, 60, 10):
+        columns = kinds([100] * 5 + [2], ratios, seed)
+        for name, pooling in (("alone", pool(columns[-1:])), ("pooled", pool(columns))):
+            curve, _ = fit_calibration(columns[-1], pooling, resamples=2, rng=np.random.default_rng(0))
+            grid = np.linspace(0.5, 6, 20)
+            ratio = curve(grid) / human(grid)  # the level of two texts is their own, pooled or not
+            errors[name].append(np.abs(ratio / ratio.mean() - 1).mean())
+    assert np.mean(errors["pooled"]) < 0.6 * np.mean(errors["alone"])
+
+
+def test_a_kind_of_many_texts_keeps_its_own_level_and_mean():
+    columns = kinds([60, 60, 60], [0.7, 1.0, 1.3])
+    pooling = pool(columns)
+    assert 0.15 < pooling.spread < 0.45
+    for tokens, ratio in zip(columns, (0.7, 1.0, 1.3), strict=True):
+        curve, bins = fit_calibration(tokens, pooling, resamples=2, rng=np.random.default_rng(0))
+        assert curve(tokens.entropy).mean() == pytest.approx(tokens.surprisal.mean(), rel=0.02)
+        np.testing.assert_allclose(curve(np.linspace(1, 6, 9)), ratio * human(np.linspace(1, 6, 9)), rtol=0.15)
+        assert bins.edges.tolist() == pooling.edges.tolist()
+
+
+def test_every_kind_counts_the_same_in_the_common_curve():
+    """A kind with twenty times the texts does not set it: the geometric middle of 0.5 and 1.5 is not 1.5."""
+    few, many = kinds([10, 200], [0.5, 1.5])
+    pooling = pool([few, many])
+    middle = pooling.g[(pooling.h > 1) & (pooling.h < 5)] / human(pooling.h[(pooling.h > 1) & (pooling.h < 5)])
+    np.testing.assert_allclose(middle, 1.0, atol=0.15)

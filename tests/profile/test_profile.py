@@ -1,6 +1,8 @@
 import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import resources
 
 import numpy as np
@@ -48,6 +50,30 @@ def profile(texts):
     return HumanProfile.fit(texts, source="made up", resamples=50)
 
 
+@pytest.fixture(scope="module")
+def whole():
+    """A profile of four kinds that was fitted from the starts of texts, and what it was fitted on."""
+    return kinds_of_texts(0)
+
+
+def kinds_of_texts(seed):
+    """Texts with a level of their own around that of their kind, more surprising where less was read."""
+    rng = np.random.default_rng(seed)
+    texts: dict[str, list[TokenScores]] = {}
+    prefixes: dict[str, list[TokenScores | None]] = {}
+    for number, kind in enumerate(("tale", "story", "news", "manual")):
+        texts[kind], prefixes[kind] = [], []
+        for i in range(24):
+            level = (1.0 + 0.15 * number) * rng.normal(1, 0.1)
+            one = score(1000 * seed + 100 * number + i, n=160)
+            factor = (level * (1 + 0.6 / np.sqrt(1 + np.arange(160)))).astype(np.float32)
+            one = replace(one, surprisal=one.surprisal * factor, entropy=one.entropy * factor)
+            prefixes[kind].append(replace(one.first(64), marginal_surprisal=None))
+            texts[kind].append(one.after(64))
+    domains = {"tale": "creative", "story": "creative", "news": "functional", "manual": "functional"}
+    return HumanProfile.fit(texts, prefixes=prefixes, domains=domains, resamples=10), texts, prefixes
+
+
 def pooled(texts, of):
     values = np.concatenate([of(scores) for scores in texts]).astype(np.float64)
     return values[np.isfinite(values)]
@@ -66,13 +92,13 @@ MEASURES = {
 def test_quantiles_against_numpy(texts, profile, measure):
     values = pooled(texts["creative"], MEASURES[measure])
     quantiles = profile.quantiles("creative", measure)
-    assert quantiles.levels[[0, 52, -1]].tolist() == [0.001, 0.51, 0.999]
+    assert quantiles.levels[[0, 22, -1]].tolist() == [0.001, 0.5, 0.999]
     assert (np.diff(quantiles.levels) > 0).all()
     np.testing.assert_allclose(quantiles.values, np.quantile(values, quantiles.levels), rtol=1e-5, atol=1e-12)
 
 
 def test_counts_and_means(texts, profile):
-    creative = profile.domain("creative")
+    creative = profile.kind("creative")
     assert (creative.n_texts, creative.n_tokens) == (8, 8 * 299)
     for measure in ("surprisal", "entropy", "deviation", "pmi"):
         expected = pooled(texts["creative"], MEASURES[measure]).mean()
@@ -85,11 +111,11 @@ def test_bits_per_byte_pools_bits_and_bytes():
     short, long = score(0, n=10), score(1, n=1000)
     bits = sum(pooled([scores], MEASURES["surprisal"]).sum() / np.log(2) for scores in (short, long))
     profile = HumanProfile.fit({"creative": [short, long]})
-    assert profile.domain("creative").means["bits_per_byte"] == pytest.approx(bits / (4 * (9 + 999)), rel=1e-5)
+    assert profile.kind("creative").means["bits_per_byte"] == pytest.approx(bits / (4 * (9 + 999)), rel=1e-5)
 
 
 def test_without_marginals_there_is_no_pmi(profile):
-    assert "pmi" not in profile.domain("functional").means
+    assert "pmi" not in profile.kind("functional").means
     with pytest.raises(InputError, match=r"^the human profile of 'functional' has no 'pmi'; it has surprisal, .*rank"):
         profile.quantiles("functional", "pmi")
 
@@ -104,8 +130,8 @@ def test_tokens_without_a_score_are_left_out(texts, profile):
         ids = np.concatenate([scores.token_ids, np.zeros(7, np.int32)])
         holes.append(TokenScores(scores.text, ids, offsets, scorer=TINY, straddles=False, **columns))
     nothing = score(99, n=1)  # a text without any scored token
-    padded = HumanProfile.fit({"creative": [*holes, nothing]}, source="made up", resamples=50)
-    assert padded.to_dict()["domains"]["creative"] == profile.to_dict()["domains"]["creative"]
+    padded = HumanProfile.fit({**texts, "creative": [*holes, nothing]}, source="made up", resamples=50)
+    assert padded.to_dict()["kinds"]["creative"] == profile.to_dict()["kinds"]["creative"]
 
 
 def test_fit_is_reproducible(texts, profile):
@@ -127,7 +153,7 @@ def test_save_and_load_give_the_same_profile(profile, tmp_path):
     assert loaded.source == "made up"
     grid = np.linspace(0, 12, 50)
     assert loaded.curve("creative")(grid).tolist() == profile.curve("creative")(grid).tolist()
-    assert json.loads(path.read_text())["version"] == 1
+    assert json.loads(path.read_text())["version"] == 2
     assert [entry.name for entry in path.parent.iterdir()] == ["profile.json"]
     assert path.stat().st_size < 40_000
 
@@ -158,18 +184,18 @@ def test_mixed_scorers_are_refused():
         HumanProfile.fit({"creative": [score(0)], "functional": [score(1, scorer=OTHER)]})
 
 
-def test_unknown_domain_names_those_that_exist(profile):
-    for call in (profile.curve, profile.domain, lambda domain: profile.quantiles(domain, "rank")):
-        with pytest.raises(InputError, match=r"no domain 'legal'; it has creative, functional$"):
+def test_an_unknown_kind_names_those_that_exist(profile):
+    for call in (profile.curve, profile.kind, lambda kind: profile.quantiles(kind, "rank")):
+        with pytest.raises(InputError, match=r"no kind 'legal'; it has creative, functional$"):
             call("legal")
 
 
 def test_nothing_to_fit():
-    with pytest.raises(InputError, match="no domain"):
+    with pytest.raises(InputError, match="no kind"):
         HumanProfile.fit({})
-    with pytest.raises(InputError, match="domain 'creative': no scored token"):
+    with pytest.raises(InputError, match="kind 'creative': no scored token"):
         HumanProfile.fit({"creative": [score(0, n=1)]})
-    with pytest.raises(InputError, match="domain 'creative': no scored token"):
+    with pytest.raises(InputError, match="kind 'creative': no scored token"):
         HumanProfile.fit({"creative": []})
     with pytest.raises(ValueError, match="resamples"):
         HumanProfile.fit({"creative": [score(0)]}, resamples=0)
@@ -188,45 +214,64 @@ def damage(document, *keys, value):
 @pytest.mark.parametrize(
     ("keys", "value", "message"),
     [
-        (("version",), 2, "version 2; this ugap reads version 1"),
+        (("version",), 1, "version 1; this ugap reads version 2: fit it again with `ugap profile"),
         (("version",), None, "no version"),
         (("scorer",), None, "'scorer' is missing"),
         (("scorer",), "tiny", "damaged"),
-        (("domains",), [1], "damaged"),
-        (("domains", "creative"), [], "damaged"),
-        (("domains", "creative", "curve"), None, "'curve' is missing"),
-        (("domains", "creative", "curve", "g"), [1.0], "one common length"),
-        (("domains", "creative", "curve", "g"), "text", "damaged"),
-        (("domains", "creative", "bins", "edges"), [3.0, 1.0], "do not fit together"),
-        (("domains", "creative", "quantiles", "rank"), [1.0], "quantiles of rank"),
-        (("domains", "creative", "means"), 3, "damaged"),
-        (("domains", "creative", "n_texts"), "many", "damaged"),
+        (("kinds",), [1], "damaged"),
+        (("kinds", "creative"), [], "damaged"),
+        (("kinds", "creative", "curve"), None, "'curve' is missing"),
+        (("kinds", "creative", "curve", "g"), [1.0], "one common length"),
+        (("kinds", "creative", "curve", "g"), "text", "damaged"),
+        (("kinds", "creative", "bins", "edges"), [3.0, 1.0], "do not fit together"),
+        (("kinds", "creative", "quantiles", "rank"), [1.0], "quantiles of rank"),
+        (("kinds", "creative", "means"), 3, "damaged"),
+        (("kinds", "creative", "n_texts"), "many", "damaged"),
         (("version",), 10**4000, "version 100000000000;"),
         (("version",), True, "no version"),
         (("scorer", "name"), ["tiny"], "'name' is no text"),
         (("source",), 3, "'source' is no text"),
-        (("domains",), {}, "'domains' is no object with a domain"),
-        (("domains", "creative", "n_tokens"), 0, "domain 'creative': 'n_tokens' is no whole number above 0"),
-        (("domains", "creative", "n_tokens"), True, "'n_tokens' is no whole number above 0"),
-        (("domains", "creative", "means", "surprisal"), "3.1", "'surprisal' is no list of finite numbers"),
-        (("domains", "creative", "levels"), [0.0] * 103, "levels must rise from above 0 to at most 1"),
-        (("domains", "creative", "levels", 5), 1.5, "levels must rise"),
-        (("domains", "creative", "levels", 5), float("inf"), "'levels' is no list of finite numbers"),
-        (("domains", "creative", "levels", 5), 10**400, "'levels' is no list of finite numbers"),
-        (("domains", "creative", "quantiles", "entropy", 3), -1.0, "quantiles of entropy fall or are negative"),
-        (("domains", "creative", "quantiles", "entropy", 3), "NaN", "'entropy' is no list of finite numbers"),
-        (("domains", "creative", "quantiles", "entropy"), None, "quantiles of entropy are missing"),
-        (("domains", "creative", "curve", "low", 0), 1e9, "low must not be above its high"),
-        (("domains", "creative", "bins", "rank", 0, 0), 1e12, "rank holds a rank beyond any vocabulary"),
-        (("domains", "creative", "bins", "n_tokens", 0), 0, "n_tokens must be above 0"),
-        (("domains", "creative", "bins", "surprisal", 0, 0), 1e9, "surprisal must not fall"),
-        (("domains", "creative", "bins", "surprisal", 0), [1.0], "'surprisal' is no list of finite numbers"),
-        (("domains", "creative", "bins", "rank_levels", 0), 0.95, "rank_levels must rise"),
-        (("domains", "creative", "texts"), [], "not an object with 'features'"),
+        (("kinds",), {}, "needs a kind"),
+        (("kinds", "creative", "n_tokens"), 0, "kind 'creative': 'n_tokens' is no whole number above 0"),
+        (("kinds", "creative", "n_tokens"), True, "'n_tokens' is no whole number above 0"),
+        (("kinds", "creative", "means", "surprisal"), "3.1", "'surprisal' is no list of finite numbers"),
+        (("kinds", "creative", "levels"), [0.0] * 45, "levels must rise from above 0 to at most 1"),
+        (("kinds", "creative", "levels", 5), 1.5, "levels must rise"),
+        (("kinds", "creative", "levels", 5), float("inf"), "'levels' is no list of finite numbers"),
+        (("kinds", "creative", "levels", 5), 10**400, "'levels' is no list of finite numbers"),
+        (("kinds", "creative", "quantiles", "entropy", 3), -1.0, "quantiles of entropy fall or are negative"),
+        (("kinds", "creative", "quantiles", "entropy", 3), "NaN", "'entropy' is no list of finite numbers"),
+        (("kinds", "creative", "quantiles", "entropy"), None, "quantiles of entropy are missing"),
+        (("kinds", "creative", "curve", "low", 0), 1e9, "low must not be above its high"),
+        (("kinds", "creative", "bins", "rank", 0, 0), 1e12, "rank holds a rank beyond any vocabulary"),
+        (("kinds", "creative", "bins", "n_tokens", 0), -1, "n_tokens must be counts"),
+        (("kinds", "creative", "bins", "surprisal", 0, 0), 1e9, "surprisal must not fall"),
+        (("kinds", "creative", "bins", "surprisal", 0), [1.0], "'surprisal' is no list of finite numbers"),
+        (("kinds", "creative", "bins", "rank_levels", 0), 0.95, "rank_levels must rise"),
+        (("kinds", "creative", "texts"), [], "not an object with 'features'"),
+        (("kinds", "creative", "domain"), 3, "'domain' is no text"),
+        (("kinds", "creative", "positions", "bands"), [1], "other bands than 8, 16"),
+        (("kinds", "creative", "positions", "surprisal", 0), 0, "must be above 0"),
+        (("kinds", "creative", "positions", "entropy"), [1.0], "must be 7 finite numbers"),
+        (("kinds", "creative", "error"), "0.1", "'error' is no list of finite numbers"),
+        (("pooling",), None, "'pooling' is missing"),
+        (("pooling", "g"), [1.0], "do not fit the entropy bins"),
+        (("pooling", "spread"), -1, "spread is no number from 0"),
+        (("pooling", "edges"), [], "do not fit the entropy bins"),
+        (("prompt",), [], "not an object with 'kinds'"),
+        (("prompt", "kinds"), ["letter"] * 4, "names a kind that is not there"),
+        (("prompt", "cross", 0), [1.0], "'cross' is no list of finite numbers"),
+        (("prompt", "ratios", 0, 0), 0, "ratios must be above 0"),
+        (("prompt", "covariance", 0, 0, 0), -1, "covariance is none"),
+        (("prompt", "lengths", 0), 500, "lengths must rise"),
+        (("readers",), [], "no object"),
+        (("readers",), {"abc": 1}, "shares of a reader are no object"),
+        (("readers",), {"abc": {"creative": 0}}, "share of a reader is no number above 0"),
     ],
 )
-def test_a_damaged_file_is_named_in_one_line(profile, tmp_path, keys, value, message):
+def test_a_damaged_file_is_named_in_one_line(profile, whole, tmp_path, keys, value, message):
     document = json.loads(json.dumps(profile.to_dict()))
+    document["prompt"] = json.loads(json.dumps({**whole[0].prompt.to_dict(), "kinds": ["creative"] * 4}))
     damage(document, *keys, value=value)
     path = tmp_path / "damaged.json"
     path.write_text(json.dumps(document))
@@ -292,3 +337,151 @@ def test_a_profile_is_read_without_torch(profile, tmp_path):
         " profile.curve('creative')(1.0); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "profile.json")], check=True)
+
+
+def test_a_domain_is_its_kinds_with_equal_weight(whole):
+    profile = whole[0]
+    assert profile.domains == ("creative", "functional")
+    assert profile.weights("creative") == {"tale": 0.5, "story": 0.5}
+    assert profile.weights("auto") == profile.weights("creative")
+    assert profile.weights("news") == {"news": 1.0}
+    assert profile.weights({"news": 3, "tale": 1, "story": 0}) == {"news": 0.75, "tale": 0.25}
+    mixed, tale, story = (profile.kind(name) for name in ("creative", "tale", "story"))
+    assert mixed.means["surprisal"] == pytest.approx((tale.means["surprisal"] + story.means["surprisal"]) / 2)
+    assert mixed.domain == "creative"
+    assert profile.kind({"tale": 1, "news": 1}).domain == "mixed"
+
+
+@pytest.mark.parametrize(
+    ("selection", "message"),
+    [
+        ("haiku", "no kind 'haiku'; it has tale, story, news, manual, creative, functional"),
+        ({"haiku": 1.0}, "no kind 'haiku'"),
+        ({"tale": -1.0}, "weight of kind 'tale' is -1.0"),
+        ({"tale": True}, "weight of kind 'tale' is True"),
+        ({"tale": float("nan")}, "weight of kind 'tale' is nan"),
+        ({"tale": 0}, "needs a weight above 0"),
+        ({}, "needs a weight above 0"),
+    ],
+)
+def test_selections_that_are_none(whole, selection, message):
+    with pytest.raises(InputError, match=message):
+        whole[0].target(selection)
+
+
+def test_a_mixture_has_the_quantiles_of_its_texts_together(whole):
+    profile, texts, _ = whole
+    mixed = profile.kind({"tale": 1, "manual": 1})
+    together = np.concatenate([scores.entropy for kind in ("tale", "manual") for scores in texts[kind]])
+    np.testing.assert_allclose(mixed.quantiles["entropy"], np.quantile(together, mixed.levels), rtol=0.05, atol=0.03)
+    single = [profile.kind(name).curve([2.0, 4.0]) for name in ("tale", "manual")]
+    between = mixed.curve([2.0, 4.0])
+    assert ((np.minimum(*single) - 1e-9 <= between) & (between <= np.maximum(*single) + 1e-9)).all()
+    # Between kinds that differ, a text of the mixture scatters more than within either.
+    within = [profile.kind(name).texts.at(64)[1][0, 0] for name in ("tale", "manual")]
+    assert mixed.texts.at(64)[1][0, 0] > max(within)
+
+
+def test_surprisal_falls_with_the_position(whole):
+    profile, texts, prefixes = whole
+    for kind in texts:
+        tokens = [
+            np.concatenate(pair)
+            for pair in zip(*([s.surprisal for s in c[kind]] for c in (prefixes, texts)), strict=True)
+        ]
+        for position, end in ((8, 16), (32, 64), (64, 128)):
+            seen = np.mean([row[position:end] for row in tokens])
+            assert profile.kind(kind).positions.mean_surprisal(position, end - position) == pytest.approx(
+                seen, rel=0.08
+            )
+    early, late = (profile.target("tale", position=position) for position in (5, 64))
+    assert early.mean_surprisal > 1.03 * late.mean_surprisal
+    assert early.factor == late.factor == 1
+
+
+def test_a_prompt_tells_the_level_of_a_kind_that_was_left_out(whole):
+    """Fitted without a kind, the prompts of its texts tell more of its mean than the mean of the others does."""
+    _, texts, prefixes = whole
+    for left_out in ("tale", "manual"):  # the kinds at the ends
+        profile = HumanProfile.fit(
+            {kind: column for kind, column in texts.items() if kind != left_out},
+            prefixes={kind: column for kind, column in prefixes.items() if kind != left_out},
+            resamples=2,
+        )
+        predicted = [
+            profile.target("auto", prompt=(before.surprisal.astype(float), before.entropy.astype(float))).mean_surprisal
+            for before in prefixes[left_out]
+        ]
+        seen = np.mean([scores.surprisal[:64].mean() for scores in texts[left_out]])
+        grand = np.mean([kind.positions.mean_surprisal(64, 64) for kind in profile.kinds.values()])
+        assert abs(np.mean(predicted) - seen) < 0.6 * abs(grand - seen)
+
+
+def test_a_kind_can_be_left_out_afterwards(whole):
+    profile, texts, prefixes = whole
+    without = profile.without("news")
+    assert without.prompt is not None
+    assert list(without.kinds) == ["tale", "story", "manual"]
+    again = HumanProfile.fit(
+        {kind: column for kind, column in texts.items() if kind != "news"},
+        prefixes={kind: column for kind, column in prefixes.items() if kind != "news"},
+        resamples=2,
+    )
+    assert again.prompt is not None
+    # The common ratios of the positions are a little other ones.
+    np.testing.assert_allclose(without.prompt.coefficients, again.prompt.coefficients, atol=0.05)
+    assert without.prompt.kinds == again.prompt.kinds
+    with pytest.raises(InputError, match="no kind 'haiku'"):
+        profile.without("haiku")
+    with pytest.raises(InputError, match="cannot do without 'creative'"):
+        profile.without("creative")
+
+
+def test_what_a_prompt_tells(whole):
+    profile, _, prefixes = whole
+    before = prefixes["manual"][0]
+    prompt = (before.surprisal.astype(float), before.entropy.astype(float))
+    target = profile.target("auto", prompt=prompt)
+    assert sum(target.weights.values()) == pytest.approx(1)
+    assert max(target.weights, key=target.weights.get) in ("news", "manual")
+    assert not target.strange
+    assert re.fullmatch(r"kind: (\w+ 0\.\d(, )?)+; human level \d\.\d\d", str(target))
+    assert str(profile.target("tale")).startswith("kind: tale; human level ")
+    # A short prompt tells nothing; one of 16 tokens the level; a named kind is not moved.
+    short = profile.target("auto", position=15, prompt=tuple(row[:15] for row in prompt))
+    assert short.factor == 1
+    assert str(short) == str(profile.target("auto", position=15))
+    some = profile.target("auto", position=16, prompt=tuple(row[:16] for row in prompt))
+    assert (some.weights, some.factor == 1) == (profile.weights("creative"), False)
+    assert profile.target("tale", prompt=prompt).factor == 1
+    for factor in (0.05, 4.0):
+        assert profile.target("auto", prompt=(prompt[0] * factor, prompt[1] * factor)).strange
+        assert profile.target("tale", prompt=(prompt[0] * factor, prompt[1] * factor)).strange
+
+
+def test_texts_of_the_user_are_a_kind(whole):
+    """Their level is known the better, the more they are; few are drawn to what their prompts let expect."""
+    profile = whole[0]
+    _, texts, prefixes = kinds_of_texts(3)
+    truth = np.mean([scores.surprisal[:64].mean() for scores in texts["manual"]])
+    errors = []
+    for n in (4, 24):
+        like = profile.like(texts["manual"][:n], prefixes["manual"][:n], resamples=2)
+        assert list(like.kinds) == [*profile.kinds, "like"]
+        assert like.weights("creative") == profile.weights("creative")  # named, never mixed in
+        assert like.target("like").mean_surprisal == pytest.approx(truth, rel=0.2 / np.sqrt(n))
+        assert like.kinds["like"].bins.edges.tolist() == profile.pooling.edges.tolist()
+        errors.append(like.kinds["like"].error)
+    assert errors[1] < 0.7 * errors[0]
+    with pytest.raises(InputError, match="was fitted with 'tiny'"):
+        profile.like([replace(texts["manual"][0], scorer=OTHER)])
+
+
+def test_kinds_round_trip(whole, tmp_path):
+    profile = whole[0]
+    with_reader = replace(profile, readers={"cccc": {"tale": 0.9}})
+    with_reader.save(tmp_path / "kinds.json")
+    loaded = HumanProfile.load(tmp_path / "kinds.json")
+    assert loaded.to_dict() == with_reader.to_dict()
+    prompt = tuple(row.astype(float) for row in (whole[2]["news"][0].surprisal, whole[2]["news"][0].entropy))
+    assert loaded.target("auto", prompt=prompt).mean_surprisal == profile.target("auto", prompt=prompt).mean_surprisal

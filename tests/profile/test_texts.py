@@ -1,5 +1,7 @@
 """Features of whole texts and their human reference, against formulas written out here."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -30,8 +32,13 @@ def text(seed, n=300, level=1.0, pmi=0.5, shift=0.0, ids=None):
 
 
 @pytest.fixture(scope="module")
-def domain():
-    return HumanProfile.fit({"creative": [text(i) for i in range(80)]}, resamples=2).domain("creative")
+def fitted():
+    return HumanProfile.fit({"creative": [text(i) for i in range(80)]}, resamples=2)
+
+
+@pytest.fixture(scope="module")
+def domain(fitted):
+    return fitted.kind("creative")
 
 
 def distance(domain, scores, n=128, which=FEATURES):
@@ -114,7 +121,7 @@ def test_a_text_without_marginals_is_compared_by_the_rest(domain):
 
 
 def test_a_feature_that_does_not_vary_between_people_is_left_out():
-    same = HumanProfile.fit({"creative": [text(i, ids=[1, 2, 3]) for i in range(40)]}, resamples=2).domain("creative")
+    same = HumanProfile.fit({"creative": [text(i, ids=[1, 2, 3]) for i in range(40)]}, resamples=2).kind("creative")
     scores = text(700, 64)
     others = [name for name in FEATURES if name != "repetition"]
     assert distance(same, scores, 64) == pytest.approx(distance(same, scores, 64, others) * 1.0)
@@ -133,17 +140,17 @@ def test_closeness_falls_with_the_distance_and_needs_a_few_tokens(domain):
     assert domain.texts.closeness(features, 3) == 0
 
 
-def test_to_and_from_json(domain, tmp_path):
-    profile = HumanProfile("tiny", "aaaa", "made up", {"creative": domain})
+def test_to_and_from_json(fitted, domain, tmp_path):
+    profile = replace(fitted, kinds={"creative": domain})
     profile.save(tmp_path / "p.json")
-    again = HumanProfile.load(tmp_path / "p.json").domain("creative").texts
+    again = HumanProfile.load(tmp_path / "p.json").kind("creative").texts
     for name in ("lengths", "n_texts", "mean", "covariance"):
         np.testing.assert_array_equal(getattr(again, name), getattr(domain.texts, name))
 
 
 def test_few_texts_have_no_reference():
     profile = HumanProfile.fit({"creative": [text(i) for i in range(15)]}, resamples=2)
-    assert profile.domain("creative").texts is None
+    assert profile.kind("creative").texts is None
 
 
 def test_a_reference_that_does_not_fit_together_is_refused(domain):
@@ -155,4 +162,4 @@ def test_a_reference_that_does_not_fit_together_is_refused(domain):
 def test_shipped_profiles_have_a_reference(name):
     profile = HumanProfile.load(name)
     for domain in profile.domains:
-        assert profile.domain(domain).texts is not None
+        assert profile.kind(domain).texts is not None

@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from ugap.profile import HumanProfile
 
 DESCRIPTION = """\
-Fit a human profile to human texts: quantiles of surprisal, entropy, deviation, PMI and rank by domain, and the
-calibration curve (how surprising people are where the model's entropy is h). Or show one that exists.
+Fit a human profile to human texts. For each kind of text it holds quantiles of surprisal, entropy, deviation, PMI and
+rank, means by position, and the calibration curve (how surprising people are where the model's entropy is h). From
+three kinds on, it also predicts the human level from a prompt. Or show a profile that exists.
 
 examples:
   ugap profile --show gemma-3-270m
@@ -27,16 +28,21 @@ class Arguments(ModelOptions):
     show: str | None = option("show a shipped profile or a profile file", default=None, group="show", metavar="NAME")
     model: str = option("asset, folder, .gguf file or Hub id of the scorer", default="", group="model", metavar="NAME")
     data: list[str] = option(
-        "human texts with a domain column; several files are joined", default=[], group="fit", metavar="FILE"
+        "human texts with a domain column, and a kind column if there are several kinds; several files are joined",
+        default=[],
+        group="fit",
+        metavar="FILE",
     )
     output: str | None = option("profile to write (JSON)", default=None, group="fit", metavar="FILE")
     source: str = option(
         "a description of the texts, kept in the profile (default: the names of the files)", default="", group="fit"
     )
-    prefix_tokens: int = option("tokens of a text that are its prefix", default=64, group="fit")
-    max_tokens: int = option("profile at most so many tokens of a text", default=512, group="fit")
+    prefix_tokens: int = option(
+        "tokens of a text that are its prefix, at most; half of a short text", default=64, group="fit"
+    )
+    max_tokens: int = option("profile at most so many tokens of a text", default=256, group="fit")
     min_tokens: int = option("leave out a text with fewer tokens after its prefix", default=16, group="fit")
-    limit: int | None = option("texts per domain and file", default=None, group="fit")
+    limit: int | None = option("use at most so many texts of each kind and file", default=None, group="fit")
     text_column: str = option("column of the text", default="text", group="fit", metavar="COLUMN")
     domain: str | None = option("one domain for all texts, instead of their own", default=None, group="fit")
     skip_bad: bool = option("log and skip bad rows instead of stopping", default=False, group="fit")
@@ -64,13 +70,16 @@ def run(arguments: Arguments) -> None:
 
 
 def _fit(arguments: Arguments) -> "HumanProfile":
+    from collections import Counter
     from pathlib import Path
 
     from ugap.data import load_texts
+    from ugap.errors import InputError
     from ugap.files import locked, output_file
     from ugap.profile import HumanProfile
+    from ugap.profile.fitting import by_kind, cut_text
     from ugap.scoring import Scorer
-    from ugap.study.excerpts import cut_excerpts
+    from ugap.study.excerpts import after_prompt
     from ugap.study.scoring_job import ScoringJob
     from ugap.study.store import scores_from_row
 
@@ -82,19 +91,27 @@ def _fit(arguments: Arguments) -> "HumanProfile":
         for name in arguments.data
     ]
     scorer = Scorer.from_pretrained(arguments.model, **arguments.loading())
-    excerpts = [
-        excerpt
-        for rows in texts
-        for excerpt in cut_excerpts(
-            rows,
-            scorer.tokenizer,
-            prefix_tokens=arguments.prefix_tokens,
-            max_new_tokens=arguments.max_tokens,
-            min_new_tokens=arguments.min_tokens,
-            limit=arguments.limit,
-            per_text=1,
-        )
-    ]
+    cuts = []
+    for rows in texts:
+        taken: Counter[str] = Counter()
+        for row in rows:
+            if arguments.limit is not None and taken[row.kind] >= arguments.limit:
+                continue
+            cut = cut_text(
+                scorer.tokenizer,
+                row.text,
+                None if row.prompt is None else after_prompt(row.prompt, row.text),
+                prefix_tokens=arguments.prefix_tokens,
+                max_tokens=arguments.max_tokens,
+                min_tokens=arguments.min_tokens,
+            )
+            if cut is not None:
+                cuts.append((row, cut))
+                taken[row.kind] += 1
+    domains = by_kind((row.kind, row.domain) for rows in texts for row in rows)
+    if missing := set(domains) - {row.kind for row, _ in cuts}:
+        needed = 2 * arguments.min_tokens
+        raise InputError(f"kind {min(missing)!r}: no text has the {needed} tokens of a prefix and its continuation")
     output = Path(arguments.output)
     with locked(output):
         job = ScoringJob(
@@ -117,20 +134,26 @@ def _fit(arguments: Arguments) -> "HumanProfile":
                 )
             },
         )
+        # Numbers, as the ids of several files may be the same. The prefixes are scored as texts of their own: the
+        # prompt model learns from their surprisal and entropy.
+        numbers = range(len(cuts))
         keys = job.run(
-            # Numbers, as the ids of several files may be the same.
-            [str(i) for i in range(len(excerpts))],
-            [excerpt.human for excerpt in excerpts],
-            [excerpt.prefix for excerpt in excerpts],
-            where=[f"{excerpt.where}, text {excerpt.id!r}" for excerpt in excerpts],
+            [*(f"{i}" for i in numbers), *(f"{i}:prefix" for i in numbers)],
+            [*(cut.text for _, cut in cuts), *(cut.prefix for _, cut in cuts)],
+            [*(cut.prefix for _, cut in cuts), *("" for _ in cuts)],
+            where=[f"{row.where}, text {row.id!r}" for row, _ in cuts] * 2,
             progress=True,
         )
-        scores: dict[str, list] = {}
-        for key in keys:
-            for row in job.store.read(key):
-                scores.setdefault(excerpts[int(row["id"])].domain, []).append(scores_from_row(row, scorer.id))
+        by_id = {row["id"]: scores_from_row(row, scorer.id) for key in keys for row in job.store.read(key)}
+        scores: dict[str, list] = {kind: [] for kind in domains}
+        prefixes: dict[str, list] = {kind: [] for kind in domains}
+        for i, (row, _) in enumerate(cuts):
+            if f"{i}" in by_id:  # not where --skip_bad left it out
+                scores[row.kind].append(by_id[f"{i}"])
+                # A prompt is not the start of its text, so it says nothing about positions.
+                prefixes[row.kind].append(by_id.get(f"{i}:prefix") if row.prompt is None else None)
         source = arguments.source or ", ".join(Path(name).name for name in arguments.data)
-        profile = HumanProfile.fit(scores, source=source, seed=arguments.seed)
+        profile = HumanProfile.fit(scores, prefixes=prefixes, domains=domains, source=source, seed=arguments.seed)
         profile.save(output)
         job.store.clear()
         return profile
@@ -139,23 +162,30 @@ def _fit(arguments: Arguments) -> "HumanProfile":
 def _show(profile: "HumanProfile") -> None:
     from rich.table import Table
 
+    from ugap.profile.positions import BANDS
     from ugap.terminal import Terminal, one_line
 
     console = Terminal()
     console.print(one_line(f"scorer {profile.scorer.name} ({profile.scorer.weight_hash}); {profile.source}"))
-    means = Table("domain", "texts", "tokens", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    means = Table("kind", "domain", "texts", "tokens", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("surprisal", "entropy", "deviation", "pmi"):
         means.add_column(name, justify="right")
     curves = Table("calibration", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     entropies = [0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
     for entropy in entropies:
         curves.add_column(f"g({entropy:g})", justify="right")
-    for name in profile.domains:
-        domain = profile.domain(name)
-        values = (domain.means.get(measure) for measure in ("surprisal", "entropy", "deviation", "pmi"))
+    for name, kind in profile.kinds.items():
+        values = (kind.means.get(measure) for measure in ("surprisal", "entropy", "deviation", "pmi"))
         shown = ("-" if value is None else f"{value:.3f}" for value in values)
-        means.add_row(one_line(name), str(domain.n_texts), str(domain.n_tokens), *shown)
-        curves.add_row(one_line(name), *(f"{value:.2f}" for value in profile.curve(name)(entropies)))
+        means.add_row(one_line(name), one_line(kind.domain), str(kind.n_texts), str(kind.n_tokens), *shown)
+        curves.add_row(one_line(name), *(f"{value:.2f}" for value in kind.curve(entropies)))
+    positions = Table("by position", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for start in (0, *BANDS):
+        positions.add_column(f"{start}-", justify="right")
+    for name, kind in profile.kinds.items():
+        positions.add_row(one_line(name), *(f"{value:.2f}" for value in kind.positions.surprisal))
     console.print(means)
+    console.print("\nmean surprisal of people by the tokens before (nats):")
+    console.print(positions)
     console.print("\nmean surprisal of people where the model's entropy is h (nats):")
     console.print(curves)

@@ -20,6 +20,7 @@ log = logging.getLogger("ugap.data")
 
 # The longest domain or id, in characters: names appear in plots, tables and file names.
 MAX_NAME = 500
+KIND_COLUMN = "kind"
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class TextRow:
             Model continuations by the name of the candidate.
         where (`str`, *optional*, defaults to `"texts"`):
             Where it was read, as errors say it: source and row.
+        kind (`str`, *optional*):
+            Kind of text, such as `"news"`; the domain where the data name none.
     """
 
     id: str
@@ -47,6 +50,11 @@ class TextRow:
     prompt: str | None = None
     candidates: Mapping[str, str] = field(default_factory=dict)
     where: str = field(default="texts", compare=False)
+    kind: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.kind:
+            object.__setattr__(self, "kind", self.domain)
 
 
 class _RowError(Exception):
@@ -114,7 +122,7 @@ def load_texts(
     if domain is not None and len(domain) > MAX_NAME:
         raise InputError(f"{source}: the domain has {len(domain):,} characters, and at most {MAX_NAME} make a name")
     required = [text_column, *([domain_column] if domain is None else []), *candidates.values()]
-    optional = [id_column, prompt_column]
+    optional = [id_column, prompt_column, KIND_COLUMN]
     seen_columns: set[str] = set()
 
     rows: list[TextRow] = []
@@ -142,6 +150,7 @@ def load_texts(
                 prompt=_prompt(record, prompt_column),
                 candidates={name: _string(record, column) for name, column in candidates.items()},
                 where=where,
+                kind=_name(_string(record, KIND_COLUMN), KIND_COLUMN) if record.get(KIND_COLUMN) else "",
             )
         except _RowError as fault:
             message = f"{where}: {fault}"

@@ -1,5 +1,10 @@
 from .calibration import CalibrationCurve as CalibrationCurve
 from .calibration import EntropyBins as EntropyBins
-from .domain import DomainProfile as DomainProfile
+from .fitting import like_texts as like_texts
+from .fitting import profile_for as profile_for
+from .kind import KindProfile as KindProfile
+from .positions import Positions as Positions
 from .profile import HumanProfile as HumanProfile
 from .profile import Quantiles as Quantiles
+from .profile import Target as Target
+from .prompt import PromptModel as PromptModel

@@ -2,8 +2,10 @@
 
 Design choices:
 
-- Tokens are cut into entropy bins of equal count, as many as keep about 200 tokens each, up to 64. All that depends on
-  entropy is read off these bins: the calibration curve, and quantiles of surprisal and rank.
+- Tokens are cut into entropy bins of equal count, as many as keep about 200 tokens of each kind, up to 32. All that
+  depends on entropy is read off these bins: the calibration curve, and quantiles of surprisal and rank.
+- Bins and a common curve are fitted to all kinds together. The bins of a kind are shrunk toward the common curve times
+  the kind's own ratio (empirical Bayes), so that a kind of few texts has a usable curve.
 - The curve `g(h)` is the isotonic regression, weighted by tokens, of the bins' mean surprisal: it assumes only that
   people are no less surprising where the scorer is less certain.
 - The band around it resamples whole texts (tokens of one text are correlated) and fits the curve anew. Sums by text and
@@ -11,18 +13,22 @@ Design choices:
 - Everything is rounded to 6 significant figures when it is fitted, so a saved profile is the fitted one.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-MOST_BINS = 64
+from ugap.profile.plain import FloatArray, array, member, plain
+
+MOST_BINS = 32
 TOKENS_PER_BIN = 200
+LEAST_BETWEEN = 0.02  # relative standard deviation of a bin between kinds: less counts as none
+_LEAST = 1e-9
 BIN_SURPRISAL_LEVELS = (0.01, 0.025, 0.05, *(i / 10 for i in range(1, 10)), 0.95, 0.975, 0.99)
 BIN_RANK_LEVELS = (0.5, 0.9, 0.95, 0.99, 0.995, 0.999)
 _MOST_RANK = 2**31
-
-FloatArray = NDArray[np.float64]
 
 
 def figures(values: ArrayLike) -> FloatArray:
@@ -123,11 +129,11 @@ class EntropyBins:
         expected = ((n_bins - 1,), (n_bins, self.surprisal_levels.size), (n_bins, self.rank_levels.size))
         if shapes != expected or (np.diff(self.edges) < 0).any():
             raise ValueError("the entropy bins' edges, levels and quantiles do not fit together")
-        for name, array in (("edges", self.edges), ("surprisal", self.surprisal), ("rank", self.rank)):
-            if not np.isfinite(array).all() or (array < 0).any():
+        for name, values in (("edges", self.edges), ("surprisal", self.surprisal), ("rank", self.rank)):
+            if not np.isfinite(values).all() or (values < 0).any():
                 raise ValueError(f"the entropy bins' {name} hold a figure that is negative or not finite")
-        if not (np.isfinite(self.n_tokens) & (self.n_tokens > 0)).all():
-            raise ValueError("the entropy bins' n_tokens must be above 0")
+        if not (np.isfinite(self.n_tokens) & (self.n_tokens >= 0)).all() or not self.n_tokens.any():
+            raise ValueError("the entropy bins' n_tokens must be counts, not all of them 0")
         if (self.rank > _MOST_RANK).any():
             raise ValueError("the entropy bins' rank holds a rank beyond any vocabulary")
         if (np.diff(self.surprisal) < 0).any():
@@ -140,61 +146,222 @@ class EntropyBins:
         return np.searchsorted(self.edges, np.asarray(entropy, dtype=np.float64), side="right")
 
 
-def fit_calibration(
-    entropy: FloatArray,
-    surprisal: FloatArray,
-    rank: FloatArray,
-    text: NDArray[np.intp],
-    *,
-    resamples: int,
-    rng: np.random.Generator,
-) -> tuple[CalibrationCurve, EntropyBins]:
-    """Fit the calibration curve and the quantiles by entropy to the tokens of human texts.
+class HumanTokens(NamedTuple):
+    """Tokens of human texts of one kind, `N` of them.
 
     Args:
-        entropy (`np.ndarray` of shape `(N,)`): Entropy of every token in nats, finite.
-        surprisal (`np.ndarray` of shape `(N,)`): Surprisal of every token in nats, finite.
-        rank (`np.ndarray` of shape `(N,)`): Rank of every token, finite.
-        text (`np.ndarray` of shape `(N,)`): Number of the text that every token belongs to, 0 to `n_texts - 1`.
+        entropy (`np.ndarray` of shape `(N,)`): Entropy in nats, finite.
+        surprisal (`np.ndarray` of shape `(N,)`): Surprisal in nats, finite.
+        rank (`np.ndarray` of shape `(N,)`): Rank, finite.
+        text (`np.ndarray` of shape `(N,)`): Number of each token's text, 0 to `n_texts - 1`.
+    """
+
+    entropy: FloatArray
+    surprisal: FloatArray
+    rank: FloatArray
+    text: NDArray[np.intp]
+
+
+class Pooling(NamedTuple):
+    """The curve that all kinds of a profile share, and how strongly it holds the curve of one kind.
+
+    Args:
+        edges (`np.ndarray` of shape `(B - 1,)`): Inner edges of the entropy bins, nats.
+        h (`np.ndarray` of shape `(B,)`): Mean entropy in each bin, nats.
+        g (`np.ndarray` of shape `(B,)`): Mean human surprisal in each bin, nats; each kind counts the same.
+        surprisal (`np.ndarray` of shape `(B, Q)`): Quantiles of human surprisal, nats.
+        rank (`np.ndarray` of shape `(B, L)`): Quantiles of rank.
+        tokens (`np.ndarray` of shape `(B,)`): By bin, the number of tokens that the shared figures count as.
+        spread (`float`): Standard deviation between kinds of the ratio of a kind's surprisal to the shared curve.
+    """
+
+    edges: FloatArray
+    h: FloatArray
+    g: FloatArray
+    surprisal: FloatArray
+    rank: FloatArray
+    tokens: FloatArray
+    spread: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The shared figures in the types of JSON."""
+        return {name: plain(values) for name, values in self._asdict().items()}
+
+    @classmethod
+    def from_dict(cls, entry: Any) -> "Pooling":
+        """The figures that `to_dict` wrote.
+
+        Raises:
+            ValueError: If `entry` is not of that form, or the shapes do not fit together; the message names the field.
+        """
+        columns = {name: array(member(entry, name), name) for name in cls._fields[:-1]}
+        n_bins = len(columns["h"])
+        shapes: dict[str, tuple[int, ...]] = {
+            "edges": (n_bins - 1,),
+            "h": (n_bins,),
+            "g": (n_bins,),
+            "tokens": (n_bins,),
+        }
+        shapes |= {"surprisal": (n_bins, len(BIN_SURPRISAL_LEVELS)), "rank": (n_bins, len(BIN_RANK_LEVELS))}
+        for name, values in columns.items():
+            if values.shape != shapes[name] or not np.isfinite(values).all() or (values < 0).any():
+                raise ValueError(f"the shared {name} do not fit the entropy bins, or are no numbers from 0")
+        (spread,) = array([member(entry, "spread")], "spread")
+        if not spread >= 0:
+            raise ValueError("the shared spread is no number from 0")
+        return cls(**columns, spread=float(spread))
+
+
+def pool(kinds: Sequence[HumanTokens]) -> Pooling:
+    """Fit what all kinds share: the bins, the common curve, and the number of tokens that it counts as in a bin.
+
+    The bins hold about equal shares of the tokens, where every kind counts the same. The variance of the kinds' bins
+    around the common curve, less what the scatter of their tokens explains, says how far kinds really differ. The
+    variance of a token over that variance is the number of tokens at which a kind's own mean is worth as much as the
+    common one (empirical Bayes, by moments). A single kind is not pooled.
+    """
+    entropy = np.concatenate([kind.entropy for kind in kinds])
+    weight = np.concatenate([np.full(len(kind.text), 1 / len(kind.text)) for kind in kinds])
+    n_bins = int(np.clip(len(entropy) // (TOKENS_PER_BIN * len(kinds)), 1, MOST_BINS))
+    # Edges that are themselves tokens' entropies leave no bin empty, however many tokens share one entropy.
+    edges = np.unique(_weighted_quantiles(entropy, weight, np.arange(n_bins) / n_bins))[1:]
+    n_bins = len(edges) + 1
+    surprisal = np.concatenate([kind.surprisal for kind in kinds])
+    rank = np.concatenate([kind.rank for kind in kinds])
+    members = _members(entropy, edges)
+    sums = [weight[tokens].sum() for tokens in members]
+    h = np.array([entropy[t] @ weight[t] / total for t, total in zip(members, sums, strict=True)])
+    means = np.array([surprisal[t] @ weight[t] / total for t, total in zip(members, sums, strict=True)])
+    g = _isotonic(means * sums, np.array(sums), h)
+    held, spread = np.zeros(n_bins), 0.0
+    if len(kinds) > 1:
+        counts, totals, variances = (
+            np.array(row) for row in zip(*(_bin_sums(kind, edges) for kind in kinds), strict=True)
+        )
+        ratio = totals.sum(1) / (counts @ g)
+        spread = float(ratio.std(ddof=1))
+        seen = counts > 1
+        prior = ratio[:, None] * g
+        off = np.divide(totals, counts, out=prior.copy(), where=seen) - prior
+        noise = np.divide(variances, counts, out=np.zeros_like(prior), where=seen)
+        # Relative to the curve, as both scale with it; a floor, so that a lucky draw does not pool without end.
+        between = max(float(((off**2 - noise) / prior**2)[seen].mean()), LEAST_BETWEEN**2)
+        within = np.divide(variances.sum(0), seen.sum(0), out=np.zeros(n_bins), where=seen.any(0))
+        held = within / (between * g**2)
+    return Pooling(
+        edges=figures(edges),
+        h=figures(h),
+        g=figures(g),
+        surprisal=figures([_weighted_quantiles(surprisal[t], weight[t], BIN_SURPRISAL_LEVELS) for t in members]),
+        rank=figures([_weighted_quantiles(rank[t], weight[t], BIN_RANK_LEVELS) for t in members]),
+        tokens=figures(held),
+        spread=float(figures(spread)),
+    )
+
+
+def fit_calibration(
+    tokens: HumanTokens, pooling: Pooling, *, resamples: int, rng: np.random.Generator
+) -> tuple[CalibrationCurve, EntropyBins]:
+    """Fit the calibration curve and the quantiles by entropy of one kind, shrunk toward those that all kinds share.
+
+    Args:
+        tokens (`HumanTokens`): Tokens of the kind.
+        pooling (`Pooling`): The bins and the common curve; of `pool([tokens])` for the kind alone.
         resamples (`int`): Bootstrap resamples of the band.
-        rng (`np.random.Generator`): Where they are drawn from.
+        rng (`np.random.Generator`): Generator of the resamples.
 
     Returns:
         `tuple[CalibrationCurve, EntropyBins]`: The curve with its band, and the bins it was fitted on.
     """
-    n_bins = int(np.clip(len(entropy) // TOKENS_PER_BIN, 1, MOST_BINS))
-    # Edges that are themselves tokens' entropies leave no bin empty, however many tokens share one entropy.
-    edges = np.quantile(entropy, np.arange(n_bins) / n_bins, method="inverted_cdf")
-    edges = np.unique(edges)[1:]
-    n_bins = len(edges) + 1
-    bins = np.searchsorted(edges, entropy, side="right")
-
-    n_texts = int(text.max()) + 1
-    cells = text * n_bins + bins
+    n_bins, n_texts = len(pooling.h), int(tokens.text.max()) + 1
+    bins = np.searchsorted(pooling.edges, tokens.entropy, side="right")
+    cells = tokens.text * n_bins + bins
     counts, sums = (
-        np.bincount(cells, weights=weights, minlength=n_texts * n_bins).reshape(n_texts, n_bins)  # (texts, B)
-        for weights in (np.ones_like(surprisal), surprisal)
+        np.asarray(np.bincount(cells, weights=weights, minlength=n_texts * n_bins).reshape(n_texts, n_bins), np.float64)
+        for weights in (np.ones_like(tokens.surprisal), tokens.surprisal)  # both (texts, B)
     )
-    h = np.bincount(bins, weights=entropy) / np.bincount(bins)
-    g = _isotonic(sums.sum(axis=0), counts.sum(axis=0), h)
+    ratio = _ratio(counts, sums, pooling)
+    curve = _pooled_curve(counts.sum(0), sums.sum(0), ratio, pooling)
     low = high = np.full(n_bins, np.nan)
     if n_texts > 1:
         weights = rng.multinomial(n_texts, np.full(n_texts, 1 / n_texts), size=resamples).astype(np.float64)
-        curves = [_isotonic(s, n, h) for s, n in zip(weights @ sums, weights @ counts, strict=True)]
+        curves = [_pooled_curve(n, s, ratio, pooling) for n, s in zip(weights @ counts, weights @ sums, strict=True)]
         low, high = np.quantile(curves, [0.025, 0.975], axis=0)
-
-    members = np.split(np.argsort(bins, kind="stable"), np.cumsum(np.bincount(bins))[:-1])
+    members = _members(tokens.entropy, pooling.edges)
+    scale = curve / np.maximum(pooling.g, _LEAST)
     return (
-        CalibrationCurve(h=figures(h), g=figures(g), low=figures(low), high=figures(high)),
+        CalibrationCurve(h=pooling.h, g=figures(curve), low=figures(low), high=figures(high)),
         EntropyBins(
-            edges=figures(edges),
-            n_tokens=np.array([len(tokens) for tokens in members], dtype=np.float64),
+            edges=pooling.edges,
+            n_tokens=np.array([len(held) for held in members], dtype=np.float64),
             surprisal_levels=np.array(BIN_SURPRISAL_LEVELS),
-            surprisal=figures([np.quantile(surprisal[tokens], BIN_SURPRISAL_LEVELS) for tokens in members]),
+            surprisal=figures(
+                _pooled(tokens.surprisal, members, BIN_SURPRISAL_LEVELS, scale[:, None] * pooling.surprisal, pooling)
+            ),
             rank_levels=np.array(BIN_RANK_LEVELS),
-            rank=figures([np.quantile(rank[tokens], BIN_RANK_LEVELS) for tokens in members]),
+            rank=figures(_pooled(tokens.rank, members, BIN_RANK_LEVELS, pooling.rank, pooling)),
         ),
     )
+
+
+def _ratio(counts: FloatArray, sums: FloatArray, pooling: Pooling) -> float:
+    """Ratio of the kind's surprisal to the common curve at its entropies, shrunk toward 1 where texts are few."""
+    expected = counts @ pooling.g  # (texts,)
+    ratio = float(sums.sum() / max(expected.sum(), _LEAST))
+    if not pooling.spread or len(counts) < 2:
+        return ratio
+    residual = sums.sum(1) - ratio * expected
+    variance = float((residual**2).sum() / expected.sum() ** 2 * len(counts) / (len(counts) - 1))
+    return float((ratio * pooling.spread**2 + variance) / (pooling.spread**2 + variance))
+
+
+def _pooled_curve(counts: FloatArray, sums: FloatArray, ratio: float, pooling: Pooling) -> FloatArray:
+    """The isotonic curve of bin means, shrunk toward `ratio` times the common curve by `pooling.tokens`."""
+    prior = ratio * pooling.g
+    weights = counts + pooling.tokens
+    curve = _isotonic(sums + pooling.tokens * prior, weights, pooling.h)
+    if not pooling.spread:
+        return curve
+    # Pooling moves the mean of the kind. The sampler aims at this mean, so it is restored.
+    return np.asarray(curve * (counts @ prior) / max(float(counts @ curve), _LEAST)) if counts.sum() else curve
+
+
+def _pooled(
+    values: FloatArray,
+    members: Sequence[NDArray[np.intp]],
+    levels: Sequence[float],
+    common: FloatArray,
+    pooling: Pooling,
+) -> FloatArray:
+    """Quantiles `(B, Q)` of the kind's bins, averaged with the common ones by tokens."""
+    out = np.array(common, dtype=np.float64)
+    for row, (tokens, prior) in enumerate(zip(members, pooling.tokens, strict=True)):
+        if len(tokens):
+            share = len(tokens) / (len(tokens) + prior)
+            out[row] = share * np.quantile(values[tokens], levels) + (1 - share) * common[row]
+    return out
+
+
+def _bin_sums(tokens: HumanTokens, edges: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Count, sum and variance of the surprisal in each bin, shapes `(B,)`."""
+    members = _members(tokens.entropy, edges)
+    return (
+        np.array([float(len(held)) for held in members]),
+        np.array([tokens.surprisal[held].sum() for held in members]),
+        np.array([tokens.surprisal[held].var(ddof=1) if len(held) > 1 else 0.0 for held in members]),
+    )
+
+
+def _members(entropy: FloatArray, edges: FloatArray) -> list[NDArray[np.intp]]:
+    """The tokens of each bin, by index."""
+    bins = np.searchsorted(edges, entropy, side="right")
+    counts = np.bincount(bins, minlength=len(edges) + 1)
+    return np.split(np.argsort(bins, kind="stable"), np.cumsum(counts)[:-1])
+
+
+def _weighted_quantiles(values: FloatArray, weights: FloatArray, levels: ArrayLike) -> FloatArray:
+    """The smallest values whose cumulative weight reaches each level."""
+    return np.asarray(np.quantile(values, np.asarray(levels), method="inverted_cdf", weights=weights))
 
 
 def _isotonic(sums: FloatArray, counts: FloatArray, h: FloatArray) -> FloatArray:

@@ -3,8 +3,9 @@
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ugap.profile.calibration import FloatArray
+FloatArray = NDArray[np.float64]
 
 _LARGEST = 1e15  # counts of tokens are far below, and squares and sums of figures stay finite
 

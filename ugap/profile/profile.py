@@ -2,26 +2,43 @@
 
 A profile holds figures, never text. It names its scorer and the hash of the weights, and `check` refuses another
 scorer: surprisal, entropy and rank mean nothing across models.
+
+It holds kinds of text (`news`, `letter`, ...), each in a domain (`creative`, `functional`). A *selection* names the
+kinds to write: a kind, a domain (its kinds with equal weight), a mixture of kinds, or `auto`: the prompt decides.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from ugap.errors import InputError
 from ugap.files import write_json
-from ugap.profile.calibration import CalibrationCurve, FloatArray
-from ugap.profile.domain import DomainProfile
-from ugap.profile.plain import member, text
+from ugap.profile.calibration import CalibrationCurve, Pooling, pool
+from ugap.profile.kind import KindProfile, ScoredTokens, mix
+from ugap.profile.plain import FloatArray, array, member, text
+from ugap.profile.positions import REFERENCE, PlacedTokens, Positions, common_ratios, fit_held, fit_positions
+from ugap.profile.prompt import KIND_TOKENS, SPAN, PromptModel
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from ugap.scoring.records import ScorerId, TokenScores
 
-VERSION = 1
-_MOST_BYTES = 32 * 2**20  # a domain takes some 25 thousand
+VERSION = 2
+AUTO = "auto"
+LIKE = "like"
+Selection = str | Mapping[str, float]
+_MOST_BYTES = 32 * 2**20  # a kind takes some 10 thousand
+_LEAST_SURPRISAL = 0.05  # nats: the regression can predict less for code
+_MOST_SHARE = 10.0
+_SHOWN = 3  # kinds that are named
+_LEAST_WEIGHT = 0.01  # a less probable kind is not mixed in
 
 
 class Quantiles(NamedTuple):
@@ -31,15 +48,58 @@ class Quantiles(NamedTuple):
     values: FloatArray
 
 
+class Target(NamedTuple):
+    """The human text that a continuation should resemble.
+
+    Args:
+        kind (`KindProfile`): Its profile, mixed where several kinds are possible.
+        weights (`dict[str, float]`): Probability of each kind.
+        position (`int`): Tokens before the continuation.
+        mean_surprisal (`float`): Mean human surprisal of the next 64 tokens, nats per token.
+        strange (`bool`): Whether the prompt is unlike the human texts of every kind.
+    """
+
+    kind: KindProfile
+    weights: dict[str, float]
+    position: int
+    mean_surprisal: float
+    strange: bool = False
+
+    @property
+    def factor(self) -> float:
+        """Ratio of the mean surprisal to that of the kind at the position: 1 where no prompt moved it."""
+        return self.mean_surprisal / self.kind.positions.mean_surprisal(self.position, SPAN)
+
+    @property
+    def named(self) -> str:
+        """The kinds in words, with their probabilities where there are several."""
+        ranked = sorted(self.weights.items(), key=lambda one: -one[1])
+        if len(ranked) == 1:
+            return ranked[0][0]
+        # Surprisal and entropy alone tell kinds apart poorly: a long tail of small probabilities says nothing.
+        return ", ".join(f"{name} {weight:.1f}" for name, weight in ranked[:_SHOWN])
+
+    def __str__(self) -> str:
+        return f"kind: {self.named}; human level {self.mean_surprisal:.2f}"
+
+
 @dataclass(frozen=True, eq=False)
 class HumanProfile:
-    """The human profile of one scorer over any number of named domains.
+    """The human profile of one scorer over any number of named kinds of text.
 
     Args:
         scorer_name (`str`): Name of the model whose scores were fitted.
         weight_hash (`str`): Fingerprint of its weights.
         source (`str`): Where the human text came from, in words.
-        by_domain (`Mapping[str, DomainProfile]`): The profile of each domain.
+        kinds (`Mapping[str, KindProfile]`): The profile of each kind; all have the same entropy bins.
+        pooling (`Pooling`): What all kinds share.
+        prompt (`PromptModel`, *optional*): Predicts level and kinds from a prompt; `None` where fewer than
+            three kinds have enough texts that were scored from their start.
+        readers (`Mapping[str, Mapping[str, float]]`, *optional*): By weight hash of another scorer, the share of the
+            human level at which the model's text is at the human level to that scorer, by kind.
+
+    Raises:
+        ValueError: If there is no kind, or kinds do not share their entropy bins.
 
     Example:
         >>> HumanProfile.load("no such profile")  # doctest: +ELLIPSIS
@@ -51,13 +111,27 @@ class HumanProfile:
     scorer_name: str
     weight_hash: str
     source: str
-    by_domain: Mapping[str, DomainProfile]
+    kinds: Mapping[str, KindProfile]
+    pooling: Pooling
+    prompt: PromptModel | None = None
+    readers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.kinds:
+            raise ValueError("a human profile needs a kind")
+        for name, kind in self.kinds.items():
+            if not np.array_equal(kind.bins.edges, self.pooling.edges):
+                raise ValueError(f"kind {_short(name)} has other entropy bins than the profile")
+        if self.prompt is not None and not set(self.prompt.kinds) <= set(self.kinds):
+            raise ValueError("the prompt model names a kind that is not there")
 
     @classmethod
     def fit(
         cls,
-        scores_by_domain: Mapping[str, Sequence["TokenScores"]],
+        texts: Mapping[str, Sequence["TokenScores"]],
         *,
+        prefixes: Mapping[str, Sequence["TokenScores | None"]] | None = None,
+        domains: Mapping[str, str] | None = None,
         source: str = "",
         resamples: int = 200,
         seed: int = 0,
@@ -65,32 +139,96 @@ class HumanProfile:
         """Fit a profile to the scores of human texts.
 
         Args:
-            scores_by_domain (`Mapping[str, Sequence[TokenScores]]`): Scored human texts by domain, all by one scorer.
+            texts (`Mapping[str, Sequence[TokenScores]]`): Scored human texts by kind, all by one scorer.
+            prefixes (`Mapping[str, Sequence[TokenScores or None]]`, *optional*): By kind, the scored tokens before each
+                text, from the start of the text. They show how surprisal depends on the position and on the prompt.
+                Without them a profile knows neither.
+            domains (`Mapping[str, str]`, *optional*): Domain of each kind; by default a domain of the kind's name.
             source (`str`, *optional*): Where the text came from, in words.
             resamples (`int`, *optional*, defaults to `200`): Bootstrap resamples of the calibration curve's band.
-            seed (`int`, *optional*, defaults to `0`): Seed of the bootstrap, which starts anew for every domain.
+            seed (`int`, *optional*, defaults to `0`): Seed of the bootstrap, which starts anew for every kind.
 
         Returns:
             `HumanProfile`: The profile.
 
         Raises:
-            InputError: If there is no domain, a domain holds no scored token, or two scorers are mixed.
+            InputError: If there is no kind, a kind holds no scored token, or two scorers are mixed.
             ValueError: If `resamples` is not positive.
         """
         if resamples < 1:
             raise ValueError(f"resamples: expected a positive number, got {resamples}")
-        if not scores_by_domain:
-            raise InputError("no domain to fit a human profile on")
-        scorers = {scores.scorer.weight_hash: scores.scorer for texts in scores_by_domain.values() for scores in texts}
+        if not texts:
+            raise InputError("no kind to fit a human profile on")
+        scorers = {scores.scorer.weight_hash: scores.scorer for column in texts.values() for scores in column}
         if len(scorers) > 1:
             one, other, *_ = scorers.values()
             raise InputError(f"scores of different scorers, {_named(*one)} and {_named(*other)}, make no profile")
-        by_domain = {
-            domain: DomainProfile.fit(domain, texts, resamples=resamples, seed=seed)
-            for domain, texts in scores_by_domain.items()
+        tokens = {kind: ScoredTokens.of(kind, column) for kind, column in texts.items()}
+        before = {kind: _before(column, (prefixes or {}).get(kind)) for kind, column in texts.items()}
+        positions = fit_positions({kind: _placed(column, before[kind]) for kind, column in texts.items()})
+        pooling = pool([one.human for one in tokens.values()])
+        kinds = {
+            kind: KindProfile.fit(
+                (domains or {}).get(kind, kind),
+                column,
+                tokens[kind],
+                positions[kind],
+                pooling,
+                resamples=resamples,
+                seed=seed,
+            )
+            for kind, column in texts.items()
+        }
+        whole = {
+            kind: [_whole(one, scores) for one, scores in zip(before[kind], column, strict=True) if one is not None]
+            for kind, column in texts.items()
         }
         (scorer,) = scorers.values()
-        return cls(scorer.name, scorer.weight_hash, source, by_domain)
+        return cls(scorer.name, scorer.weight_hash, source, kinds, pooling, PromptModel.fit(whole, positions))
+
+    def like(
+        self,
+        texts: Sequence["TokenScores"],
+        prefixes: Sequence["TokenScores | None"] | None = None,
+        *,
+        domain: str = "creative",
+        resamples: int = 200,
+        seed: int = 0,
+    ) -> "HumanProfile":
+        """Add the kind `like`, fitted to given texts: the fewer the texts, the more the kind resembles the others.
+
+        Its curve and its bins are shrunk toward those that all kinds share. Its mean surprisal is that of the texts,
+        averaged with the prediction of the prompt model for them; each is weighted by its precision.
+
+        Args:
+            texts (`Sequence[TokenScores]`): Scored texts, by the scorer of this profile.
+            prefixes (`Sequence[TokenScores or None]`, *optional*): The scored tokens before each text.
+            domain (`str`, *optional*, defaults to `"creative"`): Domain of the kind.
+            resamples (`int`, *optional*, defaults to `200`): Bootstrap resamples of the calibration curve's band.
+            seed (`int`, *optional*, defaults to `0`): Seed of the bootstrap.
+
+        Raises:
+            InputError: If no token has a score, or a text was scored by another model.
+        """
+        for scores in texts:
+            self.check(scores.scorer)
+        tokens, before = ScoredTokens.of(LIKE, texts), _before(texts, prefixes)
+        positions = fit_held(_placed(texts, before), common_ratios(self.kinds_positions()))
+        kind = KindProfile.fit(domain, texts, tokens, positions, self.pooling, resamples=resamples, seed=seed)
+        expected = [
+            reading.mean_surprisal / float(np.nanmean(scores.surprisal))
+            for one, scores in zip(before, texts, strict=True)
+            if self.prompt is not None and one is not None
+            if (reading := self.prompt.read(one.surprisal, one.entropy)) is not None
+        ]
+        if expected and self.prompt is not None and np.isfinite(kind.error):
+            # As ratios to the texts' own means, so that differences between single texts cancel.
+            prior, spread = float(np.mean(expected)), float(self.prompt.kind_deviation.mean()) / kind.means["surprisal"]
+            own = (kind.error / kind.means["surprisal"]) ** 2
+            ratio = (prior * own + spread**2) / (own + spread**2)
+            error = kind.error * spread / np.sqrt(own + spread**2)
+            kind = kind.scaled(ratio, error)
+        return replace(self, kinds={**self.kinds, LIKE: kind})
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> "HumanProfile":
@@ -110,17 +248,32 @@ class HumanProfile:
             return _read(file)
 
     @classmethod
+    def find_shipped(cls, scorer: "ScorerId") -> "HumanProfile | None":
+        """The shipped profile that was fitted with a scorer's weights, if there is one."""
+        for entry in _shipped().values():
+            with resources.as_file(entry) as file:
+                profile = _read(file)
+            if profile.weight_hash == scorer.weight_hash:
+                return profile
+        return None
+
+    @classmethod
+    def for_model(cls, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> "HumanProfile":
+        """The profile of any model; see [`profile_for`][ugap.profile.profile_for]."""
+        from ugap.profile.fitting import profile_for
+
+        return profile_for(model, tokenizer)
+
+    @classmethod
     def shipped_for(cls, scorer: "ScorerId") -> "HumanProfile":
         """The shipped profile that was fitted with a scorer's weights.
 
         Raises:
             InputError: If there is none; the message says how to fit one.
         """
-        for entry in _shipped().values():
-            with resources.as_file(entry) as file:
-                profile = _read(file)
-            if profile.weight_hash == scorer.weight_hash:
-                return profile
+        profile = cls.find_shipped(scorer)
+        if profile is not None:
+            return profile
         raise InputError(f"no shipped human profile fits {_named(*scorer)}: fit one with `ugap profile --model ...`")
 
     def save(self, path: str | Path) -> None:
@@ -133,7 +286,10 @@ class HumanProfile:
             "version": VERSION,
             "scorer": {"name": self.scorer_name, "weight_hash": self.weight_hash},
             "source": self.source,
-            "domains": {domain: profile.to_dict() for domain, profile in self.by_domain.items()},
+            "kinds": {name: kind.to_dict() for name, kind in self.kinds.items()},
+            "pooling": self.pooling.to_dict(),
+            "prompt": None if self.prompt is None else self.prompt.to_dict(),
+            "readers": {reader: dict(shares) for reader, shares in self.readers.items()},
         }
 
     @property
@@ -146,8 +302,8 @@ class HumanProfile:
 
     @property
     def domains(self) -> tuple[str, ...]:
-        """Names of the domains."""
-        return tuple(self.by_domain)
+        """Names of the domains, in the order of their first kinds."""
+        return tuple(dict.fromkeys(kind.domain for kind in self.kinds.values()))
 
     def check(self, scorer: "ScorerId") -> None:
         """Refuse a scorer whose weights are not those that the profile was fitted with.
@@ -159,31 +315,144 @@ class HumanProfile:
             fitted = _named(self.scorer_name, self.weight_hash)
             raise InputError(f"the human profile was fitted with {fitted}, not with {_named(*scorer)}")
 
-    def domain(self, domain: str) -> DomainProfile:
-        """The profile of one domain.
+    def weights(self, selection: Selection) -> dict[str, float]:
+        """The probability of each kind in a selection; the probabilities add up to 1.
+
+        Args:
+            selection (`str` or `Mapping[str, float]`): A kind, a domain, a mixture, or `auto`: without a prompt the
+                creative kinds, or all where none is creative.
 
         Raises:
-            InputError: If the profile lacks the domain; the message names those it has.
+            InputError: If a kind is unknown, a weight of a mixture is not a number of at least 0, or all weights are 0.
         """
-        if domain not in self.by_domain:
-            raise InputError(f"the human profile has no domain {domain!r}; it has {', '.join(self.domains)}")
-        return self.by_domain[domain]
+        if isinstance(selection, str):
+            if selection in self.kinds:
+                return {selection: 1.0}
+            domain = selection
+            if selection == AUTO:
+                domain = "creative" if "creative" in self.domains else self.domains[0]
+            members = [name for name, kind in self.kinds.items() if kind.domain == domain and name != LIKE]
+            if not members:
+                raise InputError(f"the human profile has no kind {selection!r}; it has {self._known()}")
+            return dict.fromkeys(members, 1 / len(members))
+        for name, weight in selection.items():
+            if name not in self.kinds:
+                raise InputError(f"the human profile has no kind {name!r}; it has {self._known()}")
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+                raise InputError(f"the weight of kind {name!r} is {weight!r}, no number from 0")
+        total = sum(selection.values())
+        if not total > 0:
+            raise InputError("a mixture of kinds needs a weight above 0")
+        return {name: weight / total for name, weight in selection.items() if weight}
 
-    def curve(self, domain: str) -> CalibrationCurve:
-        """The calibration curve of one domain; raises as `domain` does."""
-        return self.domain(domain).curve
+    def kind(self, selection: Selection) -> KindProfile:
+        """The profile of a selection; raises as `weights` does."""
+        weights = self.weights(selection)
+        return mix([self.kinds[name] for name in weights], list(weights.values()))
 
-    def quantiles(self, domain: str, measure: str) -> Quantiles:
-        """Quantiles of `surprisal`, `entropy`, `deviation`, `rank` or `pmi` in one domain.
+    def target(
+        self,
+        selection: Selection = AUTO,
+        *,
+        position: int = REFERENCE,
+        prompt: tuple[FloatArray, FloatArray] | None = None,
+        otherwise: Selection | None = None,
+    ) -> Target:
+        """The human text that a continuation of a prompt should resemble.
+
+        Args:
+            selection (`str` or `Mapping[str, float]`, *optional*, defaults to `"auto"`): A kind, a domain or a mixture.
+                With `auto` the prompt decides: on the level from 16 tokens on, on the kinds from 48 tokens on.
+            position (`int`, *optional*, defaults to `64`): Tokens before the continuation.
+            prompt (`tuple[np.ndarray, np.ndarray]`, *optional*): Surprisal and entropy of the prompt's tokens, nats.
+            otherwise (`str` or `Mapping[str, float]`, *optional*): With `auto`, the kinds where the prompt does not
+                decide on them; by default the creative kinds.
 
         Raises:
-            InputError: If the profile lacks the domain or the measure; the message names those it has.
+            InputError: As `weights`.
         """
-        profile = self.domain(domain)
+        weights = self.weights(otherwise if selection == AUTO and otherwise is not None else selection)
+        reading = None if prompt is None or self.prompt is None else self.prompt.read(*prompt)
+        strange = reading is not None and reading.strange
+        if selection != AUTO or reading is None:
+            kind = mix([self.kinds[name] for name in weights], list(weights.values()))
+            return Target(kind, weights, position, kind.positions.mean_surprisal(position, SPAN), strange)
+        if position >= KIND_TOKENS and reading.kinds:
+            weights = {name: weight for name, weight in reading.kinds.items() if weight >= _LEAST_WEIGHT}
+            total = sum(weights.values())
+            weights = {name: weight / total for name, weight in weights.items()}
+        kind = mix([self.kinds[name] for name in weights], list(weights.values()))
+        return Target(kind, weights, position, max(reading.mean_surprisal, _LEAST_SURPRISAL), strange)
+
+    def without(self, kind: str) -> "HumanProfile":
+        """The profile without a kind, to judge what the others predict for it: its prompts are left out too.
+
+        What all kinds share (`pooling`) stays as it was fitted.
+
+        Raises:
+            InputError: If the profile lacks the kind, or has no other one.
+        """
+        self.weights(kind)
+        kinds = {name: profile for name, profile in self.kinds.items() if name != kind}
+        if kind not in self.kinds or not kinds:
+            raise InputError(f"the human profile cannot do without {kind!r}; its kinds are {', '.join(self.kinds)}")
+        return replace(self, kinds=kinds, prompt=None if self.prompt is None else self.prompt.without(kind))
+
+    def curve(self, selection: Selection) -> CalibrationCurve:
+        """The calibration curve of a selection; raises as `weights` does."""
+        return self.kind(selection).curve
+
+    def quantiles(self, selection: Selection, measure: str) -> Quantiles:
+        """Quantiles of `surprisal`, `entropy`, `deviation`, `rank` or `pmi` in a selection.
+
+        Raises:
+            InputError: If the profile lacks the kind or the measure; the message names those it has.
+        """
+        profile = self.kind(selection)
         if measure not in profile.quantiles:
             names = ", ".join(profile.quantiles)
-            raise InputError(f"the human profile of {domain!r} has no {measure!r}; it has {names}")
+            raise InputError(f"the human profile of {selection!r} has no {measure!r}; it has {names}")
         return Quantiles(profile.levels, profile.quantiles[measure])
+
+    def _known(self) -> str:
+        """Kinds and domains, as an error lists them."""
+        return ", ".join(dict.fromkeys([*self.kinds, *self.domains]))
+
+    def kinds_positions(self) -> dict[str, Positions]:
+        """The means by position of each kind."""
+        return {name: kind.positions for name, kind in self.kinds.items()}
+
+
+def _before(
+    texts: Sequence["TokenScores"], prefixes: Sequence["TokenScores | None"] | None
+) -> list["TokenScores | None"]:
+    """The prefix of each text, None where none is known."""
+    if prefixes is None:
+        return [None] * len(texts)
+    if len(prefixes) != len(texts):
+        raise ValueError(f"{len(texts)} texts and {len(prefixes)} prefixes")
+    return list(prefixes)
+
+
+def _placed(texts: Sequence["TokenScores"], prefixes: Sequence["TokenScores | None"]) -> PlacedTokens:
+    """All scored tokens with their positions; a text without a known prefix is taken to be deep in its text."""
+    positions, surprisals, entropies = [], [], []
+    for scores, before in zip(texts, prefixes, strict=True):
+        surprisal, entropy = (scores.surprisal, scores.entropy) if before is None else _whole(before, scores)
+        position = np.arange(len(surprisal)) + (REFERENCE if before is None else 0)
+        scored = np.isfinite(surprisal) & np.isfinite(entropy)
+        positions.append(position[scored])
+        surprisals.append(surprisal[scored].astype(np.float64))
+        entropies.append(entropy[scored].astype(np.float64))
+    return PlacedTokens(*(np.concatenate(parts) for parts in (positions, surprisals, entropies)))
+
+
+def _whole(before: "TokenScores", scores: "TokenScores") -> tuple[FloatArray, FloatArray]:
+    """Surprisal and entropy of a text with its prefix, in nats."""
+    return (
+        np.concatenate([before.surprisal, scores.surprisal]).astype(np.float64),
+        np.concatenate([before.entropy, scores.entropy]).astype(np.float64),
+    )
 
 
 def _named(name: str, weight_hash: str) -> str:
@@ -212,21 +481,34 @@ def _read(path: Path) -> HumanProfile:
         raise InputError(f"{path}: not a human profile: it has no version")
     if document["version"] != VERSION:
         shown = str(document["version"])[:12]
-        raise InputError(f"{path}: a human profile of version {shown}; this ugap reads version {VERSION}")
+        raise InputError(
+            f"{path}: a human profile of version {shown}; this ugap reads version {VERSION}: fit it again with "
+            "`ugap profile --model ... --data ... --output ...`"
+        )
     where = "a damaged human profile"
     try:
-        scorer, domains = member(document, "scorer"), member(document, "domains")
+        scorer, entries, readers = (member(document, name) for name in ("scorer", "kinds", "readers"))
         scorer_name, weight_hash = (text(member(scorer, name), name) for name in ("name", "weight_hash"))
         source = text(member(document, "source"), "source")
-        if not isinstance(domains, dict) or not domains:
-            raise ValueError("'domains' is no object with a domain")
-        by_domain = {}
-        for name, entry in domains.items():
-            where = f"a damaged human profile: domain {_short(name)}"
-            by_domain[name] = DomainProfile.from_dict(entry)
+        pooling = Pooling.from_dict(member(document, "pooling"))
+        prompt = None if document.get("prompt") is None else PromptModel.from_dict(document["prompt"])
+        if not isinstance(entries, dict) or not isinstance(readers, dict):
+            raise ValueError("'kinds' or 'readers' is no object")
+        shares = {}
+        for reader, by_kind in readers.items():
+            if not isinstance(by_kind, dict):
+                raise ValueError("the shares of a reader are no object")
+            shares[reader] = {name: float(array([share], name)[0]) for name, share in by_kind.items()}
+            if not all(0 < share < _MOST_SHARE for share in shares[reader].values()):
+                raise ValueError("the share of a reader is no number above 0")
+        kinds = {}
+        for name, entry in entries.items():
+            where = f"a damaged human profile: kind {_short(name)}"
+            kinds[name] = KindProfile.from_dict(entry)
+        where = "a damaged human profile"
+        return HumanProfile(scorer_name, weight_hash, source, kinds, pooling, prompt, shares)
     except ValueError as error:
         raise InputError(f"{path}: {where}: {error}") from error
-    return HumanProfile(scorer_name, weight_hash, source, by_domain)
 
 
 def _short(name: str) -> str:

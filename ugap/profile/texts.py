@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ugap.profile.calibration import EntropyBins, FloatArray, figures
-from ugap.profile.plain import array, member, plain
+from ugap.profile.calibration import EntropyBins, figures
+from ugap.profile.plain import FloatArray, array, member, plain
 from ugap.statistics.diversity import repetition
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ _FIELDS = ("lengths", "n_texts", "mean", "covariance")
 
 
 def text_features(scores: "TokenScores", quartiles: tuple[float, float], bins: EntropyBins) -> FloatArray:
-    """The features of one text, in the order of `FEATURES`: shape `(8,)`; NaN where one cannot be told.
+    """The features of one text, in the order of `FEATURES`: shape `(8,)`; NaN where one cannot be computed.
 
     Args:
         scores (`TokenScores`): The scored text.
@@ -135,6 +135,32 @@ class TextReference:
         if not lengths:
             return None
         return cls(np.array(lengths), np.array(counts), figures(means), figures(covariances))
+
+    @classmethod
+    def mixed(cls, references: Sequence["TextReference | None"], share: FloatArray) -> "TextReference | None":
+        """The reference of texts that are of one of several kinds: the covariance within kinds and between them.
+
+        Args:
+            references (`Sequence[TextReference or None]`): One for each kind; a kind without one is left out.
+            share (`np.ndarray` of shape `(K,)`): Probability of each kind.
+
+        Returns:
+            `TextReference`, *optional*: At the lengths of the reference that has most; `None` where no kind has one.
+        """
+        kept = [(one, part) for one, part in zip(references, share, strict=True) if one is not None and part > 0]
+        if not kept:
+            return None
+        lengths = max((one.lengths for one, _ in kept), key=len)
+        weights = np.array([part for _, part in kept]) / sum(part for _, part in kept)
+        counts, means, covariances = [], [], []
+        for length in lengths:
+            at = [one.at(int(length)) for one, _ in kept]
+            mean = np.einsum("k,ki->i", weights, [m for m, _ in at])
+            off = np.array([m for m, _ in at]) - mean
+            means.append(mean)
+            covariances.append(np.einsum("k,kij->ij", weights, [c for _, c in at] + off[:, :, None] * off[:, None, :]))
+            counts.append(sum(float(np.interp(length, one.lengths, one.n_texts)) for one, _ in kept))
+        return cls(lengths, np.array(counts), np.array(means), np.array(covariances))
 
     def distance(self, features: FloatArray, n: int, which: Sequence[str] = FEATURES) -> float:
         """Squared Mahalanobis distance of a text of `n` tokens from human texts, over the number of features.

@@ -121,17 +121,16 @@ class TokenScores:
 
     def first(self, n: int) -> "TokenScores":
         """The same scores cut to the first `n` tokens."""
-        marginal = None if self.marginal_surprisal is None else self.marginal_surprisal[:n]
-        return replace(
-            self,
-            token_ids=self.token_ids[:n],
-            offsets=self.offsets[:n],
-            surprisal=self.surprisal[:n],
-            entropy=self.entropy[:n],
-            varentropy=self.varentropy[:n],
-            rank=self.rank[:n],
-            marginal_surprisal=marginal,
-        )
+        return self._cut(slice(None, n))
+
+    def after(self, n: int) -> "TokenScores":
+        """The same scores without the first `n` tokens."""
+        return self._cut(slice(n, None))
+
+    def _cut(self, part: slice) -> "TokenScores":
+        columns = ("token_ids", "offsets", "surprisal", "entropy", "varentropy", "rank")
+        marginal = None if self.marginal_surprisal is None else self.marginal_surprisal[part]
+        return replace(self, marginal_surprisal=marginal, **{name: getattr(self, name)[part] for name in columns})
 
     def _marginal(self) -> np.ndarray:
         if self.marginal_surprisal is None:

@@ -1,0 +1,97 @@
+"""Profiles that are fitted on the fly: cuts of texts, texts of a user, and models that nobody prepared."""
+
+import numpy as np
+import pytest
+
+import ugap.profile.fitting
+from ugap.errors import InputError
+from ugap.profile import HumanProfile, like_texts
+from ugap.profile.fitting import BESIDE, by_kind, cut_text
+from ugap.scoring import Scorer
+
+
+@pytest.fixture
+def scorer(tiny_model, tokenizer):
+    return Scorer(tiny_model, tokenizer)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(ugap.profile.fitting, "cache_dir", lambda: tmp_path / "cache")
+    return tmp_path / "cache" / "profiles"
+
+
+def test_a_text_is_cut_at_tokens(tokenizer):
+    text = "Once upon a time there was an old tailor who had three sons, and they went into the forest. " * 3
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    for most, tokens, before in ((8, 20, 8), (64, 10**6, len(ids) // 2 if len(ids) < 128 else 64)):
+        cut = cut_text(tokenizer, text, prefix_tokens=most, max_tokens=tokens, min_tokens=4)
+        assert cut is not None
+        assert text.startswith(cut.prefix + cut.text)
+        assert len(tokenizer(cut.prefix, add_special_tokens=False)["input_ids"]) == before
+    assert cut_text(tokenizer, text, min_tokens=10**4) is None
+    # A prompt is the prefix, as it stands.
+    assert cut_text(tokenizer, text, "Tell me.", max_tokens=10**6) == ("Tell me.", text)
+
+
+def test_a_kind_is_of_one_domain():
+    assert by_kind([("news", "functional"), ("tale", "creative"), ("news", "functional")]) == {
+        "news": "functional",
+        "tale": "creative",
+    }
+    with pytest.raises(InputError, match="kind 'news' has texts of two domains, 'functional' and 'creative'"):
+        by_kind([("news", "functional"), ("news", "creative")])
+
+
+class TestLike:
+    def test_it_is_fitted_once_for_the_texts(self, make_profile, tiny_model, scorer, text_rows, cache, monkeypatch):
+        profile = make_profile(tiny_model, level=3.0)
+        texts = [f"{row['text']} {row['text']} {i}" for i, row in enumerate(text_rows)]
+        like = like_texts(profile, scorer, texts)
+        assert list(like.kinds) == [*profile.kinds, "like"]
+        cuts = [cut for text in texts if (cut := cut_text(scorer.tokenizer, text)) is not None]
+        scores = scorer.score([cut.text for cut in cuts], [cut.prefix for cut in cuts])
+        mean = np.concatenate([one.surprisal for one in scores]).mean()
+        assert like.kinds["like"].means["surprisal"] == pytest.approx(mean, rel=0.02)
+        assert like.kinds["like"].n_texts == len(texts)
+        monkeypatch.setattr(Scorer, "score", None)
+        assert like_texts(profile, scorer, [*texts, texts[0]]).to_dict() == like.to_dict()
+        assert len(list(cache.glob("like-*"))) == 1
+
+    def test_texts_of_another_language_are_refused(self, make_profile, tiny_model, scorer, text_rows, cache):
+        profile = make_profile(tiny_model, level=0.2)
+        texts = [f"{row['text']} {row['text']} {i}" for i, row in enumerate(text_rows)]
+        with pytest.raises(InputError, match="the model may not read their language"):
+            like_texts(profile, scorer, texts)
+        assert not list(cache.glob("like-*"))
+
+
+class TestForModel:
+    def test_embedded_texts_are_read_once(self, tiny_model, tokenizer, cache, monkeypatch):
+        monkeypatch.setattr(ugap.profile.fitting, "EMBEDDED_TEXTS", 4)
+        profile = HumanProfile.for_model(tiny_model, tokenizer)
+        assert {name: kind.domain for name, kind in profile.kinds.items()} == {
+            "fairy-tale": "creative",
+            "manual": "functional",
+        }
+        assert profile.kinds["fairy-tale"].n_texts == 4
+        assert profile.prompt is not None
+        assert profile.prompt.kinds == ()
+        # What a prompt tells is the level alone; its kinds are the creative ones.
+        rng = np.random.default_rng(0)
+        target = profile.target("auto", prompt=(rng.gamma(2, 2, 80), rng.gamma(2, 2, 80)))
+        assert target.weights == {"fairy-tale": 1.0}
+        assert target.factor != 1
+        monkeypatch.setattr(Scorer, "score", None)
+        assert HumanProfile.for_model(tiny_model, tokenizer).to_dict() == profile.to_dict()
+
+    def test_the_profile_in_the_folder_of_a_model_comes_first(self, tiny_folder, make_profile, tmp_path, cache):
+        import shutil
+
+        from ugap.models import load_model
+
+        folder = shutil.copytree(tiny_folder, tmp_path / "model")
+        model, tokenizer = load_model(str(folder))
+        profile = make_profile(model)
+        profile.save(folder / BESIDE)
+        assert HumanProfile.for_model(model, tokenizer).to_dict() == profile.to_dict()

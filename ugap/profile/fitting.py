@@ -1,0 +1,221 @@
+"""Profiles fitted on demand: to a user's texts, and for a model without a profile.
+
+Both are kept in the cache folder, by the fingerprint of the weights and that of the texts.
+"""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from ugap.data import DEMO, content_hash, load_texts
+from ugap.errors import InputError
+from ugap.models.cache import cache_dir, ensure_entry
+from ugap.models.console import announced
+from ugap.profile.profile import LIKE, HumanProfile
+from ugap.progress import progress_bar
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ugap.scoring import Scorer
+    from ugap.scoring.records import TokenScores
+
+PREFIX_TOKENS = 64
+MAX_TOKENS = 256
+MIN_TOKENS = 16
+FEW_TEXTS = 8
+BESIDE = "ugap_profile.json"  # in the folder of a model
+EMBEDDED_TEXTS = 48  # of each kind
+EMBEDDED_TOKENS = 128
+_EMBEDDED_KINDS = {"creative": "fairy-tale", "functional": "manual"}
+_LENDER = "smollm2-135m-instruct"
+_FILE = "profile.json"
+_BATCH = 8
+LIKE_TOKENS = 400  # in all: fewer say nothing of a level
+
+
+class HumanText(NamedTuple):
+    """A human text in two parts.
+
+    Args:
+        prefix (`str`): The text before.
+        text (`str`): The text to profile.
+    """
+
+    prefix: str
+    text: str
+
+
+def cut_text(
+    tokenizer: "PreTrainedTokenizerBase",
+    text: str,
+    prompt: str | None = None,
+    *,
+    prefix_tokens: int = PREFIX_TOKENS,
+    max_tokens: int = MAX_TOKENS,
+    min_tokens: int = MIN_TOKENS,
+) -> HumanText | None:
+    """Cut a text into a prefix and the part to profile; the prefix of a short text is half of its tokens.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): Tokenizer of the scorer.
+        text (`str`): The text.
+        prompt (`str`, *optional*): The prompt that the text answers: it becomes the prefix, uncut.
+        prefix_tokens (`int`, *optional*, defaults to `64`): Tokens of the prefix, at most.
+        max_tokens (`int`, *optional*, defaults to `256`): Most tokens to profile.
+        min_tokens (`int`, *optional*, defaults to `16`): Fewest tokens to profile.
+
+    Returns:
+        `HumanText`, *optional*: `None` for a text that is too short.
+    """
+    wanted = max_tokens + (prefix_tokens if prompt is None else 0)
+    # No token of English text is longer than 16 characters on average: no need to tokenise a whole book.
+    offsets = tokenizer(
+        text[: 16 * wanted + 64], add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+    )["offset_mapping"][:wanted]
+    before = 0 if prompt is not None else min(prefix_tokens, len(offsets) // 2)
+    if len(offsets) - before < min_tokens:
+        return None
+    border = offsets[before - 1][1] if before else 0
+    return HumanText(text[:border] if prompt is None else prompt, text[border : offsets[-1][1]])
+
+
+def like_texts(profile: HumanProfile, scorer: "Scorer", texts: Sequence[str], *, seed: int = 0) -> HumanProfile:
+    """Add to a profile the kind `like`, fitted to a user's texts; the result is cached.
+
+    See [`HumanProfile.like`][ugap.HumanProfile.like].
+
+    Args:
+        profile (`HumanProfile`): The profile of the scorer.
+        scorer (`Scorer`): The scorer.
+        texts (`Sequence[str]`): The texts. One of fewer than 32 tokens does not count, and a repeated one
+            counts once.
+        seed (`int`, *optional*, defaults to `0`): Seed of the curve's band.
+
+    Raises:
+        InputError: If the texts have fewer than 400 tokens to profile in all, or are far more surprising to the scorer
+            than every kind it knows, as text of another language is.
+    """
+    profile.check(scorer.id)
+    cuts = [cut for text in dict.fromkeys(texts) if (cut := cut_text(scorer.tokenizer, text)) is not None]
+    # Also of the profile: a kind is held by what its other kinds share.
+    key = content_hash([scorer.id.weight_hash, list(map(tuple, cuts)), seed, profile.to_dict()])
+
+    def build(folder: Path) -> None:
+        _fit_like(profile, scorer, cuts, len(texts), seed).save(folder / _FILE)
+
+    return HumanProfile.load(ensure_entry(cache_dir() / "profiles" / f"like-{key}", build) / _FILE)
+
+
+def _fit_like(
+    profile: HumanProfile, scorer: "Scorer", cuts: Sequence[HumanText], n_texts: int, seed: int
+) -> HumanProfile:
+    scores = scorer.score([cut.text for cut in cuts], [cut.prefix for cut in cuts], pmi=True) if cuts else []
+    n_tokens = sum(len(one) for one in scores)
+    if n_tokens < LIKE_TOKENS:
+        raise InputError(
+            f"the {n_texts} texts to write like have {n_tokens} tokens to learn from, and {LIKE_TOKENS} is the "
+            "least: the first 64 tokens of a text, or half of a shorter one, only begin it"
+        )
+    level = float(np.nanmean(np.concatenate([one.surprisal for one in scores])))
+    most = max(kind.means["surprisal"] + 3 * kind.texts_deviation for kind in profile.kinds.values())
+    if level > most:
+        raise InputError(
+            f"the texts to write like have {level:.2f} nats a token, and no human text of this model's profile has "
+            f"more than {most:.2f}: the model may not read their language"
+        )
+    return profile.like(scores, scorer.score([cut.prefix for cut in cuts]), seed=seed)
+
+
+def profile_for(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> HumanProfile:
+    """The human profile of any model: the one in its folder, the shipped one, or one fitted to the embedded texts.
+
+    The profile in the folder is `ugap_profile.json`. The embedded texts are fairy tales and the Python language
+    reference. They are old or public, so models know parts of them by heart, and a level fitted to them is low: prefer
+    a profile of your own texts. The regression on the prompt comes from a shipped profile, as it hardly differs between
+    models. A fitted profile is cached.
+
+    Args:
+        model (`PreTrainedModel`): A causal language model.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+
+    Raises:
+        InputError: If the embedded texts cannot be fetched, or the model cannot score text.
+    """
+    from ugap.scoring import Scorer, ScorerId
+    from ugap.scoring.fingerprint import weight_hash
+
+    name = model.config.name_or_path or type(model).__name__
+    scorer_id = ScorerId(name, weight_hash(model))
+    beside = Path(name) / BESIDE
+    if beside.is_file():
+        profile = HumanProfile.load(beside)
+        profile.check(scorer_id)
+        return profile
+    shipped = HumanProfile.find_shipped(scorer_id)
+    if shipped is not None:
+        return shipped
+
+    def build(folder: Path) -> None:
+        scorer = Scorer(model, tokenizer, name=name)
+        with announced(f"{name} has no human profile: one is fitted to embedded tales and manuals, once"):
+            embedded_profile(scorer).save(folder / _FILE)
+
+    return HumanProfile.load(ensure_entry(cache_dir() / "profiles" / scorer_id.weight_hash, build) / _FILE)
+
+
+def embedded_profile(scorer: "Scorer") -> HumanProfile:
+    """A profile fitted to the embedded texts: `EMBEDDED_TEXTS` of each kind, 64 + 128 tokens of each."""
+    kinds: dict[str, list[HumanText]] = {}
+    for row in load_texts(DEMO):
+        texts = kinds.setdefault(_EMBEDDED_KINDS[row.domain], [])
+        if len(texts) < EMBEDDED_TEXTS:
+            cut = cut_text(scorer.tokenizer, row.text, max_tokens=EMBEDDED_TOKENS)
+            if cut is not None:
+                texts.append(cut)
+    scores: dict[str, list[TokenScores]] = {kind: [] for kind in kinds}
+    prefixes: dict[str, list[TokenScores]] = {kind: [] for kind in kinds}
+    with progress_bar(disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("fitting", total=sum(map(len, kinds.values())))
+        for kind, texts in kinds.items():
+            for start in range(0, len(texts), _BATCH):
+                batch = texts[start : start + _BATCH]
+                scores[kind] += scorer.score([one.text for one in batch], [one.prefix for one in batch], pmi=True)
+                prefixes[kind] += scorer.score([one.prefix for one in batch])
+                bar.advance(task, len(batch))
+    profile = HumanProfile.fit(
+        scores,
+        prefixes=prefixes,
+        domains={kind: domain for domain, kind in _EMBEDDED_KINDS.items()},
+        source="embedded texts: fairy tales and the Python language reference",
+    )
+    borrowed = HumanProfile.load(_LENDER).prompt
+    return replace(profile, prompt=None if borrowed is None else borrowed.without_names())
+
+
+def certainty(profile: HumanProfile) -> str:
+    """The level of the kind `like` in words: its standard error, and that of twice as many texts."""
+    kind = profile.kinds[LIKE]
+    n = kind.n_texts
+    if n < 2:
+        return f"1 text: human level {kind.means['surprisal']:.2f}; a single text does not show how far it is off"
+    words = f"{n} texts: human level {kind.means['surprisal']:.2f} +- {kind.error:.2f}"
+    few = f" (fewer than {FEW_TEXTS} texts: take the level as a guess)" if n < FEW_TEXTS else ""
+    return f"{words}; {2 * n} would give about +- {kind.error / np.sqrt(2):.2f}{few}"
+
+
+def by_kind(rows: Iterable[tuple[str, str]]) -> Mapping[str, str]:
+    """The domain of each kind.
+
+    Raises:
+        InputError: If texts of one kind are of two domains.
+    """
+    domains: dict[str, str] = {}
+    for kind, domain in rows:
+        if domains.setdefault(kind, domain) != domain:
+            raise InputError(f"kind {kind!r} has texts of two domains, {domains[kind]!r} and {domain!r}")
+    return domains

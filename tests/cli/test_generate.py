@@ -4,17 +4,18 @@ import json
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from rich.progress import Progress
 
+import ugap.profile.fitting
 import ugap.sampling.generation
 from ugap.cli.generate import Arguments
 from ugap.cli.main import main
 from ugap.models import load_model
 from ugap.profile import HumanProfile
 from ugap.report.heatmap import STEPS
-from ugap.sampling import human_params
 from ugap.sampling.generation import generate
 from ugap.sampling.params import TAIL
 
@@ -57,7 +58,7 @@ def terminal(monkeypatch):
 
 def test_the_defaults():
     arguments = Arguments(model="m")
-    assert (arguments.mode, arguments.weight, arguments.domain) == (None, None, "creative")
+    assert (arguments.mode, arguments.weight, arguments.kind) == (None, None, ["auto"])
     assert (arguments.num_return_sequences, arguments.max_new_tokens, arguments.tail) == (1, 128, TAIL)
 
 
@@ -66,13 +67,13 @@ def test_texts_and_their_figures_are_printed(written, words, capsys, profile_fil
     first = capsys.readouterr()
     assert first.err == ""
     assert [row["prompt"] for row in rows] == ["Once upon a time"] * 2 + ["The old man"] * 2
-    level = human_params(profile_file, "creative")["mean_surprisal"]
-    figures = re.findall(r"^([\d.]+) nats per token; people: ([\d.]+) \(creative\)$", first.out, re.MULTILINE)
-    assert figures == [(f"{row['nll']:.2f}", f"{level:.2f}") for row in rows]
+    positions = HumanProfile.load(profile_file).kind("creative").positions
+    figures = re.findall(r"^([\d.]+) nats per token; people: ([\d.]+) \(kind: creative\)$", first.out, re.MULTILINE)
+    assert figures == [(f"{row['nll']:.2f}", f"{row['human_level']:.2f}") for row in rows]
     for row in rows:
         assert first.out.count(row["prompt"]) == 2
         assert list(row) == ["prompt", "text", "token_ids", "surprisal", "entropy", "nll", "human_level"]
-        assert row["human_level"] == level
+        assert row["human_level"] == positions.mean_surprisal(20, len(row["token_ids"]))
     assert "4 texts written to " in first.out
     # The same without a file.
     assert main([*words, "--prompt", "Once upon a time", "The old man", "--num_return_sequences", "2"]) == 0
@@ -84,8 +85,9 @@ def test_texts_and_their_figures_are_printed(written, words, capsys, profile_fil
     [
         ("--seed 3 --num_return_sequences 3 --batch_size 2", {"seed": 3, "num_return_sequences": 3, "batch_size": 2}),
         ("--mode balanced", {"mode": "balanced"}),
-        ("--weight 0.2 --domain functional --tail 1", {"weight": 0.2, "domain": "functional", "tail": None}),
+        ("--weight 0.2 --kind functional --tail 1", {"weight": 0.2, "kind": "functional", "tail": None}),
         ("--tail 0.9", {"tail": 0.9}),
+        ("--kind functional=1 creative=3", {"kind": {"functional": 1, "creative": 3}}),
     ],
 )
 def test_rows_are_what_the_library_gives(written, tiny_folder, profile_file, more, options):
@@ -93,7 +95,6 @@ def test_rows_are_what_the_library_gives(written, tiny_folder, profile_file, mor
     rows = written("--prompt", "Once", "A function", *more.split())
     options = {"seed": 0, "profile": profile_file, "max_new_tokens": 12, **options}
     texts = generate(model, tokenizer, ["Once", "A function"], **options)
-    level = human_params(profile_file, options.get("domain", "creative"))["mean_surprisal"]
     assert rows == [
         {
             "prompt": one.prompt,
@@ -102,10 +103,55 @@ def test_rows_are_what_the_library_gives(written, tiny_folder, profile_file, mor
             "surprisal": one.surprisal,
             "entropy": one.entropy,
             "nll": one.nll,
-            "human_level": level,
+            "human_level": one.human_level,
         }
         for one in texts
     ]
+
+
+def test_a_model_that_nobody_prepared(words, tmp_path, monkeypatch, capsys):
+    """Its profile is fitted to the embedded texts, once."""
+    monkeypatch.setattr(ugap.profile.fitting, "cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr(ugap.profile.fitting, "EMBEDDED_TEXTS", 4)
+    at = words.index("--profile")
+    plain = [*words[:at], *words[at + 2 :], "--prompt", "Once upon a time"]
+    assert main(plain) == 0
+    first = capsys.readouterr()
+    assert "has no human profile: one is fitted to embedded tales and manuals, once" in first.err
+    assert "(kind: fairy-tale)" in first.out
+    assert main(plain) == 0
+    again = capsys.readouterr()
+    assert (again.out, again.err) == (first.out, "")
+
+
+def test_texts_to_write_like(
+    words, make_profile, tiny_folder, write_rows, text_rows, tmp_path, monkeypatch, capsys, refused
+):
+    # Of the level that texts of random words have to a random model.
+    make_profile(load_model(str(tiny_folder))[0], level=3.0).save(tmp_path / "profile.json")
+    words = [*words, "--profile", str(tmp_path / "profile.json")]
+    monkeypatch.setattr(ugap.profile.fitting, "cache_dir", lambda: tmp_path / "cache")
+    rows = [{"text": f"{row['text']} {row['text']} {i}"} for i, row in enumerate(text_rows)]
+    file = write_rows(rows, "mine.jsonl")
+    like = [*words, "--prompt", "Once upon a time", "--like"]
+    assert main([*like, file]) == 0
+    printed = capsys.readouterr()
+    certainty = re.search(
+        r"(\d+) texts: human level ([\d.]+) \+- ([\d.]+); \d+ would give about \+- ([\d.]+)", printed.err
+    )
+    assert certainty is not None
+    assert int(certainty[1]) == len(rows)
+    assert float(certainty[4]) == pytest.approx(float(certainty[3]) / np.sqrt(2), abs=0.006)
+    assert "(kind: like)" in printed.out
+    plain = tmp_path / "mine.txt"
+    plain.write_text("\r\n\r\n".join(row["text"] for row in rows), encoding="utf-8", newline="")
+    assert main([*like, str(plain)]) == 0
+    assert capsys.readouterr().out == printed.out
+    few = write_rows(rows[:1], "few.jsonl")
+    assert re.search(
+        r"the 1 texts to write like have \d+ tokens to learn from, and 400 is the least", refused(*like, few)
+    )
+    assert "not both" in refused(*like, file, "--kind", "creative")
 
 
 def test_modes_are_weights(written):
@@ -239,7 +285,7 @@ class TestRefused:
             (["--prompt", "a", "--mode", "creative", "--weight", "1"], "give mode or weight, not both"),
             (["--prompt", "a", "--weight", "1.5"], "weight: expected a number in [0, 1], got 1.5"),
             (["--prompt", "a", "--weight", "nan"], "weight: expected a number in [0, 1], got nan"),
-            (["--prompt", "a", "--domain", "poems"], "no domain 'poems'; it has creative, functional"),
+            (["--prompt", "a", "--kind", "poems"], "no kind 'poems'; it has creative, functional"),
             (["--prompt", "a", "--tail", "0.3"], "tail 0.3: the human profile has the rank levels"),
             (["--prompt", "a", "--profile", "nobody"], "nobody: neither a file nor a shipped profile"),
             (["--prompt", "a", "--profile", "gemma-3-270m"], "the human profile was fitted with 'gemma-3-270m'"),
@@ -264,7 +310,7 @@ class TestRefused:
     def test_a_file_without_prompts(self, words, refused, tmp_path, write_rows):
         path = tmp_path / "prompts.txt"
         path.write_bytes(b"\n \r\n")
-        assert f"{path}: there are no prompts" in refused(*words, "--input", str(path))
+        assert f"{path}: there is no text" in refused(*words, "--input", str(path))
         path.write_bytes(b"Once\n\xff\n")
         assert f"{path}, row 2: invalid UTF-8 at byte 1" in refused(*words, "--input", str(path))
         path.write_bytes(b"Once\nup\0on\n")
@@ -283,15 +329,9 @@ class TestRefused:
         path.write_text(json.dumps({**document, "version": 7}))
         assert f"{path}: a human profile of version 7" in refused(*words, "--prompt", "a")
 
-    def test_a_model_without_a_profile(self, words, refused):
-        at = words.index("--profile")
-        line = refused(*words[:at], *words[at + 2 :], "--prompt", "a")
-        assert "no shipped human profile fits" in line
-        assert "ugap profile --model" in line
-
     def test_before_a_model_is_loaded(self, refused):
         """What the command line alone tells is not told after minutes of loading."""
-        for more in (["--weight", "2"], ["--profile", "nobody"], ["--profile", "gemma-3-270m", "--domain", "poems"]):
+        for more in (["--weight", "2"], ["--profile", "nobody"], ["--profile", "gemma-3-270m", "--kind", "poems"]):
             assert "no-such-model" not in refused("generate", "--model", "./no-such-model", "--prompt", "a", *more)
         assert "no-such-model" in refused("generate", "--model", "./no-such-model", "--prompt", "a")
 

@@ -56,7 +56,7 @@ class TestFolder:
             assert (code / name).read_bytes() == (resources.files("ugap.sampling.portable") / own).read_bytes()
         values: dict = {}
         exec((code / "hub_params.py").read_text(), values)  # noqa: S102
-        assert values["PARAMS"] == {domain: human_params(profile, domain) for domain in profile.by_domain}
+        assert values["PARAMS"] == {kind: human_params(profile, kind) for kind in (*profile.kinds, *profile.domains)}
         assert values["SCORER"] == ("tiny", profile.weight_hash)
 
     def test_it_imports_what_transformers_stands_on_alone(self, folder):
@@ -98,7 +98,10 @@ class TestFolder:
         """The scorer's, the domains' and the source's: no line of the card or of the code is of their making."""
         plain, odd = (
             dataclasses.replace(
-                profile, scorer_name=scorer, source=scorer, by_domain={scorer: profile.domain("creative")}
+                profile,
+                scorer_name=scorer,
+                source=scorer,
+                kinds={scorer: dataclasses.replace(profile.kind("creative"), domain=scorer)},
             )
             for scorer in ("plain", name)
         )
@@ -114,7 +117,7 @@ class TestFolder:
         code = ast.parse(cards[1].split("```python\n")[1].split("\n```")[0])
         strings = {node.value for node in ast.walk(code) if isinstance(node, ast.Constant)}
         assert name in strings
-        (row,) = [line for line in lines if line.endswith(f"{profile.domain('creative').means['surprisal']:.3f} |")]
+        (row,) = [line for line in lines if line.endswith(f"{profile.kind('creative').positions.surprisal[4]:.3f} |")]
         assert len(re.findall(r"(?<!\\)\|", row)) == 5
         values: dict = {}
         exec((tmp_path / "odd" / "custom_generate" / "hub_params.py").read_text(encoding="utf-8"), values)  # noqa: S102
@@ -158,14 +161,14 @@ class TestFolder:
 
 
 class TestGenerate:
-    @pytest.mark.parametrize("domain", ["creative", "functional"])
+    @pytest.mark.parametrize("kind", ["creative", "functional"])
     @pytest.mark.parametrize(
         "share", [{"mode": "creative"}, {"mode": "balanced"}, {"mode": "precise"}, {"weight": 0.7}]
     )
-    def test_it_writes_what_the_package_writes(self, run, tiny_model, tokenizer, profile, inputs, domain, share):
-        own = generation_kwargs(tiny_model, domain, profile=profile, tokenizer=tokenizer, seed=5, **share)
+    def test_it_writes_what_the_package_writes(self, run, tiny_model, tokenizer, profile, inputs, kind, share):
+        own = generation_kwargs(tiny_model, kind, profile=profile, tokenizer=tokenizer, seed=5, **share)
         expected = tiny_model.generate(**inputs, **NEW, **own)
-        assert run(domain=domain, **share).tolist() == expected.tolist()
+        assert run(kind=kind, **share).tolist() == expected.tolist()
 
     def test_seeds_and_rows_differ(self, run):
         assert run().tolist() != run(seed=6).tolist()
@@ -225,7 +228,7 @@ class TestGenerate:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"domain": "sermons"}, "unknown domain 'sermons': there are creative, functional"),
+            ({"kind": "sermons"}, "unknown kind 'sermons': there are creative, functional"),
             ({"mode": "wild"}, "unknown mode 'wild'"),
             ({"weight": 1.5}, "weight: expected a number"),
             ({"mode": "creative", "weight": 1.0}, "not both"),

@@ -10,7 +10,7 @@ from transformers import pipeline
 
 from ugap.errors import InputError
 from ugap.models import load_model
-from ugap.sampling import generation_kwargs, human_params
+from ugap.sampling import generation_kwargs
 from ugap.sampling.generation import Generation, generate
 
 PROMPTS = ["Once upon a time", "The youngest went into the forest, and the old man", "A function"]
@@ -106,13 +106,16 @@ class TestFigures:
             np.testing.assert_allclose(one.entropy, entropy, atol=2e-4)
             assert one.nll == pytest.approx(np.mean(surprisal), abs=2e-4)
 
-    def test_nll_is_the_mean(self):
-        one = Generation("a", "b", [1, 2], [1.0, 4.0], [2.0, 2.0], 3.0)
+    def test_nll_is_the_mean(self, profile):
+        one = Generation("a", "b", [1, 2], [1.0, 4.0], [2.0, 2.0], profile.target("creative"))
         assert one.nll == 2.5
 
     def test_the_level_is_that_of_the_domain(self, write, profile):
-        for domain in ("creative", "functional"):
-            assert write(domain=domain)[0].human_level == human_params(profile, domain)["mean_surprisal"]
+        for kind in ("creative", "functional"):
+            one = write(kind=kind)[0]
+            assert one.target.weights == {kind: 1.0}
+            expected = profile.kind(kind).positions.mean_surprisal(one.target.position, len(one.token_ids))
+            assert one.human_level == expected
 
     def test_more_weight_is_more_surprising(self, write):
         """The means are far apart: 8 texts of 32 tokens each."""
@@ -153,7 +156,7 @@ class TestModelsOwnConfig:
 
 class TestKwargs:
     def test_they_write_what_generate_writes(self, write, tiny_model, tokenizer, profile):
-        for options in ({}, {"mode": "balanced"}, {"weight": 0.25, "domain": "functional", "tail": None}):
+        for options in ({}, {"mode": "balanced"}, {"weight": 0.25, "kind": "functional", "tail": None}):
             ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(PROMPTS[0])["input_ids"]]] * 3)
             out = tiny_model.generate(
                 ids,
@@ -257,9 +260,8 @@ class TestRefused:
             ({"mode": "creative", "weight": 1.0}, "give mode or weight, not both"),
             ({"mode": "wild"}, "unknown mode 'wild'"),
             ({"weight": 2.0}, r"weight: expected a number in \[0, 1\], got 2.0"),
-            ({"domain": "poems"}, "no domain 'poems'; it has creative, functional"),
+            ({"kind": "poems"}, "no kind 'poems'; it has creative, functional"),
             ({"tail": 0.42}, "tail 0.42: the human profile has the rank levels"),
-            ({"profile": None}, "no shipped human profile fits"),
             ({"profile": "nobody"}, "nobody: neither a file nor a shipped profile"),
             ({"profile": "gemma-3-270m"}, "fitted with 'gemma-3-270m'"),
         ],
@@ -282,7 +284,7 @@ class TestRefused:
     def test_generation_kwargs(self, tiny_model, make_model, profile):
         with pytest.raises(InputError, match="unknown mode"):
             generation_kwargs(tiny_model, profile=profile, mode="wild")
-        with pytest.raises(InputError, match="no domain 'poems'"):
+        with pytest.raises(InputError, match="no kind 'poems'"):
             generation_kwargs(tiny_model, "poems", profile=profile)
         with pytest.raises(InputError, match="fitted with 'tiny'"):
             generation_kwargs(make_model("llama", initializer_range=0.2), profile=profile)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from importlib import resources
 
 import numpy as np
@@ -10,23 +11,22 @@ import pytest
 from ugap.errors import InputError
 from ugap.profile import HumanProfile
 from ugap.sampling import MODES, human_params, profile_of, weight_of
+from ugap.sampling.params import target_params
 
 
 def changed(profile: HumanProfile, change) -> HumanProfile:
     """The profile after `change(document of the creative domain)`."""
-    from ugap.profile import DomainProfile
+    from ugap.profile import KindProfile
 
-    document = json.loads(json.dumps(profile.by_domain["creative"].to_dict()))
+    document = json.loads(json.dumps(profile.kinds["creative"].to_dict()))
     change(document)
-    return HumanProfile(
-        profile.scorer_name, profile.weight_hash, profile.source, {"creative": DomainProfile.from_dict(document)}
-    )
+    return replace(profile, kinds={"creative": KindProfile.from_dict(document)})
 
 
 class TestFigures:
     def test_they_are_those_of_the_domain(self, profile, profile_file):
         for name in ("creative", "functional"):
-            domain = profile.domain(name)
+            domain = profile.kind(name)
             params = human_params(profile, name)
             assert params["h"] == domain.curve.h.tolist()
             assert params["g"] == domain.curve.g.tolist()
@@ -35,7 +35,9 @@ class TestFigures:
             assert len(params["cdf"]) == len(params["entropy_quantiles"])
             assert (params["cdf"][0], params["cdf"][-1]) == (0.0, 1.0)
             assert np.all(np.diff(params["cdf"]) > 0)
-            assert params["mean_surprisal"] == domain.means["surprisal"]
+            assert params["mean_surprisal"] == domain.positions.surprisal.tolist()
+            assert params["entropy_scale"] == (domain.positions.entropy / domain.means["entropy"]).tolist()
+            assert len(params["gain"]) == len(params["bands"]) + 1
             assert len(params["ranks"]) == len(params["edges"]) + 1
             assert human_params(str(profile_file), name) == params
             # Plain lists: what other engines are given travels as JSON.
@@ -54,7 +56,7 @@ class TestFigures:
 
         params = human_params(changed(profile, change), "creative")
         # Neighbours that fall become their weighted geometric mean, rounded up.
-        weights = profile.domain("creative").bins.n_tokens
+        weights = profile.kind("creative").bins.n_tokens
         low = np.exp(np.average(np.log([30.0, 12.4, 1.0]), weights=weights[:3]))
         assert params["ranks"][:3] == [np.ceil(low)] * 3
         assert low < 30 < params["ranks"][3] < 99
@@ -69,14 +71,31 @@ class TestFigures:
 
     @pytest.mark.parametrize("level", [None, 0, -1.0])
     def test_a_domain_without_a_level(self, profile, level):
-        with pytest.raises(InputError, match=r"^the human profile of 'creative' has no mean surprisal above 0$"):
+        with pytest.raises(InputError, match=r"^the human profile has no mean entropy and surprisal above 0$"):
             human_params(changed(profile, lambda document: document["means"].update(surprisal=level)), "creative")
 
     def test_shipped_profiles_make_params(self):
         for entry in (resources.files("ugap.profile") / "shipped").iterdir():
             if entry.name.endswith(".json"):
-                for domain in ("creative", "functional"):
-                    assert 1 < human_params(entry.name.removesuffix(".json"), domain)["mean_surprisal"] < 6
+                name = entry.name.removesuffix(".json")
+                for kind in ("auto", "functional", *HumanProfile.load(name).kinds):
+                    assert all(0.8 < mean < 7 for mean in human_params(name, kind)["mean_surprisal"])
+
+    def test_the_aim_is_the_level_at_every_position_and_for_every_prompt(self, profile):
+        """The mean of `gain * g(scale * q)` over the quantiles is the mean surprisal, whatever moved it."""
+        target = profile.target("creative")
+        level = target.mean_surprisal
+        for factor in (1.0, 0.6, 1.3):
+            params = target_params(target._replace(mean_surprisal=factor * level))
+            curve = profile.kind("creative").curve
+            cdf, quantiles = np.array(params["cdf"]), np.array(params["entropy_quantiles"])
+            for scale, gain, mean in zip(
+                params["entropy_scale"], params["gain"], params["mean_surprisal"], strict=True
+            ):
+                values = gain * curve(scale * quantiles)
+                assert ((values[1:] + values[:-1]) / 2 * np.diff(cdf)).sum() == pytest.approx(mean, rel=1e-6)
+            assert params["mean_surprisal"][4] == pytest.approx(factor * level, rel=0.02)
+        assert target_params(target._replace(mean_surprisal=0.6 * level))["entropy_scale"][4] < 0.8
 
 
 class TestWeight:

@@ -33,8 +33,8 @@ def made_up_scores(tokenizer, rows: int = 3, seed: int = 0) -> torch.Tensor:
 def make(profile):
     """`make(**options)`: a processor for the creative domain of the tiny model."""
 
-    def build(domain="creative", weight=None, **options) -> HumanEntropyLogitsProcessor:
-        return HumanEntropyLogitsProcessor(options.pop("profile", profile), domain, weight, **options)
+    def build(kind="creative", weight=None, **options) -> HumanEntropyLogitsProcessor:
+        return HumanEntropyLogitsProcessor(options.pop("profile", profile), kind, weight, **options)
 
     return build
 
@@ -87,7 +87,7 @@ class TestScores:
         """`log p / temperature` up to the rank that people reach, to a constant."""
         scores = made_up_scores(tokenizer)
         out = make()(IDS, scores)
-        step = HumanSampler.of(human_params(profile, "creative"), 1.0).step(scores, State.start(3))
+        step = HumanSampler.of(human_params(profile, "creative"), 1.0).step(scores, State.start([IDS.shape[1]] * 3))
         for row, kept, surprisal, temperature in zip(out, *step.candidates, step.temperature, strict=True):
             ids = kept[surprisal < FAR]
             assert set(row.isfinite().nonzero()[:, 0].tolist()) == set(ids.tolist())
@@ -144,7 +144,7 @@ def replay(profile: HumanProfile, calls, output, weight=1.0) -> State:
     """The state after the last call, from the scores that were seen and the tokens that were taken."""
     params = human_params(profile, "creative")
     sampler = HumanSampler.of(params, weight)
-    history = State.start(len(output))
+    history = State.start([calls[0][0].shape[1]] * len(output))
     for i, (_, scores) in enumerate(calls[:-1]):
         step = sampler.step(scores, history)
         surprisal = -torch.log_softmax(scores.double(), -1).gather(1, output[:, i : i + 1])[:, 0].float()
@@ -200,7 +200,7 @@ class TestState:
         taken[1] = 55  # ruled out in the scores
         processor(torch.cat([IDS, taken.unsqueeze(1)], 1), scores)
         assert processor._state.n_tokens.tolist() == [1, 0, 1]
-        assert processor._state.surprisal_sum[1] == 0
+        assert processor._state.debt[1] == 0
 
     def test_every_call_of_generate_begins_anew(self, make, write):
         used = make(draw=True, generator=generator(1))
@@ -322,7 +322,7 @@ class TestRefused:
             ({"weight": 1.01}, r"weight: expected a number in \[0, 1\], got 1.01"),
             ({"weight": float("nan")}, r"weight: expected a number in \[0, 1\], got nan"),
             ({"weight": "much"}, r"weight: expected a number in \[0, 1\], got 'much'"),
-            ({"domain": "poems"}, "no domain 'poems'; it has creative, functional"),
+            ({"kind": "poems"}, "no kind 'poems'; it has creative, functional"),
             ({"tail": 0.97}, "tail 0.97: the human profile has the rank levels 0.5, .*0.999"),
             ({"profile": "nobody"}, "nobody: neither a file nor a shipped profile; shipped: "),
         ],
@@ -335,12 +335,12 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda document: document.update(version=9), "version 9; this ugap reads version 1"),
-            (lambda document: document["domains"]["creative"]["curve"]["g"].pop(), "damaged"),
+            (lambda document: document.update(version=9), "version 9; this ugap reads version 2"),
+            (lambda document: document["kinds"]["creative"]["curve"]["g"].pop(), "damaged"),
             (lambda document: document.pop("scorer"), "'scorer' is missing"),
             (
-                lambda document: document["domains"]["creative"]["means"].pop("surprisal"),
-                "'creative' has no mean surprisal above 0",
+                lambda document: document["kinds"]["creative"]["means"].pop("surprisal"),
+                "no mean entropy and surprisal above 0",
             ),
         ],
     )
@@ -378,13 +378,14 @@ class TestNever:
         likeliest = scores.argsort(1, descending=True)
         scores[0, likeliest[0, 0]] += 60
         processor = make(tail=0.5, suppress_tokens=likeliest[0, :1].tolist())
-        processor._params = {**processor._params, "ranks": [1] * len(processor._params["ranks"])}
+        params = processor._params(IDS[0].tolist())
+        processor._params = {**params, "ranks": [1] * len(params["ranks"])}
         out = processor(IDS, scores)
         assert out[0].isfinite().nonzero().flatten().tolist() == [likeliest[0, 1]]
         assert out.isfinite().sum(1).tolist() == [1, 1, 1]
         processor(torch.cat([IDS, out.argmax(1, keepdim=True)], 1), scores)
         expected = -torch.log_softmax(scores[0].double(), -1)[likeliest[0, 1]]
-        assert processor._state.surprisal_sum[0].item() == pytest.approx(expected.item(), rel=1e-5)
+        assert params["mean_surprisal"][0] - processor._state.debt[0].item() == pytest.approx(expected.item(), rel=1e-5)
 
     def test_ids_beyond_the_logits_are_no_matter(self, make, tokenizer):
         scores = made_up_scores(tokenizer)

@@ -20,11 +20,13 @@ Continue prompts at human uncertainty: every token is as surprising as people ar
 examples:
   ugap generate --model gemma-3-270m --prompt "Once upon a time" --heatmap
   ugap generate --model gemma-3-270m --prompt "The capital of France is" --mode precise
+  ugap generate --model gemma-3-270m --prompt "Dear Anna," --kind letter
+  ugap generate --model gemma-3-270m --prompt "It was late" --like my-stories.jsonl
   ugap generate --model smollm2-135m-instruct --chat --prompt "Write a haiku." --num_return_sequences 3
   ugap generate --model org/model --profile my-profile.json --input prompts.txt --output texts.jsonl
 
-Each text is followed by its mean surprisal and that of human text. The model needs a human profile: the assets have
-one, and `ugap profile` fits one for any other model."""
+Prints each text with its mean surprisal, that of human text, and the kind of that human text. The assets have human
+profiles. For another model, one is fitted once to embedded tales and manuals; `ugap profile` fits one to your texts."""
 
 
 @dataclass(kw_only=True)
@@ -47,9 +49,21 @@ class Arguments(ModelOptions):
         group="decoding",
     )
     weight: float | None = option("share of the human level, 0 to 1, instead of a mode", default=None, group="decoding")
-    domain: str = option("domain of the human profile to write in", default="creative", group="decoding")
+    kind: list[str] = option(
+        "kind of text, domain, or a mixture as KIND=WEIGHT; auto: the prompt decides",
+        default=["auto"],
+        group="decoding",
+        metavar="KIND",
+    )
+    like: str | None = option(
+        "write like the texts of this file: .jsonl(.gz), .csv(.gz) or .parquet with a column text, or plain text with "
+        "an empty line between two texts",
+        default=None,
+        group="decoding",
+        metavar="FILE",
+    )
     profile: str | None = option(
-        "human profile of the model: a file or a name (default: the shipped one)",
+        "human profile of the model: a file or a name (default: the model's own)",
         default=None,
         group="decoding",
         metavar="FILE",
@@ -79,7 +93,9 @@ def run(arguments: Arguments) -> None:
     from ugap.files import output_file
     from ugap.models import load_model
     from ugap.profile import HumanProfile
-    from ugap.sampling import human_params, weight_of
+    from ugap.profile.fitting import certainty
+    from ugap.profile.profile import LIKE
+    from ugap.sampling import human_params, profile_of, weight_of
     from ugap.sampling.generation import generate_batches
     from ugap.terminal import Terminal
 
@@ -90,16 +106,23 @@ def run(arguments: Arguments) -> None:
     if arguments.output is not None:
         output_file(arguments.output)
     profile = None if arguments.profile is None else HumanProfile.load(arguments.profile)
+    kind = selection_of(arguments.kind)
     if profile is not None:
-        human_params(profile, arguments.domain, tail)
+        human_params(profile, kind, tail)
+    if arguments.like is not None and arguments.kind != ["auto"]:
+        raise InputError("give --like or --kind, not both")
+    like = None if arguments.like is None else read_like(arguments.like)
     model, tokenizer = load_model(arguments.model, **arguments.loading())
     if arguments.chat and tokenizer.chat_template is None:
         raise InputError(f"{arguments.model} has no chat template: leave out --chat")
+    profile = profile_of(model, profile, tokenizer, like=like)
+    if like is not None:
+        print(certainty(profile), file=sys.stderr)
     batches = generate_batches(
         model,
         tokenizer,
         [[{"role": "user", "content": prompt}] for prompt in prompts] if arguments.chat else prompts,
-        domain=arguments.domain,
+        kind=kind if like is None else LIKE,
         mode=None,  # the weight holds it
         weight=weight,
         profile=profile,
@@ -133,6 +156,46 @@ def run(arguments: Arguments) -> None:
         console.print(f"{total} texts written to {arguments.output}", markup=False)
 
 
+def selection_of(words: list[str]) -> "str | dict[str, float]":
+    """A selection of kinds from its words: one name, or `KIND=WEIGHT` for each kind of a mixture.
+
+    Raises:
+        InputError: A weight is no number, or several kinds come without weights.
+
+    Example:
+        >>> selection_of(["news"]), selection_of(["news=2", "letter=1"])
+        ('news', {'news': 2.0, 'letter': 1.0})
+    """
+    from ugap.errors import InputError
+
+    if len(words) == 1 and "=" not in words[0]:
+        return words[0]
+    weights: dict[str, float] = {}
+    for word in words:
+        name, _, weight = word.rpartition("=")
+        try:
+            weights[name] = float(weight)
+        except ValueError:
+            name = ""
+        if not name:
+            raise InputError(f"--kind {word!r}: of several kinds each needs its weight, as in news=2 letter=1")
+    return weights
+
+
+def read_like(name: str) -> list[str]:
+    """The texts of a file for `--like`.
+
+    Raises:
+        InputError: The file cannot be read, or holds no text.
+    """
+    from ugap.data import load_texts
+    from ugap.data.readers import SUFFIXES
+
+    if name.lower().endswith(SUFFIXES):
+        return [row.text for row in load_texts(name, domain="like")]
+    return [text for _, text in _parts(name, b"\n\n")]
+
+
 def _prompts(arguments: Arguments) -> list[str]:
     """The prompts, from the command line or a file.
 
@@ -153,7 +216,7 @@ def _prompts(arguments: Arguments) -> list[str]:
     named = (
         [(f"--prompt {i}", prompt) for i, prompt in enumerate(arguments.prompt, start=1)]
         if arguments.input is None
-        else _lines(arguments.input)
+        else _parts(arguments.input, b"\n")
     )
     for name, prompt in named:
         if not prompt.strip():
@@ -163,23 +226,25 @@ def _prompts(arguments: Arguments) -> list[str]:
     return [prompt for _, prompt in named]
 
 
-def _lines(source: str) -> list[tuple[str, str]]:
-    """Name (file and row) and text of every line of a file that is not blank."""
+def _parts(source: str, separator: bytes) -> list[tuple[str, str]]:
+    """Name (file and row) and text of every part of a file that is not blank."""
     from ugap.errors import InputError
     from ugap.files import regular_file
 
     content = regular_file(source).read_bytes()
     # Split by hand: splitlines() of a text also splits at U+2028 and others, which a prompt may hold.
     named = []
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+    for number, line in enumerate(
+        content.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").split(separator), start=1
+    ):
         try:
-            text = line.removesuffix(b"\r").decode("utf-8")
+            text = line.decode("utf-8")
         except UnicodeDecodeError as error:
             raise InputError(f"{source}, row {number}: invalid UTF-8 at byte {error.start + 1}") from error
         if text.strip():
             named.append((f"{source}, row {number}", text))
     if not named:
-        raise InputError(f"{source}: there are no prompts")
+        raise InputError(f"{source}: there is no text")
     return named
 
 
@@ -206,7 +271,7 @@ def _show(
     text = Text.assemble((visible(prompt), "dim"), "\n" if arguments.chat else "", written)
     console.print(text)
     wrote = f"{one.nll:.2f} nats per token" if one.token_ids else "the model ended the text at once"
-    console.print(f"{wrote}; people: {one.human_level:.2f} ({visible(arguments.domain)})\n", markup=False)
+    console.print(f"{wrote}; people: {one.human_level:.2f} (kind: {visible(one.target.named)})\n", markup=False)
 
 
 def _line(prompt: str, one: "Generation") -> str:

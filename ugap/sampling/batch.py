@@ -49,7 +49,7 @@ def continue_contexts(
     if any(not context for context in contexts):
         raise InputError("there is nothing to continue: no prefix, and the tokenizer has no BOS")
     ends = end_tokens(model)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    pad = padding_token(tokenizer)
     width = max(map(len, contexts))
     ids = torch.tensor([[pad] * (width - len(c)) + list(c) for c in contexts], device=model.device)
     mask = torch.tensor([[0] * (width - len(c)) + [1] * len(c) for c in contexts], device=model.device)
@@ -63,6 +63,11 @@ def continue_contexts(
     )
     new = out[:, width:].tolist()
     return [row[: next((i + keep_end for i, token in enumerate(row) if token in ends), len(row))] for row in new]
+
+
+def padding_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that pads prompts: the tokenizer's, or the first of the vocabulary."""
+    return 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
 
 
 def drawn_config(max_new_tokens: int) -> GenerationConfig:

@@ -18,6 +18,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from ugap.errors import InputError
 from ugap.files import replacing
 from ugap.profile import HumanProfile
+from ugap.profile.positions import REFERENCE, band
 from ugap.sampling.params import TAIL, human_params
 from ugap.terminal import one_line
 
@@ -43,7 +44,7 @@ def export_custom_generate(
     """Write a self-contained folder for `model.generate(custom_generate=folder, trust_remote_code=True, ...)`.
 
     The folder is what the Hub takes as a repository: a `README.md` with a model card, and `custom_generate/` with the
-    sampler and the parameters of every domain of the profile. Each file is written whole or not at all, and
+    sampler and the parameters of every kind and domain of the profile. Each file is written whole or not at all, and
     `generate.py` last.
 
     Args:
@@ -58,7 +59,7 @@ def export_custom_generate(
 
     Raises:
         InputError: If the folder holds something else or cannot be written, the base model is no Hub id, or the profile
-            cannot be read, or lacks the tail or the mean surprisal of a domain.
+            cannot be read, or lacks the tail or the mean surprisal of a kind.
 
     Example:
         ```python
@@ -73,7 +74,7 @@ def export_custom_generate(
         except HFValidationError as error:
             raise InputError(f"base_model {base_model!r}: no Hub id: {str(error).splitlines()[0]}") from error
     loaded = profile if isinstance(profile, HumanProfile) else HumanProfile.load(profile)
-    params = {domain: human_params(loaded, domain, tail) for domain in sorted(loaded.by_domain)}
+    params = {kind: human_params(loaded, kind, tail) for kind in sorted({*loaded.kinds, *loaded.domains})}
     code = folder / "custom_generate"
     sources = resources.files("ugap.sampling.portable")
     files = {
@@ -102,10 +103,11 @@ def _may_be_written(folder: Path) -> bool:
 def _params_module(profile: HumanProfile, params: dict[str, dict[str, Any]]) -> str:
     literal = pprint.pformat(params, width=118, compact=True, sort_dicts=False)
     return (
-        '"""Parameters of human texts by domain; in nats, except for the ranks and the CDF.\n\n'
+        '"""Parameters of human texts by kind; in nats, except for the ranks and the CDF.\n\n'
         "`h` and `g`: knots of the curve of human mean surprisal over the model's entropy. `entropy_quantiles` and\n"
         "`cdf`: quantiles of the entropy in human text. `edges` and `ranks`: inner edges of bins of entropy, and\n"
-        "the last human rank in each. `mean_surprisal`: that of the human texts, per token.\n"
+        "the last human rank in each. By position, in bands that start at `bands`: `entropy_scale` and `gain`,\n"
+        "which multiply quantiles and curve, and the `mean_surprisal` of the human texts, per token.\n"
         '"""\n\n'
         "from typing import Any\n\n"
         f"SCORER = {(profile.scorer_name, profile.weight_hash)}  # the model, and the fingerprint of its weights\n"
@@ -120,9 +122,10 @@ def _readme(
     if base_model is not None:
         front["base_model"] = base_model
     rows = []
-    for domain, values in params.items():
-        human = profile.by_domain[domain]
-        rows.append(f"| {_code(domain)} | {human.n_texts:,} | {human.n_tokens:,} | {values['mean_surprisal']:.3f} |")
+    for kind, values in params.items():
+        human = profile.kind(kind)
+        level = values["mean_surprisal"][band(REFERENCE)]
+        rows.append(f"| {_code(kind)} | {human.n_texts:,} | {human.n_tokens:,} | {level:.3f} |")
     model = base_model or profile.scorer_name
     template = (resources.files("ugap.sampling.portable") / "hub_readme.md").read_text(encoding="utf-8")
     text = string.Template(template).substitute(
@@ -135,8 +138,8 @@ def _readme(
         if tail is None
         else f"Tokens beyond the rank that holds {100 * tail:g}% of people's tokens there are never drawn.",
         rows="\n".join(rows),
-        domain_literal=_literal("creative" if "creative" in params else next(iter(params))),
-        domains=", ".join(_code(_literal(domain)) for domain in params),
+        kind_literal=_literal("creative" if "creative" in params else next(iter(params))),
+        kinds=", ".join(_code(_literal(kind)) for kind in params),
     )
     return "\n".join(["---", yaml.safe_dump(front, sort_keys=False).rstrip(), "---", "", text])
 

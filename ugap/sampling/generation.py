@@ -10,9 +10,10 @@ from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokeniz
 
 from ugap.errors import InputError
 from ugap.models import chat_ids
-from ugap.profile import HumanProfile
-from ugap.sampling.batch import continue_contexts, decode_after, drawn_config, suppressed_tokens
-from ugap.sampling.params import TAIL, human_params, profile_of, weight_of
+from ugap.profile import HumanProfile, Target
+from ugap.profile.profile import AUTO, LIKE, Selection
+from ugap.sampling.batch import continue_contexts, decode_after, drawn_config, padding_token, suppressed_tokens
+from ugap.sampling.params import TAIL, profile_of, weight_of
 from ugap.sampling.portable.params_processor import ALONE
 from ugap.sampling.processor import DrawRecorder, HumanEntropyLogitsProcessor
 
@@ -29,7 +30,7 @@ class Generation:
         token_ids (`list[int]`): Its tokens, without the end token.
         surprisal (`list[float]`): `-log p` of each token under the model, nats.
         entropy (`list[float]`): Entropy of the model's distribution at each token, nats.
-        human_level (`float`): Mean surprisal of human texts of the domain under this model, nats per token.
+        target (`Target`): The human text that it should resemble: kinds, position, and human level in nats per token.
     """
 
     prompt: Prompt
@@ -37,7 +38,13 @@ class Generation:
     token_ids: list[int]
     surprisal: list[float]
     entropy: list[float]
-    human_level: float
+    target: Target
+
+    @property
+    def human_level(self) -> float:
+        """Mean surprisal of human text of the kind under this model, in nats per token, at the text's positions."""
+        positions, n = self.target.kind.positions, max(len(self.token_ids), 1)
+        return self.target.factor * positions.mean_surprisal(self.target.position, n)
 
     @property
     def nll(self) -> float:
@@ -47,11 +54,12 @@ class Generation:
 
 def generation_kwargs(
     model: PreTrainedModel,
-    domain: str = "creative",
+    kind: Selection = AUTO,
     *,
     mode: str | None = None,
     weight: float | None = None,
     profile: HumanProfile | str | Path | None = None,
+    like: Sequence[str] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     tail: float | None = TAIL,
     seed: int | None = None,
@@ -64,10 +72,13 @@ def generation_kwargs(
 
     Args:
         model (`PreTrainedModel`): The model that will generate.
-        domain (`str`, *optional*, defaults to `"creative"`): Domain of the human profile to write in.
+        kind (`str` or `Mapping[str, float]`, *optional*, defaults to `"auto"`): Kind, domain or mixture of kinds of
+            the human profile; with `auto` the prompt decides.
         mode (`str`, *optional*): `"creative"` (the default), `"balanced"` or `"precise"`.
         weight (`float`, *optional*): Share of the human level in [0, 1], instead of a mode.
-        profile (`HumanProfile`, `str` or `Path`, *optional*): Human profile of the model; by default the shipped one.
+        profile (`HumanProfile`, `str` or `Path`, *optional*): Human profile of the model. By default it is the
+            shipped one; with a `tokenizer` it is that of [`profile_for`][ugap.profile.profile_for].
+        like (`Sequence[str]`, *optional*): Texts to write like, instead of a kind; needs a `tokenizer`.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): The model's. Its special tokens are not drawn, except for
             those that end a text. By default it is read from the model's folder or the local cache, which takes
             seconds. Without a tokenizer, only the special tokens that the model's configs name are not drawn.
@@ -75,8 +86,8 @@ def generation_kwargs(
         seed (`int`, *optional*): Seed of the draws; by default torch's own generator is used.
 
     Raises:
-        InputError: If mode, weight, domain or tail is unknown or out of range, the profile is of another model, or
-            no profile is shipped for this one.
+        InputError: If mode, weight, kind or tail is unknown or out of range, the profile is of another model, or
+            there is none for this one. Also if `like` comes without a tokenizer, or its texts are too few.
 
     Example:
         ```python
@@ -85,13 +96,15 @@ def generation_kwargs(
     """
     weight = weight_of(mode, weight)
     processor = HumanEntropyLogitsProcessor(
-        profile_of(model, profile),
-        domain,
+        profile_of(model, profile, tokenizer, like=like),
+        kind if like is None else LIKE,
         weight,
         tail=tail,
         draw=True,
         generator=_generator(model, seed),
         suppress_tokens=suppressed_tokens(model, tokenizer),
+        pad_token_id=model.generation_config.pad_token_id if tokenizer is None else tokenizer.pad_token_id,
+        model=model,
     )
     return {**ALONE, "logits_processor": LogitsProcessorList([processor])}
 
@@ -101,10 +114,11 @@ def generate(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Prompt | Sequence[Prompt],
     *,
-    domain: str = "creative",
+    kind: Selection = AUTO,
     mode: str | None = None,
     weight: float | None = None,
     profile: HumanProfile | str | Path | None = None,
+    like: Sequence[str] | None = None,
     tail: float | None = TAIL,
     max_new_tokens: int = 128,
     num_return_sequences: int = 1,
@@ -118,11 +132,14 @@ def generate(
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         prompts (`str`, `list[dict]`, or a list of these): Texts to continue, or chats (lists of messages), which go
             through the tokenizer's chat template.
-        domain (`str`, *optional*, defaults to `"creative"`): Domain of the human profile to write in.
+        kind (`str` or `Mapping[str, float]`, *optional*, defaults to `"auto"`): Kind, domain or mixture of kinds of
+            the human profile; with `auto` the prompt decides.
         mode (`str`, *optional*): `"creative"` (the default: as uncertain as people), `"balanced"` (half of that, or as
             near as the likeliest tokens come) or `"precise"` (greedy).
         weight (`float`, *optional*): Share of the human level in [0, 1], instead of a mode.
-        profile (`HumanProfile`, `str` or `Path`, *optional*): Human profile of the model; by default the shipped one.
+        profile (`HumanProfile`, `str` or `Path`, *optional*): Human profile of the model; by default that of
+            [`profile_for`][ugap.profile.profile_for].
+        like (`Sequence[str]`, *optional*): Texts to write like, instead of a kind.
         tail (`float`, *optional*, defaults to `0.999`): Tokens beyond the rank that holds this share of human tokens
             are cut; `None` cuts nothing.
         max_new_tokens (`int`, *optional*, defaults to `128`): Longest text in tokens.
@@ -149,10 +166,11 @@ def generate(
         model,
         tokenizer,
         prompts,
-        domain=domain,
+        kind=kind,
         mode=mode,
         weight=weight,
         profile=profile,
+        like=like,
         tail=tail,
         max_new_tokens=max_new_tokens,
         num_return_sequences=num_return_sequences,
@@ -167,10 +185,11 @@ def generate_batches(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Prompt | Sequence[Prompt],
     *,
-    domain: str,
+    kind: Selection,
     mode: str | None,
     weight: float | None,
     profile: HumanProfile | str | Path | None,
+    like: Sequence[str] | None = None,
     tail: float | None,
     max_new_tokens: int,
     num_return_sequences: int,
@@ -185,24 +204,31 @@ def generate_batches(
     ):
         if number < 1:
             raise InputError(f"{name}: expected a positive number, got {number}")
-    profile, weight = profile_of(model, profile), weight_of(mode, weight)
+    profile, weight = profile_of(model, profile, tokenizer, like=like), weight_of(mode, weight)
     if len(tokenizer) > model.get_output_embeddings().weight.shape[0]:
         raise InputError(
             f"the tokenizer has {len(tokenizer)} tokens and the model {model.get_output_embeddings().weight.shape[0]}: "
             "they do not belong together"
         )
-    human_level = human_params(profile, domain, tail)["mean_surprisal"]
     requests = [(prompt, _context(tokenizer, prompt, i)) for i, prompt in enumerate(_listed(prompts))]
     requests = [request for request in requests for _ in range(num_return_sequences)]
     generator = _generator(model, seed)
-    suppress_tokens = suppressed_tokens(model, tokenizer)
+    processor = HumanEntropyLogitsProcessor(
+        profile,
+        kind if like is None else LIKE,
+        weight,
+        tail=tail,
+        draw=True,
+        generator=generator,
+        suppress_tokens=suppressed_tokens(model, tokenizer),
+        pad_token_id=padding_token(tokenizer),
+        model=model,
+    )
 
     def run() -> Iterator[list[Generation]]:
         for start in range(0, len(requests), batch_size):
             batch = requests[start : start + batch_size]
-            processor = HumanEntropyLogitsProcessor(
-                profile, domain, weight, tail=tail, draw=True, generator=generator, suppress_tokens=suppress_tokens
-            )
+            processor.reset()
             recorder = DrawRecorder(processor)
             contexts, config = [context for _, context in batch], drawn_config(max_new_tokens)
             try:
@@ -217,7 +243,7 @@ def generate_batches(
                     row,
                     surprisal[i][: len(row)],
                     entropy[i][: len(row)],
-                    human_level,
+                    processor.prompts.target(context),
                 )
                 for i, ((prompt, context), row) in enumerate(zip(batch, rows, strict=True))
             ]

@@ -3,70 +3,103 @@
 SciPy and the models of transformers take seconds to import: only the functions that need them import them.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ugap.errors import InputError
-from ugap.profile import HumanProfile
+from ugap.profile import HumanProfile, Target
+from ugap.profile.positions import BANDS
+from ugap.profile.profile import AUTO, Selection
 from ugap.sampling.portable.params_processor import mode_weight
 from ugap.scoring import ScorerId
 from ugap.scoring.fingerprint import weight_hash
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TAIL = 0.999
+_SCALES = (0.02, 8.0)  # of the human entropy: far beyond any kind of text
 
 
-def human_params(profile: HumanProfile | str | Path, domain: str, tail: float | None = TAIL) -> dict[str, Any]:
-    """The sampler's parameters for one domain: calibration curve, mean surprisal, and the last human rank by entropy.
+def human_params(
+    profile: HumanProfile | str | Path, kind: Selection = AUTO, tail: float | None = TAIL
+) -> dict[str, Any]:
+    """The sampler's parameters for one kind of text, at every position of a text.
 
     Args:
         profile (`HumanProfile`, `str` or `Path`): The profile, its file, or the name of a shipped one.
-        domain (`str`): Domain of the profile.
+        kind (`str` or `Mapping[str, float]`, *optional*, defaults to `"auto"`): Kind, domain or mixture of kinds of the
+            profile; `auto` is the creative kinds, as no prompt is known here.
         tail (`float`, *optional*, defaults to `0.999`): Share of human tokens within the last rank of their entropy
             bin, one of the rank levels of the profile; `None` for no limit.
 
     Returns:
         `dict`: `h` and `g` (nats) of the curve; `entropy_quantiles` (nats) of human text, and the `cdf` there; `edges`
-            (nats) of the entropy bins, and the last `ranks` in them; `mean_surprisal` (nats per token).
+            (nats) of the entropy bins, and the last `ranks` in them; by band of positions, which start at `bands`: the
+            `entropy_scale` of the quantiles, the `gain` of the curve, and `mean_surprisal` (nats per token).
 
     Raises:
-        InputError: If the profile cannot be read, lacks the domain or the tail, or has no mean surprisal.
+        InputError: If the profile cannot be read, lacks the kind or the tail, or has no mean surprisal.
 
     Example:
-        >>> params = human_params("gemma-3-270m", "creative")
-        >>> round(params["mean_surprisal"], 2), len(params["ranks"]) == len(params["edges"]) + 1
-        (3.03, True)
+        >>> params = human_params("gemma-3-270m", "story")
+        >>> len(params["ranks"]) == len(params["edges"]) + 1, len(params["gain"]) == len(params["bands"]) + 1
+        (True, True)
     """
-    from scipy.optimize import isotonic_regression
-
     loaded = profile if isinstance(profile, HumanProfile) else HumanProfile.load(profile)
-    human = loaded.domain(domain)
-    mean_surprisal = human.means.get("surprisal", float("nan"))
-    if not (np.isfinite(mean_surprisal) and mean_surprisal > 0):
-        raise InputError(f"the human profile of {domain!r} has no mean surprisal above 0")
+    return target_params(loaded.target(kind), tail)
+
+
+def target_params(target: Target, tail: float | None = TAIL) -> dict[str, Any]:
+    """The sampler's parameters for the human text that a prompt calls for; returns and raises as `human_params`.
+
+    The prompt moves the level of its kind: the human entropy is scaled until the curve's mean over its quantiles moves
+    by the same factor. At each position the gain makes that mean the human mean surprisal there.
+    """
+    from scipy.optimize import brentq, isotonic_regression
+
+    kind = target.kind
+    entropy, surprisal = (kind.means.get(name, float("nan")) for name in ("entropy", "surprisal"))
+    if not (np.isfinite([entropy, surprisal]).all() and entropy > 0 and surprisal > 0):
+        raise InputError("the human profile has no mean entropy and surprisal above 0")
     ranks: list[int] = []
     if tail is not None:
-        levels = human.bins.rank_levels.tolist()
+        levels = kind.bins.rank_levels.tolist()
         if tail not in levels:
             raise InputError(f"tail {tail!r}: the human profile has the rank levels {', '.join(map(str, levels))}")
         # Deep ranks are rare, so their quantiles are noisy: smoothed, as the last rank cannot fall where entropy rises.
-        quantiles = np.log(np.maximum(human.bins.rank[:, levels.index(tail)], 1))
-        smooth = isotonic_regression(quantiles, weights=human.bins.n_tokens).x
+        quantiles = np.log(np.maximum(kind.bins.rank[:, levels.index(tail)], 1))
+        smooth = isotonic_regression(quantiles, weights=np.maximum(kind.bins.n_tokens, 1)).x
         ranks = np.ceil(np.exp(smooth)).astype(int).tolist()
-    entropy = loaded.quantiles(domain, "entropy")
+    quantiles = np.array([0.0, *kind.quantiles["entropy"]])
+    # Scaled, as the profile knows no maximum: its highest quantile is taken for it.
+    cdf = np.array([0.0, *(kind.levels / kind.levels[-1])])
+
+    def mean_of_curve(scale: float) -> float:
+        """Mean of the curve over the scaled quantiles, nats: the sampler's aim is linear between them."""
+        values = kind.curve(scale * quantiles)
+        return float(((values[1:] + values[:-1]) / 2 * np.diff(cdf)).sum())
+
+    goal = target.factor * mean_of_curve(1.0)
+    low, high = _SCALES
+    scale = float(np.clip(goal, mean_of_curve(low), mean_of_curve(high)))
+    scale = 1.0 if target.factor == 1 else brentq(lambda x: mean_of_curve(x) - scale, low, high)
+    scales = scale * kind.positions.entropy / entropy
+    means = target.factor * kind.positions.surprisal
     return {
-        "h": human.curve.h.tolist(),
-        "g": human.curve.g.tolist(),
-        "entropy_quantiles": [0.0, *entropy.values.tolist()],
-        # Scaled, as the profile knows no maximum: its highest quantile is taken for it.
-        "cdf": [0.0, *(entropy.levels / entropy.levels[-1]).tolist()],
-        "edges": human.bins.edges.tolist(),
+        "h": kind.curve.h.tolist(),
+        "g": kind.curve.g.tolist(),
+        "entropy_quantiles": quantiles.tolist(),
+        "cdf": cdf.tolist(),
+        "edges": kind.bins.edges.tolist(),
         "ranks": ranks,
-        "mean_surprisal": mean_surprisal,
+        "bands": list(BANDS),
+        "entropy_scale": scales.tolist(),
+        "gain": [float(mean) / mean_of_curve(float(one)) for mean, one in zip(means, scales, strict=True)],
+        "mean_surprisal": means.tolist(),
     }
 
 
@@ -86,15 +119,37 @@ def weight_of(mode: str | None, weight: float | None) -> float:
         raise InputError(str(error)) from error
 
 
-def profile_of(model: "PreTrainedModel", profile: HumanProfile | str | Path | None = None) -> HumanProfile:
-    """The human profile of a model: the given one, checked against its weights, or else the shipped one.
+def profile_of(
+    model: "PreTrainedModel",
+    profile: HumanProfile | str | Path | None = None,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    *,
+    like: Sequence[str] | None = None,
+) -> HumanProfile:
+    """The human profile of a model: the given one, checked against its weights, or else its own.
+
+    Args:
+        model (`PreTrainedModel`): A causal language model.
+        profile (`HumanProfile`, `str` or `Path`, *optional*): A profile of the model, or its file.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): The model's. With it, a model without a profile gets one
+            fitted to the embedded texts.
+        like (`Sequence[str]`, *optional*): A user's texts, which become the kind `like`; needs the tokenizer.
 
     Raises:
-        InputError: If the profile was fitted with another model, or no profile is shipped for this one.
+        InputError: If the profile was fitted with another model, none is there for this one and none can be fitted, or
+            the texts are too few.
     """
     scorer = ScorerId(model.config.name_or_path or type(model).__name__, weight_hash(model))
     if profile is None:
-        return HumanProfile.shipped_for(scorer)
-    loaded = profile if isinstance(profile, HumanProfile) else HumanProfile.load(profile)
-    loaded.check(scorer)
-    return loaded
+        own = HumanProfile.shipped_for(scorer) if tokenizer is None else HumanProfile.for_model(model, tokenizer)
+    else:
+        own = profile if isinstance(profile, HumanProfile) else HumanProfile.load(profile)
+        own.check(scorer)
+    if like is None:
+        return own
+    if tokenizer is None:
+        raise InputError("to write like given texts, the tokenizer of the model is needed")
+    from ugap.profile.fitting import like_texts
+    from ugap.scoring import Scorer
+
+    return like_texts(own, Scorer(model, tokenizer), like)

@@ -2,15 +2,21 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
 from ugap.profile import HumanProfile
-from ugap.sampling.params import TAIL, human_params, weight_of
+from ugap.profile.profile import AUTO, Selection
+from ugap.sampling.params import TAIL, weight_of
 from ugap.sampling.portable.human import Drawn
 from ugap.sampling.portable.params_processor import ParamsLogitsProcessor
+from ugap.sampling.prompts import PromptParams
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class HumanEntropyLogitsProcessor(ParamsLogitsProcessor):
@@ -28,8 +34,9 @@ class HumanEntropyLogitsProcessor(ParamsLogitsProcessor):
     Args:
         profile (`HumanProfile`, `str` or `Path`):
             Human profile of the model that generates, its file, or the name of a shipped one.
-        domain (`str`):
-            Domain of the profile to write in: `"creative"` or `"functional"`.
+        kind (`str` or `Mapping[str, float]`, *optional*, defaults to `"auto"`):
+            Kind of text to write, domain or mixture of kinds of the profile. With `auto` the prompt decides if the
+            processor has the `model` to read it; without the model, `auto` is the creative kinds.
         weight (`float`, *optional*, defaults to 1.0):
             Share of the human level in [0, 1]: 1 is human, 0 is exactly greedy.
         mode (`str`, *optional*):
@@ -44,9 +51,15 @@ class HumanEntropyLogitsProcessor(ParamsLogitsProcessor):
         suppress_tokens (`Sequence[int]`, *optional*):
             Tokens that no person writes, see `ugap.sampling.portable.special.suppressed_tokens`. They are drawn only
             where nothing else is left.
+        pad_token_id (`int`, *optional*):
+            Token that pads prompts on their left, so that their lengths are known; by default none does.
+        model (`PreTrainedModel`, *optional*):
+            The model that generates. With `kind="auto"` it also reads each prompt once, for the kinds and the level.
+        otherwise (`str` or `Mapping[str, float]`, *optional*):
+            With `kind="auto"`, the kinds of a prompt that does not decide on them; by default the creative kinds.
 
     Raises:
-        InputError: If mode, weight, domain or tail is unknown or out of range, or the profile cannot be read.
+        InputError: If mode, weight, kind or tail is unknown or out of range, or the profile cannot be read.
 
     Example:
         >>> processor = HumanEntropyLogitsProcessor("gemma-3-270m", "creative")
@@ -59,7 +72,7 @@ class HumanEntropyLogitsProcessor(ParamsLogitsProcessor):
     def __init__(
         self,
         profile: HumanProfile | str | Path,
-        domain: str,
+        kind: Selection = AUTO,
         weight: float | None = None,
         *,
         mode: str | None = None,
@@ -67,12 +80,21 @@ class HumanEntropyLogitsProcessor(ParamsLogitsProcessor):
         draw: bool = False,
         generator: torch.Generator | None = None,
         suppress_tokens: Sequence[int] = (),
+        pad_token_id: int | None = None,
+        model: "PreTrainedModel | None" = None,
+        otherwise: Selection | None = None,
     ):
         weight = weight_of(mode, weight)
+        loaded = profile if isinstance(profile, HumanProfile) else HumanProfile.load(profile)
+        self.prompts = PromptParams(loaded, kind, tail, model=model, special=suppress_tokens, otherwise=otherwise)
         super().__init__(
-            human_params(profile, domain, tail), weight, draw=draw, generator=generator, suppress_tokens=suppress_tokens
+            self.prompts,
+            weight,
+            draw=draw,
+            generator=generator,
+            suppress_tokens=suppress_tokens,
+            pad_token_id=pad_token_id,
         )
-        self.domain, self.tail = domain, tail
 
 
 class DrawRecorder(LogitsProcessor):

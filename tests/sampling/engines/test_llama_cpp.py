@@ -122,7 +122,7 @@ class TestProcessor:
 
     @pytest.mark.parametrize(
         "options",
-        [{"mode": "wild"}, {"weight": -1}, {"mode": "creative", "weight": 1}, {"domain": "no"}, {"tail": 0.123}],
+        [{"mode": "wild"}, {"weight": -1}, {"mode": "creative", "weight": 1}, {"kind": "no"}, {"tail": 0.123}],
     )
     def test_bad_arguments(self, profile, options):
         with pytest.raises(InputError):

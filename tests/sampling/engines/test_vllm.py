@@ -35,7 +35,7 @@ CONFIG = SimpleNamespace(
 )
 REQUESTS: list[dict[str, Any] | None] = [
     {"ugap_mode": "creative"},
-    {"ugap_weight": 0.6, "ugap_domain": "functional"},
+    {"ugap_weight": 0.6, "ugap_kind": "functional"},
     {"ugap_weight": 0.0},
     {"ugap_mode": "creative"},
     {"another": 1},
@@ -77,7 +77,7 @@ class Sequence:
     params: Params
     sampler: HumanSampler | None
     output: list[int] = field(default_factory=list)
-    state: State = field(default_factory=lambda: State.start(1))
+    state: State = field(default_factory=lambda: State.start([3]))
 
     def check(self, logits: torch.Tensor, processed: torch.Tensor) -> int:
         """Compare a row `(V,)`, draw a token from it, and return its id."""
@@ -100,7 +100,7 @@ def make(profile, profile_file, monkeypatch):
     def make(number: int) -> Sequence:
         params = Params(REQUESTS[number % len(REQUESTS)])
         request = request_of(params)
-        sampler = request and HumanSampler.of(human_params(profile, request.domain), request.weight)
+        sampler = request and HumanSampler.of(human_params(profile, request.kind), request.weight)
         return Sequence(params, sampler)
 
     return make
@@ -195,7 +195,7 @@ class TestV1:
         assert not torch.equal(processor.apply(thrown.clone()), thrown)
         for step in range(3):
             batch.step(logits_of(1, random.Random(step)))
-        assert processor._requests._states[0].tolist() == [2]
+        assert processor._requests._states[1].tolist() == [2]
 
     def test_a_request_that_comes_back_starts_again(self, make):
         """With tokens that nothing is known of, as after preemption."""
@@ -280,7 +280,7 @@ class TestV2:
             logits = logits_of(1, random.Random(step))
             processed = processor.apply(logits.clone(), batch.context([2]))
             batch.fed[2].append(batch.slots[2].check(logits[0], processed[0]))
-        assert processor._requests._states[0, 2] == 2
+        assert processor._requests._states[1, 2] == 2
 
     def test_a_step_that_is_done_again(self, make):
         """The token that was fed is counted once."""
@@ -293,7 +293,7 @@ class TestV2:
             again = processor.apply(logits.clone(), batch.context([2]))
             torch.testing.assert_close(again, processed)
             batch.fed[2].append(batch.slots[2].check(logits[0], processed[0]))
-        assert processor._requests._states[0, 2] == 2
+        assert processor._requests._states[1, 2] == 2
 
     def test_several_rows_of_a_request(self, make):
         batch = BatchV2()
@@ -309,12 +309,12 @@ class TestRequests:
         [
             (None, None),
             ({"target_token": 3}, None),
-            ({"ugap_domain": "functional"}, Request("functional", 1.0)),
-            ({"ugap_mode": "balanced", "x": 1}, Request("creative", 0.5)),
-            ({"ugap_weight": 1}, Request("creative", 1.0)),
-            ({"ugap_mode": None}, Request("creative", 1.0)),
-            ({"ugap_domain": None, "ugap_weight": 0.5}, Request("creative", 0.5)),
-            ({"ugap_domain": None, "ugap_mode": None, "ugap_weight": None}, Request("creative", 1.0)),
+            ({"ugap_kind": "functional"}, Request("functional", 1.0)),
+            ({"ugap_mode": "balanced", "x": 1}, Request("auto", 0.5)),
+            ({"ugap_weight": 1}, Request("auto", 1.0)),
+            ({"ugap_mode": None}, Request("auto", 1.0)),
+            ({"ugap_kind": None, "ugap_weight": 0.5}, Request("auto", 0.5)),
+            ({"ugap_kind": None, "ugap_mode": None, "ugap_weight": None}, Request("auto", 1.0)),
         ],
     )
     def test_what_they_ask_for(self, make, extra, request_):
@@ -330,7 +330,7 @@ class TestRequests:
             (Params({"ugap_weight": "0.5"}), "weight: expected a number"),
             (Params({"ugap_weight": 2}), "weight: expected a number"),
             (Params({"ugap_mode": "creative", "ugap_weight": 1.0}), "not both"),
-            (Params({"ugap_domain": "sermons"}), "sermons"),
+            (Params({"ugap_kind": "sermons"}), "sermons"),
             (Params({"ugap_mode": "creative"}, temperature=0.7), "needs temperature=1"),
             (Params({"ugap_mode": "creative"}, top_p=0.9), "needs top_p=1"),
             (Params({"ugap_mode": "creative"}, top_k=40), "needs top_k=0"),
@@ -343,7 +343,7 @@ class TestRequests:
         with pytest.raises(ValueError, match=message):
             validate_params(params)
 
-    @pytest.mark.parametrize("key", ["ugap_domain", "ugap_mode", "ugap_weight"])
+    @pytest.mark.parametrize("key", ["ugap_kind", "ugap_mode", "ugap_weight"])
     @pytest.mark.parametrize("value", [[], ["creative"], {"a": 1}, {}, True])
     def test_values_of_another_type(self, make, key, value):
         """As ValueError: of any other, vLLM makes an answer 500 without a message."""
@@ -353,7 +353,7 @@ class TestRequests:
 
     def test_what_ends_the_text_of_a_request(self, make):
         params = Params({"ugap_mode": "creative"}, all_stop_token_ids={5, 7})
-        assert request_of(params) == Request("creative", 1.0, frozenset({5, 7}))
+        assert request_of(params) == Request("auto", 1.0, frozenset({5, 7}))
 
     def test_others_may_do_as_they_like(self, make):
         validate_params(Params({"another": 1}, temperature=0.2, top_k=5, min_p=0.1))

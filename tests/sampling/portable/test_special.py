@@ -184,7 +184,7 @@ class TestNotDrawn:
     def drawable(requests: Requests, of: list[int]) -> list[set[int]]:
         logits = torch.randn(2, 410, generator=torch.Generator().manual_seed(0))
         logits[:, of] += 15
-        scores = requests.apply(logits, [0, 1], [0, 1], torch.tensor([-1, -1]))
+        scores = requests.apply(logits, [0, 1], [0, 1], torch.tensor([-1, -1]), torch.tensor([3, 3]))
         return [set(row.isfinite().nonzero().flatten().tolist()) & set(of) for row in scores]
 
     def test_by_llama_cpp(self, profile, suppress_tokens, monkeypatch):

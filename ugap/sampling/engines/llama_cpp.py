@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ugap.errors import InputError
 from ugap.profile import HumanProfile
+from ugap.profile.profile import AUTO, Selection
 from ugap.sampling.params import TAIL, human_params, weight_of
 from ugap.sampling.portable.params_processor import ParamsLogitsProcessor
 from ugap.sampling.portable.special import unwritable_tokens
@@ -36,7 +37,8 @@ class HumanEntropyLlamaProcessor:
     Args:
         profile (`HumanProfile`, `str` or `Path`): Human profile of the model that generates, its file, or the name of a
             shipped one. The shipped ones were fitted with the weights of the GGUF files that the assets hold.
-        domain (`str`, *optional*, defaults to `"creative"`): Domain of the profile to write in.
+        kind (`str` or `Mapping[str, float]`, *optional*, defaults to `"auto"`): Kind, domain or mixture of kinds of
+            the profile; `auto` is the creative kinds.
         weight (`float`, *optional*, defaults to 1.0): Share of the human level in [0, 1]: 1 is human, 0 exactly greedy.
         mode (`str`, *optional*): `"creative"`, `"balanced"` or `"precise"`: names for the weights 1, 0.5 and 0.
         tail (`float`, *optional*, defaults to 0.999): Tokens beyond the rank that holds this share of human tokens at
@@ -50,7 +52,7 @@ class HumanEntropyLlamaProcessor:
             last may be the end token.
 
     Raises:
-        InputError: If mode, weight, domain or tail is unknown or out of range, or the profile cannot be read.
+        InputError: If mode, weight, kind or tail is unknown or out of range, or the profile cannot be read.
 
     Example:
         >>> processor = HumanEntropyLlamaProcessor("gemma-3-270m", seed=0)
@@ -62,7 +64,7 @@ class HumanEntropyLlamaProcessor:
     def __init__(
         self,
         profile: HumanProfile | str | Path,
-        domain: str = "creative",
+        kind: Selection = AUTO,
         weight: float | None = None,
         *,
         mode: str | None = None,
@@ -72,7 +74,7 @@ class HumanEntropyLlamaProcessor:
     ):
         weight = weight_of(mode, weight)
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        params = human_params(profile, domain, tail)
+        params = human_params(profile, kind, tail)
         self._sequence = _Sequence(params, weight, draw=True, generator=generator, suppress_tokens=suppress_tokens)
         self._seen = 0  # tokens of the sequence at the last call
         self._error: Exception | None = None
@@ -157,7 +159,7 @@ class _Sequence(ParamsLogitsProcessor):
 def completion_kwargs(
     llama: Any,
     profile: HumanProfile | str | Path,
-    domain: str = "creative",
+    kind: Selection = AUTO,
     *,
     mode: str | None = None,
     weight: float | None = None,
@@ -177,7 +179,8 @@ def completion_kwargs(
             that end a text.
         profile (`HumanProfile`, `str` or `Path`): Human profile of the model that generates, its file, or the name of a
             shipped one.
-        domain (`str`, *optional*, defaults to `"creative"`): Domain of the profile to write in.
+        kind (`str` or `Mapping[str, float]`, *optional*, defaults to `"auto"`): Kind, domain or mixture of kinds of
+            the profile; `auto` is the creative kinds.
         mode (`str`, *optional*): `"creative"` (the default), `"balanced"` or `"precise"`.
         weight (`float`, *optional*): Share of the human level in [0, 1], instead of a mode.
         tail (`float`, *optional*, defaults to `0.999`): Where the human tail is cut; `None` cuts nothing.
@@ -199,7 +202,7 @@ def completion_kwargs(
         raise InputError('llama-cpp-python is not installed: pip install "ugap[llama-cpp]"') from error
     suppress_tokens = _suppressed(llama)
     processor = HumanEntropyLlamaProcessor(
-        profile, domain, weight, mode=mode, tail=tail, seed=seed, suppress_tokens=suppress_tokens
+        profile, kind, weight, mode=mode, tail=tail, seed=seed, suppress_tokens=suppress_tokens
     )
     return {
         "logits_processor": LogitsProcessorList([processor]),

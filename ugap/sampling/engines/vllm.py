@@ -6,11 +6,11 @@ llm = LLM(model=..., logits_processors=["ugap.sampling.engines.vllm:HumanEntropy
 llm.generate(prompts, SamplingParams(temperature=1.0, max_tokens=200, extra_args={"ugap_mode": "creative"}))
 ```
 
-A request takes part if it has one of the keys `ugap_mode`, `ugap_weight` and `ugap_domain` in its `extra_args` (over
+A request takes part if it has one of the keys `ugap_mode`, `ugap_weight` and `ugap_kind` in its `extra_args` (over
 HTTP: `"vllm_xargs": {"ugap_mode": "creative"}`); others stay as they are. vLLM applies temperature, top-p, top-k
 and min-p to the returned scores before it samples. A request with values that would distort the distribution is refused
-when it arrives. A key of `null` means the default. Special tokens are not drawn, except for those that end the text of
-a request.
+when it arrives. A key of `null` means the default. The default kind, `auto`, is the creative kinds: prompts are not
+read here. Special tokens are not drawn, except for those that end the text of a request.
 
 vLLM has two interfaces that exclude each other: `HumanEntropyProcessor` is for the first (`update_state()`; model
 runner V1, vLLM 0.12 and later), `HumanEntropyProcessorV2` for the second (`add_request()`; model runner V2, from
@@ -32,6 +32,7 @@ from torch import Tensor
 
 from ugap.errors import InputError
 from ugap.profile import HumanProfile
+from ugap.profile.profile import AUTO
 from ugap.sampling.params import human_params
 from ugap.sampling.portable.human import HumanSampler, State, Step
 from ugap.sampling.portable.params_processor import mode_weight
@@ -49,7 +50,7 @@ except ImportError:
 logger = logging.getLogger(__name__)
 
 PROFILE_VARIABLE = "UGAP_PROFILE"
-_KEYS = ("ugap_domain", "ugap_mode", "ugap_weight")
+_KEYS = ("ugap_kind", "ugap_mode", "ugap_weight")
 # Values of SamplingParams that leave the returned scores as they are.
 _NEUTRAL: dict[str, tuple[float, ...]] = {
     "temperature": (1,),
@@ -66,12 +67,12 @@ class Request(NamedTuple):
     """The settings of one request.
 
     Args:
-        domain (`str`): Domain of the human profile.
+        kind (`str`): Kind of text, or domain, of the human profile.
         weight (`float`): Share of the human level in [0, 1].
         ends (`frozenset[int]`, *optional*): Tokens that end its text.
     """
 
-    domain: str
+    kind: str
     weight: float
     ends: frozenset[int] = frozenset()
 
@@ -90,13 +91,13 @@ def request_of(sampling_params: Any) -> Request | None:
         raise ValueError(f"unknown argument {unknown[0]!r}: there are {', '.join(_KEYS)}")
     if not settings:
         return None
-    for key in ("ugap_domain", "ugap_mode"):
+    for key in ("ugap_kind", "ugap_mode"):
         if not isinstance(settings.get(key), str | None):
             raise ValueError(f"{key}: expected a text, got {settings[key]!r}")
-    domain = settings.get("ugap_domain")
+    kind = settings.get("ugap_kind")
     ends = frozenset(getattr(sampling_params, "all_stop_token_ids", ()))
     weight = mode_weight(settings.get("ugap_mode"), settings.get("ugap_weight"))
-    return Request("creative" if domain is None else domain, weight, ends)
+    return Request(AUTO if kind is None else kind, weight, ends)
 
 
 def validate_params(sampling_params: Any) -> None:
@@ -109,7 +110,7 @@ def validate_params(sampling_params: Any) -> None:
     request = request_of(sampling_params)
     if request is None:
         return
-    human_params(_profile(), request.domain)
+    human_params(_profile(), request.kind)
     for name, neutral in _NEUTRAL.items():
         value = getattr(sampling_params, name)
         if value not in neutral:
@@ -179,7 +180,7 @@ class Requests:
         self.stop(slot)
         sampler = self._shared.get(request)
         if sampler is None:
-            params = human_params(self._profile, request.domain)
+            params = human_params(self._profile, request.kind)
             suppress_tokens = [token for token in self._suppress_tokens if token not in request.ends]
             sampler = HumanSampler.of(params, request.weight, suppress_tokens=suppress_tokens, device=self._device)
             self._shared[request] = sampler
@@ -194,7 +195,9 @@ class Requests:
         self._samplers.pop(slot, None)
         self._steps.pop(slot, None)
 
-    def apply(self, logits: Tensor, rows: Sequence[int], slots: Sequence[int], tokens: Tensor) -> Tensor:
+    def apply(
+        self, logits: Tensor, rows: Sequence[int], slots: Sequence[int], tokens: Tensor, positions: Tensor
+    ) -> Tensor:
         """Add the drawn tokens to the states, and put the scores of the next step into the rows.
 
         Args:
@@ -202,11 +205,13 @@ class Requests:
             rows (`Sequence[int]`): Rows to change, `N` of them.
             slots (`Sequence[int]`): Slot of the request of each.
             tokens (`Tensor` of shape `(N,)`): Token drawn in the last step of each; negative for none.
+            positions (`Tensor` of shape `(N,)`): Tokens before the next one of each, the prompt's included.
 
         Raises:
             ValueError: If the logits of a row are not finite.
         """
         self._observe(slots, tokens)
+        self._states[State._fields.index("position"), list(slots)] = positions.to(self._states)
         groups: dict[int, list[int]] = {}
         for i, slot in enumerate(slots):
             groups.setdefault(id(self._samplers[slot]), []).append(i)
@@ -247,6 +252,7 @@ class Requests:
 @dataclass
 class _Row:
     slot: int
+    n_prompt: int
     output: list[int]  # vLLM's own list of the request's output tokens, which grows
     n_seen: int  # tokens of it at the last step
 
@@ -270,7 +276,7 @@ class HumanEntropyProcessor(_InterfaceV1):
     Example:
         ```python
         llm = LLM(model=..., logits_processors=["ugap.sampling.engines.vllm:HumanEntropyProcessor"])
-        params = SamplingParams(temperature=1.0, extra_args={"ugap_weight": 0.8, "ugap_domain": "creative"})
+        params = SamplingParams(temperature=1.0, extra_args={"ugap_weight": 0.8, "ugap_kind": "story"})
         ```
     """
 
@@ -299,14 +305,14 @@ class HumanEntropyProcessor(_InterfaceV1):
             return
         for row in batch_update.removed:
             self._drop(self._rows.pop(row, None))
-        for row, params, _, output in batch_update.added:
+        for row, params, prompt, output in batch_update.added:
             self._drop(self._rows.pop(row, None))
             request = request_of(params)
             if request is not None:
                 used_slots = {other.slot for other in self._rows.values()}
                 slot = next(slot for slot in range(len(used_slots) + 1) if slot not in used_slots)
                 self._requests.start(slot, request)
-                self._rows[row] = _Row(slot, output, len(output))
+                self._rows[row] = _Row(slot, len(prompt or ()), output, len(output))
         for first, second, direction in batch_update.moved:
             one, other = self._rows.pop(first, None), self._rows.pop(second, None)
             if one is not None:
@@ -339,7 +345,9 @@ class HumanEntropyProcessor(_InterfaceV1):
             # Without a new token vLLM repeats the step, as for the chunks of a long prompt.
             tokens.append(row.output[-1] if new == 1 else -1)
         slots = [row.slot for row in self._rows.values()]
-        return self._requests.apply(logits, list(self._rows), slots, torch.tensor(tokens, device=self._device))
+        positions = [row.n_prompt + row.n_seen for row in self._rows.values()]
+        on_device = (torch.tensor(values, device=self._device) for values in (tokens, positions))
+        return self._requests.apply(logits, list(self._rows), slots, *on_device)
 
     def _drop(self, row: _Row | None) -> None:
         if row is not None:
@@ -410,4 +418,4 @@ class HumanEntropyProcessorV2(_InterfaceV2):
         # A token of the prompt was not drawn, even where it follows the last one that was fed.
         drawn = (position == self._position[slots] + 1) & (position >= self._states.prompt_len.gpu[slots])
         self._position[slots] = position
-        return self._requests.apply(logits, rows, slots, torch.where(drawn, fed, -1))
+        return self._requests.apply(logits, rows, slots, torch.where(drawn, fed, -1), position + 1)

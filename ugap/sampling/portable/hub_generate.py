@@ -11,7 +11,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from .hub_params import PARAMS
-from .params_processor import ALONE, WITHOUT_EFFECT, ParamsLogitsProcessor, mode_weight
+from .params_processor import ALONE, WITHOUT_EFFECT, ParamsLogitsProcessor, check_vocabulary, mode_weight
 from .special import suppressed_tokens
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def generate(
     inputs: torch.Tensor | None = None,
     *,
     model: "PreTrainedModel",
-    domain: str = "creative",
+    kind: str = "creative",
     mode: str | None = None,
     weight: float | None = None,
     seed: int | None = None,
@@ -38,7 +38,7 @@ def generate(
     Args:
         inputs (`torch.Tensor` of shape `(B, T)`, *optional*): As for `model.generate()`; or give `input_ids`.
         model (`PreTrainedModel`): The model that the parameters were fitted with.
-        domain (`str`, *optional*, defaults to `"creative"`): Domain of the human text to be like.
+        kind (`str`, *optional*, defaults to `"creative"`): Kind or domain of the human texts to follow.
         mode (`str`, *optional*): `"creative"` (the default: as uncertain as people), `"balanced"` (half of that) or
             `"precise"` (greedy).
         weight (`float`, *optional*): Share of the human level in [0, 1], instead of a mode.
@@ -51,7 +51,7 @@ def generate(
         The output of `model.generate()`.
 
     Raises:
-        ValueError: Before anything is generated, if domain, mode or weight is unknown or out of range, an option asks
+        ValueError: Before anything is generated, if kind, mode or weight is unknown or out of range, an option asks
             for beams or another decoding, or the vocabulary is smaller than the ranks of the human texts.
 
     Example:
@@ -60,8 +60,8 @@ def generate(
         ```
     """
     weight = mode_weight(mode, weight)
-    if domain not in PARAMS:
-        raise ValueError(f"unknown domain {domain!r}: there are {', '.join(sorted(PARAMS)) or 'none'}")
+    if kind not in PARAMS:
+        raise ValueError(f"unknown kind {kind!r}: there are {', '.join(sorted(PARAMS)) or 'none'}")
     config = options.get("generation_config")
     replaced = {name: options.pop(name, None) for name in ALONE}
     if config is not None and (config.num_beams or 1) > 1:
@@ -74,9 +74,14 @@ def generate(
     generator = None if seed is None else torch.Generator(model.device).manual_seed(seed)
     suppress_tokens = suppressed_tokens(model, options.get("tokenizer"), _setting(options, model, "eos_token_id"))
     processor = ParamsLogitsProcessor(
-        PARAMS[domain], weight, draw=True, generator=generator, suppress_tokens=suppress_tokens
+        PARAMS[kind],
+        weight,
+        draw=True,
+        generator=generator,
+        suppress_tokens=suppress_tokens,
+        pad_token_id=_setting(options, model, "pad_token_id"),
     )
-    processor.check_vocabulary(model.config.get_text_config().vocab_size)
+    check_vocabulary(PARAMS[kind], model.config.get_text_config().vocab_size)
     # generate() writes several texts of a prompt only if it samples; sampling from the drawn token alone is no change.
     sampled = (_setting(options, model, "num_return_sequences") or 1) > 1
     # Through the class: if the folder is in the model's repository, `model.generate` is this function.

@@ -1,4 +1,4 @@
-"""The parameters of a human profile by domain, which `generate.py` reads: empty here, filled in an exported folder."""
+"""The parameters of a human profile by kind, which `generate.py` reads: empty here, filled in an exported folder."""
 
 from typing import Any
 

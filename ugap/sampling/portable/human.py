@@ -2,17 +2,19 @@
 
 Where the model's entropy is `h`, people are `g(h)` surprising on average (the calibration curve). A step aims at
 
-    `w * g(h') * (1 + correction)`
+    `w * gain * g(h') * (1 + correction)`
 
 and takes the temperature at which the expected surprisal meets that aim. With `h' = h` and no correction a continuation
 drifts away from the human level: a model becomes more uncertain in its own text, step by step, than in human text
-(Braverman et al., 2020, arXiv 1906.05664). Two terms hold the sequence to human text:
+(Braverman et al., 2020, arXiv 1906.05664). Three terms hold the sequence to human text:
 
 - *Quantile.* Let `F` be the CDF of the entropy in human text and `u = F(h)`. In human text `u` is uniform; in the
   model's own text it leans to one side. The sampler models `u` there as `u^a`, with `a` from the mean of `u` in the
   sequence so far (1/2 at first, with the weight of `PRIOR_TOKENS` tokens). `h' = F^-1(u^a)` is the human entropy at the
   same quantile. So the aims of a sequence are distributed as human surprisals are, and certain steps stay certain. `u`
   depends on no draw, so it adds no noise.
+- *Position.* Human text is more surprising near its start. So the human entropy is scaled, and the curve has a gain, by
+  the number of tokens before a step; `mean_surprisal` is that of the position too.
 - *Correction.* The debt is `w * mean_surprisal` for each token less the surprisal drawn so far. It is paid back over
   `PAYBACK_TOKENS` tokens, by at most `MOST_CORRECTION` of a step's aim.
 
@@ -52,19 +54,27 @@ class State(NamedTuple):
     """The running sums of each sequence.
 
     Args:
+        position (`Tensor` of shape `(B,)`, float32): Tokens before the next one, the prompt's included.
         n_tokens (`Tensor` of shape `(B,)`, float32): Tokens drawn.
         cdf_sum (`Tensor` of shape `(B,)`, float32): Sum of `u = F(h)` over their steps.
-        surprisal_sum (`Tensor` of shape `(B,)`, float32): Sum of the surprisals drawn, in nats.
+        debt (`Tensor` of shape `(B,)`, float32): Sum of the aims less the surprisals drawn, in nats.
     """
 
+    position: Tensor
     n_tokens: Tensor
     cdf_sum: Tensor
-    surprisal_sum: Tensor
+    debt: Tensor
 
     @classmethod
-    def start(cls, rows: int, device: torch.device | str = "cpu") -> "State":
-        """The state of `rows` sequences before their first token."""
-        return cls(*torch.zeros(3, rows, device=device))
+    def start(cls, positions: Sequence[int], device: torch.device | str = "cpu") -> "State":
+        """The state of sequences before their first token.
+
+        Args:
+            positions (`Sequence[int]`): Tokens of the prompt of each.
+            device (`torch.device`, *optional*, defaults to `"cpu"`): Device of the scores.
+        """
+        zeros = torch.zeros(3, len(positions), device=device)
+        return cls(torch.tensor(positions, dtype=torch.float32, device=device), *zeros)
 
 
 class Step(NamedTuple):
@@ -136,14 +146,19 @@ class Drawn(NamedTuple):
 class HumanSampler:
     """The parameters that a sampler takes from a human profile, and its settings.
 
+    The parameters are one row for all sequences (`R = 1`), or a row for each (`R = B`).
+
     Args:
-        h (`Tensor` of shape `(K,)`): Knots of the calibration curve: entropy, nats.
-        g (`Tensor` of shape `(K,)`): Human surprisal there, nats.
-        entropy_quantiles (`Tensor` of shape `(Q,)`): Quantiles of the entropy in human text, nats; the first is 0.
-        cdf (`Tensor` of shape `(Q,)`): The share of steps below each quantile, from 0 to 1.
-        edges (`Tensor` of shape `(N - 1,)`): Inner edges of the entropy bins, nats.
-        ranks (`Tensor` of shape `(N,)`, int64): Last rank that may be drawn, by entropy bin; empty for no limit.
-        mean_surprisal (`float`): Mean human surprisal, nats per token.
+        h (`Tensor` of shape `(R, K)`): Knots of the calibration curve: entropy, nats.
+        g (`Tensor` of shape `(R, K)`): Human surprisal there, nats.
+        entropy_quantiles (`Tensor` of shape `(R, Q)`): Quantiles of the entropy in human text, nats; the first is 0.
+        cdf (`Tensor` of shape `(R, Q)`): The share of steps below each quantile, from 0 to 1.
+        edges (`Tensor` of shape `(R, N - 1)`): Inner edges of the entropy bins, nats.
+        ranks (`Tensor` of shape `(R, N)`, int64): Last rank that may be drawn, by entropy bin; `N` is 0 for no limit.
+        bands (`Tensor` of shape `(P - 1,)`): Positions at which the second and every further band starts.
+        entropy_scale (`Tensor` of shape `(R, P)`): Human entropy over `entropy_quantiles`, by band.
+        gain (`Tensor` of shape `(R, P)`): Human surprisal over `g`, by band.
+        mean_surprisal (`Tensor` of shape `(R, P)`): Mean human surprisal, nats per token, by band.
         weight (`float`): 1 is human, 0 greedy.
         suppressed (`Tensor` of shape `(M,)`, bool): True for tokens that are drawn only where nothing else is left. Ids
             from `M` on are false. With a weight of 0 the most probable token is taken all the same.
@@ -155,59 +170,74 @@ class HumanSampler:
     cdf: Tensor
     edges: Tensor
     ranks: Tensor
-    mean_surprisal: float
+    bands: Tensor
+    entropy_scale: Tensor
+    gain: Tensor
+    mean_surprisal: Tensor
     weight: float
     suppressed: Tensor
 
     @classmethod
     def of(
         cls,
-        params: Mapping[str, Any],
+        params: Mapping[str, Any] | Sequence[Mapping[str, Any]],
         weight: float,
         *,
         suppress_tokens: Sequence[int] = (),
         device: torch.device | str = "cpu",
     ) -> "HumanSampler":
-        """The sampler from plain lists, as `human_params` returns them.
+        """The sampler from plain lists, as `human_params` returns them: of all sequences, or one for each.
 
         Raises:
             ValueError: If the weight is not in [0, 1].
         """
-        h, g, entropy_quantiles, cdf, edges = (
-            torch.tensor(params[name], dtype=torch.float32, device=device)
-            for name in ("h", "g", "entropy_quantiles", "cdf", "edges")
-        )
-        if h[0] > 0:  # a certain model is never surprised
-            zero = h.new_zeros(1)
-            h, g = torch.cat([zero, h]), torch.cat([zero, g])
-        ranks = torch.tensor(params["ranks"], dtype=torch.long, device=device)
+        rows = [params] if isinstance(params, Mapping) else list(params)
+
+        def column(name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.tensor([row[name] for row in rows], dtype=dtype, device=device)
+
+        h, g = column("h"), column("g")
+        # A certain model is never surprised; a first knot at 0 already says what there is to say.
+        zero = h.new_zeros(len(rows), 1)
+        h, g = torch.cat([zero, h], 1), torch.cat([torch.where(h[:, :1] > 0, zero, g[:, :1]), g], 1)
         suppressed = torch.zeros(max(suppress_tokens, default=-1) + 1, dtype=torch.bool)
         suppressed[list(suppress_tokens)] = True
         return cls(
             h,
             g,
-            entropy_quantiles,
-            cdf,
-            edges,
-            ranks,
-            float(params["mean_surprisal"]),
+            column("entropy_quantiles"),
+            column("cdf"),
+            column("edges"),
+            column("ranks", torch.long),
+            # The bands of a profile are the same for all its kinds.
+            torch.tensor(rows[0]["bands"], dtype=torch.float32, device=device),
+            column("entropy_scale"),
+            column("gain"),
+            column("mean_surprisal"),
             checked_weight(weight),
             suppressed.to(device),
         )
 
     def curve(self, entropy: Tensor) -> Tensor:
         """The calibration curve `g(h)`: linear between knots, with slope 1 above the last."""
-        return _interpolated(entropy, self.h, self.g) + (entropy - self.h[-1]).clamp(min=0)
+        return _interpolated(entropy, self.h, self.g) + (entropy - self.h[:, -1]).clamp(min=0)
+
+    def at_position(self, values: Tensor, state: State) -> Tensor:
+        """`values` `(R, P)` by band, at the positions of the next tokens: shape `(B,)`."""
+        band = torch.searchsorted(self.bands, state.position, right=True).unsqueeze(1)
+        return values.expand(len(band), -1).gather(1, band).squeeze(1)
 
     def human_entropy(self, entropy: Tensor, state: State) -> tuple[Tensor, Tensor]:
         """`u = F(h)` of each step, and the human entropy `h'` after the lean of the sequence is undone."""
-        cdf = _interpolated(entropy, self.entropy_quantiles, self.cdf)
+        scale = self.at_position(self.entropy_scale, state)
+        scaled = entropy / scale
+        cdf = _interpolated(scaled, self.entropy_quantiles, self.cdf)
         trust = self.weight**2
         mean = (PRIOR_TOKENS * 0.5 + trust * (state.cdf_sum + cdf)) / (PRIOR_TOKENS + trust * (state.n_tokens + 1))
         # If u^a is uniform, the mean of u is a / (1 + a): solved for a, at the observed mean.
         aligned = _interpolated(cdf ** (mean / (1 - mean)), self.cdf, self.entropy_quantiles)
         # Beyond the highest human entropy the CDF is flat, so the excess is added back.
-        return cdf, aligned + (entropy - self.entropy_quantiles[-1]).clamp(min=0)
+        return cdf, scale * (aligned + (scaled - self.entropy_quantiles[:, -1]).clamp(min=0))
 
     def step(self, scores: Tensor, state: State) -> Step:
         """Solve the distribution that the next token of each row is drawn from.
@@ -229,12 +259,16 @@ class HumanSampler:
             surprisal = log_partition.unsqueeze(1) - scores.gather(1, best).float()
             # No aim is solved for at weight 0, so `u` is not needed.
             return Step(Candidates(best, surprisal), torch.ones_like(entropy), entropy, torch.zeros_like(entropy))
-        limit = self.ranks[torch.searchsorted(self.edges, entropy, right=True)] if len(self.ranks) else None
+        limit = None
+        if self.ranks.shape[1]:
+            edges = self.edges.expand(len(entropy), -1).contiguous()
+            bins = torch.searchsorted(edges, entropy.unsqueeze(1), right=True)
+            limit = self.ranks.expand(len(entropy), -1).gather(1, bins).squeeze(1)
         kept = self._without_suppressed(candidates(scores, log_partition, limit), scores, log_partition)
         cdf, human_entropy = self.human_entropy(entropy, state)
-        aim = self.weight * self.mean_surprisal
-        debt = self.weight**2 * (aim * state.n_tokens - state.surprisal_sum) / (PAYBACK_TOKENS * aim)
-        target = self.weight * self.curve(human_entropy) * (1 + debt.clamp(-MOST_CORRECTION, MOST_CORRECTION))
+        aim = self.weight * self.at_position(self.mean_surprisal, state)
+        debt = (self.weight**2 * state.debt / (PAYBACK_TOKENS * aim)).clamp(-MOST_CORRECTION, MOST_CORRECTION)
+        target = self.weight * self.at_position(self.gain, state) * self.curve(human_entropy) * (1 + debt)
         temperature = solve_temperature(kept.surprisal, target, low=MIN_TEMPERATURE, high=MAX_TEMPERATURE)
         return Step(kept, temperature, entropy, cdf)
 
@@ -262,10 +296,12 @@ class HumanSampler:
         A row whose surprisal is not finite keeps its state: it has ended, or its token was not drawn from the step.
         """
         drawn = surprisal.isfinite()
+        aim = self.weight * self.at_position(self.mean_surprisal, state)
         return State(
+            state.position + drawn,
             state.n_tokens + drawn,
             state.cdf_sum + torch.where(drawn, step.cdf, 0.0),
-            state.surprisal_sum + torch.where(drawn, surprisal, 0.0),
+            state.debt + torch.where(drawn, aim - surprisal, 0.0),
         )
 
 
@@ -280,10 +316,11 @@ def checked_weight(weight: float) -> float:
 
 
 def _interpolated(at: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Linear between the knots `x`, which do not fall, and flat beyond them."""
-    if len(x) == 1:
-        return y.expand_as(at)
+    """Linear between the knots `x` `(R, K)`, which do not fall, and flat beyond them: shape `(B,)` as `at`."""
+    x, y = x.expand(len(at), -1), y.expand(len(at), -1)
+    if x.shape[1] == 1:
+        return y[:, 0]
     # Equal knots make a step of width 0: the clamp keeps its slope finite.
-    right = torch.searchsorted(x, at).clamp(1, len(x) - 1)
-    x0, x1, y0, y1 = x[right - 1], x[right], y[right - 1], y[right]
-    return y0 + (y1 - y0) * ((at - x0) / (x1 - x0).clamp(min=1e-6)).clamp(0, 1)
+    right = torch.searchsorted(x.contiguous(), at.unsqueeze(1)).clamp(1, x.shape[1] - 1)
+    (x0, x1), (y0, y1) = ((knots.gather(1, right - 1), knots.gather(1, right)) for knots in (x, y))
+    return (y0 + (y1 - y0) * ((at.unsqueeze(1) - x0) / (x1 - x0).clamp(min=1e-6)).clamp(0, 1)).squeeze(1)

@@ -5,7 +5,7 @@ unchanged where `ugap` is not installed.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,20 +58,23 @@ class ParamsLogitsProcessor(LogitsProcessor):
     This is the part of `HumanEntropyLogitsProcessor` that needs no profile.
 
     Args:
-        params (`Mapping[str, Any]`): See `human_params`.
+        params (`Mapping[str, Any]` or `Callable[[list[int]], Mapping[str, Any]]`): See `human_params`; or a function
+            that returns them for the token ids of a prompt.
         weight (`float`): Share of the human level in [0, 1].
         draw (`bool`, *optional*, defaults to `False`): Draw the token here and leave it alone in the scores.
         generator (`torch.Generator`, *optional*): Source of randomness for the draw, on the device of the scores;
             by default torch's own.
         suppress_tokens (`Sequence[int]`, *optional*): Tokens that no person writes, see
             `ugap.sampling.portable.special.unwritable_tokens`. They are drawn only where nothing else is left.
+        pad_token_id (`int`, *optional*): Token that pads prompts on their left; by default no prompt is padded.
 
     Raises:
         ValueError: If the weight is outside [0, 1].
 
     Example:
         >>> curve, cdf = {"h": [0.0, 4.0], "g": [0.0, 4.0]}, {"entropy_quantiles": [0.0, 4.0], "cdf": [0.0, 1.0]}
-        >>> params = {**curve, **cdf, "edges": [], "ranks": [], "mean_surprisal": 2.0}
+        >>> by_position = {"bands": [], "entropy_scale": [1.0], "gain": [1.0], "mean_surprisal": [2.0]}
+        >>> params = {**curve, **cdf, **by_position, "edges": [], "ranks": []}
         >>> processor = ParamsLogitsProcessor(params, 0.0)
         >>> processor(torch.tensor([[2, 3]]), torch.tensor([[1.0, 3.0, 2.0]])).argmax().item()
         1
@@ -81,15 +84,16 @@ class ParamsLogitsProcessor(LogitsProcessor):
 
     def __init__(
         self,
-        params: Mapping[str, Any],
+        params: Mapping[str, Any] | Callable[[list[int]], Mapping[str, Any]],
         weight: float,
         *,
         draw: bool = False,
         generator: torch.Generator | None = None,
         suppress_tokens: Sequence[int] = (),
+        pad_token_id: int | None = None,
     ):
         self.weight, self.draw, self.generator = checked_weight(weight), draw, generator
-        self._params, self._suppress_tokens = params, tuple(suppress_tokens)
+        self._params, self._suppress_tokens, self._pad = params, tuple(suppress_tokens), pad_token_id
         self.reset()
 
     def reset(self) -> None:
@@ -98,20 +102,11 @@ class ParamsLogitsProcessor(LogitsProcessor):
         Needed only to start a new `generate()` call from the ids that the last one returned, or from a part of them.
         """
         self._sampler: HumanSampler | None = None
-        self._state = State.start(0)
+        self._state = State.start([])
         self._prompt_length = 0  # padding included
         self._ids: Tensor | None = None
         self._step: Step | None = None
         self.drawn: Drawn | None = None  # in the last step
-
-    def check_vocabulary(self, size: int) -> None:
-        """Raise a ValueError if a vocabulary of `size` tokens is smaller than the ranks of the human profile."""
-        deepest = max(self._params["ranks"], default=1)
-        if size < deepest:
-            raise ValueError(
-                f"the vocabulary has {size} tokens and the human profile ranks up to {deepest}: "
-                "it was fitted with another model"
-            )
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores of the distribution to sample from, or with `draw` of the token drawn from it.
@@ -170,11 +165,15 @@ class ParamsLogitsProcessor(LogitsProcessor):
                 "assisted decoding is not supported: every token is drawn at human uncertainty, one by one (leave out "
                 "assistant_model and prompt_lookup_num_tokens)"
             )
-        self.check_vocabulary(scores.shape[-1])
+        prompts = [_without_padding(row, self._pad) for row in input_ids.tolist()]
+        # One row of parameters for all, unless the prompts decide on them.
+        params = [self._params] if isinstance(self._params, Mapping) else list(map(self._params, prompts))
+        for row in params:
+            check_vocabulary(row, scores.shape[-1])
         self._sampler = HumanSampler.of(
-            self._params, self.weight, suppress_tokens=self._suppress_tokens, device=scores.device
+            params, self.weight, suppress_tokens=self._suppress_tokens, device=scores.device
         )
-        self._state = State.start(len(input_ids), scores.device)
+        self._state = State.start(list(map(len, prompts)), scores.device)
         self._prompt_length = input_ids.shape[1]
 
     def _observe(self, tokens: Tensor) -> None:
@@ -182,6 +181,21 @@ class ParamsLogitsProcessor(LogitsProcessor):
         assert self._sampler is not None
         assert self._step is not None
         self._state = self._sampler.observe(self._state, self._step, self._step.surprisal_of(tokens))
+
+
+def check_vocabulary(params: Mapping[str, Any], size: int) -> None:
+    """Raise a ValueError if a vocabulary of `size` tokens is smaller than the ranks of the human profile."""
+    deepest = max(params["ranks"], default=1)
+    if size < deepest:
+        raise ValueError(
+            f"the vocabulary has {size} tokens and the human profile ranks up to {deepest}: "
+            "it was fitted with another model"
+        )
+
+
+def _without_padding(ids: list[int], pad: int | None) -> list[int]:
+    start = next((i for i, token in enumerate(ids) if token != pad), len(ids))
+    return ids[start:]
 
 
 def _is_assisted() -> bool:

@@ -241,15 +241,16 @@ class Writer:
 
     def _baselines(self, decoding: str) -> "tuple[list[str], list[LogitsProcessor]]":
         """The baselines that `generate()` lacks: the setting, which goes into the names of parts, and the processor."""
-        from ugap.sampling import human_params, profile_of
+        from ugap.sampling import profile_of
 
         if decoding not in (MIROSTAT, TOP_N_SIGMA):
             return [], []
         baselines = load_program(Path(__file__).with_name("baselines.py"))
         if decoding == TOP_N_SIGMA:
             return [], [baselines.TopNSigmaLogitsProcessor(1.0)]
-        profile = profile_of(self.scorer.model, self.arguments.profile)
-        surprisal = human_params(profile, self.arguments.domain)["mean_surprisal"]
+        a = self.arguments
+        profile = profile_of(self.scorer.model, a.profile, self.scorer.tokenizer)
+        surprisal = profile.kind(a.domain).positions.mean_surprisal(a.prefix_tokens, a.max_new_tokens)
         return [f"surprisal {surprisal}"], [baselines.MirostatLogitsProcessor(surprisal)]
 
 

@@ -13,7 +13,7 @@ from ugap.files import locked, refuse_results, without_nan, write_json
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ugap.profile import DomainProfile
+    from ugap.profile import KindProfile
     from ugap.scoring import Scorer, TokenScores
     from ugap.study.analysis.quality import RatedText
 
@@ -161,7 +161,7 @@ def run(arguments: Arguments) -> None:
         console.print(f"All numbers are in {output / f'{NAME}.json'}", markup=False, soft_wrap=True)
 
 
-def find_profile(arguments: Arguments, scorer: "Scorer") -> "tuple[DomainProfile | None, str | None]":
+def find_profile(arguments: Arguments, scorer: "Scorer") -> "tuple[KindProfile | None, str | None]":
     """The human profile and where it came from; without one the distances from people are left out."""
     from ugap.errors import InputError
     from ugap.profile import HumanProfile
@@ -175,7 +175,7 @@ def find_profile(arguments: Arguments, scorer: "Scorer") -> "tuple[DomainProfile
         except InputError as error:
             print(f"distances from people are left out: {error}", file=sys.stderr)
             return None, None
-    return profile.domain(arguments.domain), profile.source
+    return profile.kind(arguments.domain), profile.source
 
 
 def score(texts: "Sequence[RatedText]", scorer: "Scorer", arguments: Arguments, folder: Path) -> "list[TokenScores]":

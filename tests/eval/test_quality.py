@@ -143,7 +143,7 @@ def test_pmi(words, tmp_path):
         (["--author", "who"], "no column 'who'; the columns are"),
         (["--limit", "9"], "column 'best' rates 9 texts, and at least 10 are needed"),
         (["--resamples", "1"], "resamples is 1, and at least 100 are needed"),
-        (["--domain", "poems"], "the human profile has no domain 'poems'"),
+        (["--domain", "poems"], "the human profile has no kind 'poems'"),
         (["--data", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
     ],
 )

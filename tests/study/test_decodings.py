@@ -192,10 +192,15 @@ class TestHumanUncertainty:
         words = [f"half=human_weight:0.5,human_profile:{profile}"]
         settings = parse_decodings(words)["half"]
         config, (processor,) = decoder(settings, make_model("llama"), "functional", generator=torch.Generator())
-        assert (processor.domain, processor.weight, processor.draw) == ("functional", 0.5, True)
+        assert (processor.prompts.kind, processor.weight, processor.draw) == ("auto", 0.5, True)
+        # A prompt of one token tells nothing: the domain of the text is taken.
+        assert processor.prompts.target([0]).weights == {"functional": 1.0}
         assert not config.do_sample
-        other = {**settings, "human_domain": "creative"}
-        assert decoder(other, make_model("llama"), "functional", generator=torch.Generator())[1][0].domain == "creative"
+        other = {**settings, "human_kind": "creative"}
+        assert (
+            decoder(other, make_model("llama"), "functional", generator=torch.Generator())[1][0].prompts.kind
+            == "creative"
+        )
         context = [[tokenizer.bos_token_id]]
         runs = [
             generate_continuations(
@@ -209,10 +214,11 @@ class TestHumanUncertainty:
         with pytest.raises(InputError, match="no shipped human profile fits"):
             decoder({"human_weight": 1.0}, make_model("llama"), "creative", generator=torch.Generator())
 
-    def test_a_text_without_a_domain(self, make_model, profile):
+    @pytest.mark.parametrize("domain", [None, "sermons"])
+    def test_a_text_of_no_domain_that_the_profile_knows(self, make_model, profile, domain):
         settings = {"human_weight": 1.0, "human_profile": profile}
-        with pytest.raises(InputError, match="human_domain must say it"):
-            decoder(settings, make_model("llama"), None, generator=torch.Generator())
+        _, (processor,) = decoder(settings, make_model("llama"), domain, generator=torch.Generator())
+        assert processor.prompts.target([0]).weights == {"creative": 1.0}
 
     @pytest.mark.parametrize(
         ("words", "cause"),
@@ -221,7 +227,7 @@ class TestHumanUncertainty:
             ("x=human_weight:high", r"expected a number in \[0, 1\]"),
             ("x=human_weight:1.0,temperature:0.7", "human_weight and temperature exclude each other"),
             ("x=human_weight:1.0,num_beams:2", "human_weight and num_beams exclude each other"),
-            ("x=human_domain:creative", "human_weight is missing"),
+            ("x=human_kind:creative", "human_weight is missing"),
         ],
     )
     def test_what_is_no_decoding_of_ours(self, words, cause):

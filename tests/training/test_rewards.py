@@ -49,7 +49,7 @@ def test_people_are_near_1_and_loops_below_all_of_them(reward, human_texts):
 
 
 def test_the_mean_of_people_is_1_and_both_sides_are_less(human_profile, reward):
-    reference = human_profile.domain("creative").texts
+    reference = human_profile.kind("creative").texts
     mean, covariance = reference.at(64)
     assert 1 / (1 + reference.distance(mean, 64) / 4) == 1
     for direction in np.eye(len(mean)):
@@ -100,7 +100,7 @@ def test_chats_go_through_the_template(reward, scorer, human_texts):
     (value,) = chatty(prompts=[prompt], completions=[completion])
     ids = own("<|im_end|>Go on.<eos><|im_end|>", add_special_tokens=False)["input_ids"]
     score = scorer.score([human_texts[0]], [ids], pmi=True)[0]
-    domain = reward.profile.domain("creative")
+    domain = reward.profile.kind("creative")
     distance = domain.texts.distance(domain.text_features(score), len(score))
     assert value == pytest.approx(1 / (1 + distance / 4))
 
@@ -241,7 +241,7 @@ def test_plain_trl_shares_the_base_of_a_peft_policy(base_model, human_profile, t
 
 
 def test_the_human_level_of_a_prompt(reward, scorer, human_texts, human_profile):
-    level = human_profile.domain("creative").means["surprisal"]
+    level = human_profile.kind("creative").means["surprisal"]
     own, other = reward.human_levels([PROMPT, PROMPT], [human_texts[0], None])
     assert other == level
     score = scorer.score(human_texts[:1], [PROMPT])[0]
@@ -282,7 +282,7 @@ def test_what_cannot_be_compared_is_refused(reward, human_profile, make_model, t
         call(UncertaintyReward(human_profile, other), human_texts[:1])
     with pytest.raises(InputError, match="no shipped human profile fits 'another'"):
         call(UncertaintyReward(None, other), human_texts[:1])
-    with pytest.raises(InputError, match="has no domain 'poetry'"):
+    with pytest.raises(InputError, match="has no kind 'poetry'"):
         call(UncertaintyReward(human_profile, reward.scorer, domain="poetry"), human_texts[:1])
     with pytest.raises(InputError, match="is not called by a trainer"):
         call(UncertaintyReward(human_profile), human_texts[:1])

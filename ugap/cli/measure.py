@@ -20,7 +20,8 @@ examples:
 
 decodings: ancestral (T=1), top-p-0.9, temperature-0.7, top-k-50, min-p-0.1, typical-p-0.95, greedy; eta-0.0009,
 top-h-0.4; ugap-creative, ugap-balanced (the sampler at human uncertainty); or NAME=setting:value,setting:value with
-any settings of generate(), or human_weight, the sampler's own: "warm=temperature:1.1", "half=human_weight:0.5".
+any settings of generate(), or human_weight and human_kind of the sampler: "warm=temperature:1.1",
+"half=human_weight:0.5", "news=human_weight:1,human_kind:news".
 
 The folder gets report.html, gap.json, gap.md, scores.parquet (every text with its per-token scores) and plots."""
 

@@ -114,7 +114,11 @@ class Continuations:
         contexts = contexts_of(writer, batch, prompting)
         shown = json.dumps(dict(how), sort_keys=True)
         # A decoding at the human level changes with the profile, which its settings only name.
-        profile = profile_of(writer.model, how.get("human_profile")).to_dict() if "human_weight" in how else None
+        profile = (
+            profile_of(writer.model, how.get("human_profile"), writer.tokenizer).to_dict()
+            if "human_weight" in how
+            else None
+        )
         # Everything that the texts depend on: a change of any of it must give the part another name.
         made_of = (contexts, shown, profile, max_new_tokens, seed, domain, skip_bad)
         key = part_key(*labels, decoding, weights=writer.id.weight_hash, content=made_of)
@@ -180,12 +184,12 @@ def check_writer(
     """See that a model can write under every decoding and prompting, before a text is written.
 
     Raises:
-        InputError: If there is no human profile of the model or none of a domain, no chat template, or transformers
+        InputError: If a human profile is of another model, there is no chat template, or transformers
             refuses a setting.
     """
     # Building the processors is enough: they refuse a wrong profile, domain or setting when they are made.
     for how, domain in itertools.product(decodings, domains):
-        decoder(how, writer.model, domain, generator=torch.Generator(writer.model.device))
+        decoder(how, writer.model, domain, generator=torch.Generator(writer.model.device), tokenizer=writer.tokenizer)
     for prompting in promptings:
         if prompting == CHAT:
             # Any word does: a template that fails does so for every text.

@@ -1,7 +1,8 @@
 """Ways to decode, by name: the ones that are known, and any `generate()` settings a person names.
 
 A setting is one of `generate()`, or of the sampler at human uncertainty: `human_weight` (1 is human, 0 greedy),
-`human_domain` (by default that of the text) and `human_profile` (by default the shipped one of the model).
+`human_kind` (by default `auto`: the prompt decides, or else the domain of the text) and `human_profile` (by default the
+shipped one of the model).
 
 Every decoding spells out all the warpers, because `generate()` fills in its own where they are left unset (`top_k=50`
 alone costs more than a nat of surprisal). Behind them tokens are drawn by [`DrawLogitsProcessor`][].
@@ -19,6 +20,7 @@ from transformers import (
     LogitsProcessor,
     MinPLogitsWarper,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopHLogitsWarper,
@@ -28,7 +30,9 @@ from transformers import (
 )
 
 from ugap.errors import InputError
+from ugap.profile.profile import AUTO
 from ugap.sampling import DrawLogitsProcessor, HumanEntropyLogitsProcessor, profile_of, weight_of
+from ugap.sampling.batch import padding_token, suppressed_tokens
 from ugap.sampling.portable.params_processor import WITHOUT_EFFECT
 from ugap.study.named import DECODINGS, STUDIED, Settings, check_names
 
@@ -66,7 +70,7 @@ _IDLE = {"do_sample": False, **{name: WITHOUT_EFFECT.get(name) for name in _WARP
 _MADE_OF = {**_WARPERS, "repetition_penalty": RepetitionPenaltyLogitsProcessor}
 
 # Settings of the sampler at human uncertainty.
-_HUMAN = ("human_weight", "human_domain", "human_profile")
+_HUMAN = ("human_weight", "human_kind", "human_profile")
 
 # How many texts of which length come out, and in what form, is the study's to say.
 _FIXED = {
@@ -153,7 +157,7 @@ def decoder(
     processors: Sequence[LogitsProcessor] = (),
     *,
     generator: torch.Generator,
-    suppress_tokens: Sequence[int] = (),
+    tokenizer: PreTrainedTokenizerBase | None = None,
     **fixed: Any,
 ) -> tuple[GenerationConfig, list[LogitsProcessor]]:
     """What to pass to `generate()`: its config, and the processors that shape the distribution and draw from it.
@@ -161,10 +165,11 @@ def decoder(
     Args:
         settings (`Mapping[str, Any]`): A decoding of `DECODINGS` or like it.
         model (`PreTrainedModel`): The model that generates: it says which human profile is its own.
-        domain (`str`, *optional*): Domain of the texts.
+        domain (`str`, *optional*): Domain of the texts: the kinds of a prompt that does not decide on them.
         processors (`Sequence[LogitsProcessor]`, *optional*): What else shapes the distribution.
         generator (`torch.Generator`): Where the draw's randomness comes from, on the model's device.
-        suppress_tokens (`Sequence[int]`, *optional*): Tokens that the sampler at human uncertainty does not draw.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): The model's. With it, the sampler at human uncertainty draws
+            no special tokens, and a model without a human profile gets one.
         fixed (`Any`): Settings of `generate()` that are no matter of decoding.
 
     Raises:
@@ -172,17 +177,17 @@ def decoder(
     """
     config = generation_config(settings, **fixed)
     if "human_weight" in settings:
-        profile = profile_of(model, settings.get("human_profile"))
-        profile_domain = settings.get("human_domain") or domain
-        if profile_domain is None:
-            raise InputError(f"decoding settings {dict(settings)}: the texts have no domain, human_domain must say it")
+        profile = profile_of(model, settings.get("human_profile"), tokenizer)
         processor = HumanEntropyLogitsProcessor(
             profile,
-            profile_domain,
+            settings.get("human_kind") or AUTO,
             settings["human_weight"],
             draw=True,
             generator=generator,
-            suppress_tokens=suppress_tokens,
+            suppress_tokens=() if tokenizer is None else suppressed_tokens(model, tokenizer),
+            pad_token_id=None if tokenizer is None else padding_token(tokenizer),
+            model=model,
+            otherwise=domain if domain in (*profile.kinds, *profile.domains) else None,
         )
         # Our processor draws; generate() then has to take the one token that is left.
         config.update(**_IDLE)

@@ -10,7 +10,7 @@ from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBa
 
 from ugap.errors import InputError
 from ugap.models import chat_ids
-from ugap.sampling.batch import continue_contexts, decode_after, suppressed_tokens
+from ugap.sampling.batch import continue_contexts, decode_after
 from ugap.study.decodings import Settings, decoder
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def generate_continuations(
         domain,
         processors,
         generator=generator,
-        suppress_tokens=suppressed_tokens(model, tokenizer),
+        tokenizer=tokenizer,
         max_new_tokens=max_new_tokens,
     )
     # fork_rng saves the state of every GPU by default: seconds on a machine with eight.

@@ -110,7 +110,7 @@ class UncertaintyReward:
             profile = HumanProfile.load(profile)
         # A profile of other weights would compare surprisals of two models.
         profile.check(scorer.id)
-        if profile.domain(self.domain).texts is None:
+        if profile.kind(self.domain).texts is None:
             raise InputError(
                 f"the human profile of {self.domain!r} was fitted without features of whole texts: fit it again"
             )
@@ -228,7 +228,7 @@ class UncertaintyReward:
         if new:
             self._keep_levels(new, scores[len(fit) :])
         levels = [None] * len(prefixes) if human is None else self.human_levels(prefixes, human)
-        profile = self.profile.domain(self.domain)
+        profile = self.profile.kind(self.domain)
         assert profile.texts is not None
         details = [RewardDetails(0.0, *known) for known in zip(prefixes, levels, strict=True)]
         for i, score in zip(fit, scores[: len(fit)], strict=True):
@@ -262,7 +262,7 @@ class UncertaintyReward:
         if new := self._without_level(prefixes, human):
             texts = [text for _, text in new.values()]
             self._keep_levels(new, self.scorer.score(texts, [prefix for prefix, _ in new.values()], skip_bad=True))
-        of_domain = self.profile.domain(self.domain).means["surprisal"]
+        of_domain = self.profile.kind(self.domain).means["surprisal"]
         return [self._levels.get(repr(pair), of_domain) for pair in zip(prefixes, human, strict=True)]
 
     def _without_level(

@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ugap.data.domain import CREATIVE
-from ugap.sampling.batch import continue_contexts, decode_after, suppressed_tokens
+from ugap.sampling.batch import continue_contexts, decode_after
 from ugap.study.decodings import decoder
 from ugap.study.generation import seed_of
 
@@ -85,7 +85,7 @@ def sample_continuations(
             model,
             domain,
             generator=generator,
-            suppress_tokens=suppressed_tokens(model, tokenizer),
+            tokenizer=tokenizer,
             max_new_tokens=max_new_tokens,
         )
         new_ids = continue_contexts(model, tokenizer, [ids for _, ids in batch], config, drawn, keep_end=True)

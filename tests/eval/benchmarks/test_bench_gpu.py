@@ -163,6 +163,6 @@ def test_the_random_model_has_people_that_a_sampler_can_follow(tmp_path: Path) -
     profile = HumanProfile.load(tmp_path / random_model.PROFILE)
     vocabulary = random_model.SIZES["tiny"]["vocab_size"]
     assert max(human_params(profile, "creative")["ranks"]) <= 1 + vocabulary // random_model.DEEPEST
-    means = profile.domain("creative").means
+    means = profile.kind("creative").means
     assert means["surprisal"] == pytest.approx(means["entropy"], rel=0.05)
     assert 1 < means["entropy"] < 5  # as uncertain as a real model, not as a flat distribution

@@ -83,7 +83,7 @@ def test_what_is_no_rating(write_rows, value):
 
 
 def test_the_measures(tiny_scorer, tiny_model, make_profile, text_rows):
-    profile = make_profile(tiny_model).domain("creative")
+    profile = make_profile(tiny_model).kind("creative")
     (scores,) = tiny_scorer.score([text_rows[0]["text"]], ["The tailor said "], pmi=True)
     found = quality_measures(scores, profile)
     s, h = scores.surprisal.astype(np.float64), scores.entropy.astype(np.float64)
@@ -107,7 +107,7 @@ def test_the_profile_distance_is_without_pmi(tiny_scorer, text_rows):
 
     texts = [row["text"] for row in text_rows] * 2
     scores = tiny_scorer.score(texts, ["Once "] * 12 + ["The tailor said "] * 12, pmi=True)
-    profile = HumanProfile.fit({"creative": scores}, resamples=2).domain("creative")
+    profile = HumanProfile.fit({"creative": scores}, resamples=2).kind("creative")
     assert profile.texts is not None
     one = scores[-1]
     rest = [name for name in FEATURES if name != "pmi"]
@@ -118,7 +118,7 @@ def test_the_profile_distance_is_without_pmi(tiny_scorer, text_rows):
 
 def test_the_human_level_of_the_rank(tiny_model, make_profile):
     """From its quantiles: about the mean logarithm of the ranks that were fitted."""
-    levels = human_means(make_profile(tiny_model, n_texts=40).domain("creative"))
+    levels = human_means(make_profile(tiny_model, n_texts=40).kind("creative"))
     assert 1.5 < levels["log_rank"] < np.log(400)
     assert levels["excess"] == 0
     assert levels.keys() == {"nll", "entropy", "varentropy", "deviation", "bits_per_byte", "log_rank", "excess"}

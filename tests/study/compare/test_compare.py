@@ -89,7 +89,7 @@ def test_comparisons_of_a_probe():
 
 
 def test_the_distance_from_a_profile_that_lacks_a_measure(make_profile, tiny_scorer, make_model):
-    domain = make_profile(make_model("llama")).domain("creative")  # fitted without marginals
+    domain = make_profile(make_model("llama")).kind("creative")  # fitted without marginals
     scores = tiny_scorer.score([" once upon a time there was a tailor"] * 2, ["Once"] * 2, True)
     found = distances_to_profile(scores, domain)
     assert found is not None

@@ -455,8 +455,8 @@ def test_a_model_that_was_trained_further_is_another(text_rows, save_model, make
 def test_what_a_decoding_needs_is_looked_for_before_a_text_is_written(study_words, tmp_path, monkeypatch, capsys):
     words, _ = study_words
     monkeypatch.setattr("ugap.study.continuations.generate_continuations", None)
-    assert main([*words, "--decoding", "ancestral", "ugap-creative"]) == 2
-    assert "no shipped human profile fits" in capsys.readouterr().err
+    assert main([*words, "--decoding", "ancestral", "ours=human_weight:1,human_profile:gemma-3-270m"]) == 2
+    assert "the human profile was fitted with 'gemma-3-270m'" in capsys.readouterr().err
     assert not (tmp_path / "out" / "parts").exists()
 
 

@@ -31,7 +31,7 @@ import numpy as np
 from ugap.data import TextRow, load_texts
 from ugap.data.readers import BadRow, read_records
 from ugap.errors import InputError
-from ugap.profile import DomainProfile
+from ugap.profile import KindProfile
 from ugap.profile.texts import FEATURES
 from ugap.scoring import TokenScores
 from ugap.statistics import InvertedU, correlation, holm, inverted_u, repetition
@@ -157,7 +157,7 @@ def _label(record: Mapping[str, Any], column: str | None, where: str) -> str:
     return str(value)
 
 
-def human_means(profile: DomainProfile) -> dict[str, float]:
+def human_means(profile: KindProfile) -> dict[str, float]:
     """The mean of each measure over the tokens of a human profile, where it keeps one."""
     same = ("entropy", "varentropy", "deviation", "bits_per_byte", "pmi")
     levels = {
@@ -169,12 +169,12 @@ def human_means(profile: DomainProfile) -> dict[str, float]:
     return {**{name: level for name, level in levels.items() if math.isfinite(level)}, "excess": 0.0}
 
 
-def quality_measures(scores: TokenScores, profile: DomainProfile | None = None) -> dict[str, float]:
+def quality_measures(scores: TokenScores, profile: KindProfile | None = None) -> dict[str, float]:
     """Every measure of a text by name, see the table of the module; without a profile those that need none.
 
     Args:
         scores (`TokenScores`): The scored text; with marginals, PMI and CPMI are among the measures.
-        profile (`DomainProfile`, *optional*): The human profile of the scorer.
+        profile (`KindProfile`, *optional*): The human profile of the scorer.
 
     Returns:
         `dict[str, float]`: NaN where a text lacks a measure.

@@ -28,7 +28,7 @@ from ugap.environment import environment
 from ugap.errors import InputError
 from ugap.files import locked, without_nan
 from ugap.models import adapter_hash, load_model, with_adapter
-from ugap.profile import DomainProfile, HumanProfile
+from ugap.profile import HumanProfile, KindProfile
 from ugap.progress import progress_bar
 from ugap.scoring import Scorer, ScorerId
 from ugap.study.compare.matched import matched_temperature
@@ -352,7 +352,7 @@ class _Work:
         self,
         label: str,
         scorer: Scorer,
-        profile: DomainProfile | None,
+        profile: KindProfile | None,
         excerpts: Sequence[Excerpt],
         written: Mapping[Origin, list[list[str]]],
     ) -> Reading:
@@ -438,7 +438,7 @@ class _Work:
             np.array([row["right"] for row in kept], np.bool_),
         )
 
-    def _profile(self, scorer: ScorerId) -> DomainProfile | None:
+    def _profile(self, scorer: ScorerId) -> KindProfile | None:
         """The human profile of a scorer: one that was given, else the shipped one, else none."""
         profile = next((one for one in self.settings.profiles if one.weight_hash == scorer.weight_hash), None)
         if profile is None:
@@ -446,7 +446,7 @@ class _Work:
                 profile = HumanProfile.shipped_for(scorer)
             except InputError:
                 return None
-        return profile.domain(self.settings.domain)
+        return profile.kind(self.settings.domain)
 
     def _refuse_unused_profiles(self, scorers: Sequence[ScorerId]) -> None:
         hashes = {scorer.weight_hash for scorer in scorers}

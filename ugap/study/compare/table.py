@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ugap.profile import DomainProfile
+from ugap.profile import KindProfile
 from ugap.scoring import ScorerId, TokenScores
 from ugap.statistics.gap import paired_gap
 from ugap.statistics.quantiles import wasserstein_to_quantiles
@@ -34,14 +34,14 @@ class Reading:
     Args:
         label (`str`): The scorer as it was named, `"self"` for the frozen base.
         scorer (`ScorerId`): The model behind it.
-        profile (`DomainProfile`, *optional*): What human text of the domain looks like to it.
+        profile (`KindProfile`, *optional*): What human text of the domain looks like to it.
         human (`list[ScoredText]`): How people went on.
         written (`Mapping[tuple[str, str], list[list[ScoredText]]]`): By writer and decoding, the texts of each seed.
     """
 
     label: str
     scorer: ScorerId
-    profile: DomainProfile | None
+    profile: KindProfile | None
     human: list[ScoredText]
     written: Mapping[Origin, list[list[ScoredText]]]
 
@@ -154,7 +154,7 @@ class Reading:
         }
 
 
-def distances_to_profile(texts: Sequence[TokenScores], profile: DomainProfile | None) -> dict[str, float] | None:
+def distances_to_profile(texts: Sequence[TokenScores], profile: KindProfile | None) -> dict[str, float] | None:
     """1-Wasserstein distances of the pooled tokens of texts from a human profile's quantiles.
 
     A profile is of other texts, and mostly of longer ones, in which the prefix tells less about each token: people's
@@ -162,7 +162,7 @@ def distances_to_profile(texts: Sequence[TokenScores], profile: DomainProfile | 
 
     Args:
         texts (`Sequence[TokenScores]`): Texts, scored by the profile's scorer.
-        profile (`DomainProfile`, *optional*): The profile of their domain.
+        profile (`KindProfile`, *optional*): The profile of their domain.
 
     Returns:
         `dict[str, float]` or `None`: In nats for `surprisal` and `pmi`, in standard deviations for `deviation`; a

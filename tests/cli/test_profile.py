@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 
+import ugap.profile.fitting
 import ugap.study.scoring_job
 from ugap.cli.main import main
 from ugap.errors import InputError
@@ -67,11 +68,27 @@ def test_profile_goes_on_where_it_stopped(
     assert HumanProfile.load(tmp_path / "profile.json").to_dict() == resumed
 
 
+def test_the_profile_of_a_model_alone(tiny_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ugap.profile.fitting, "cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr(ugap.profile.fitting, "EMBEDDED_TEXTS", 4)
+    assert main(["profile", "--model", str(tiny_folder), "--output", str(tmp_path / "own.json")]) == 0
+    first = capsys.readouterr()
+    assert re.search(r"^fairy-tale +creative +4 ", first.out, re.MULTILINE)
+    assert re.search(r"^manual +functional +4 ", first.out, re.MULTILINE)
+    assert "one is fitted to embedded tales and manuals, once" in first.err
+    assert set(HumanProfile.load(tmp_path / "own.json").kinds) == {"fairy-tale", "manual"}
+    assert main(["profile", "--model", str(tiny_folder)]) == 0
+    again = capsys.readouterr()
+    assert again.err == ""
+    assert first.out.startswith(again.out)
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--model", "m", "--data", "d"], "--output is needed to fit a profile, or --show NAME to see one"),
-        (["--model", "m", "--output", "o"], "--data is needed"),
+        (["--data", "d"], "--model is needed to fit a profile, or --show NAME to see one"),
+        (["--model", "m", "--data", "d"], "--output is needed to fit a profile to texts"),
+        (["--model", "./m"], "./m: neither a folder"),
         (["--show", "no-such-profile"], "no-such-profile: neither a file nor a shipped profile"),
     ],
 )

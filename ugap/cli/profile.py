@@ -12,10 +12,12 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Fit a human profile to human texts. For each kind of text it holds quantiles of surprisal, entropy, deviation, PMI and
 rank, means by position, and the calibration curve (how surprising people are where the model's entropy is h). From
-three kinds on, it also predicts the human level from a prompt. Or show a profile that exists.
+three kinds on, it also predicts the human level from a prompt. Or show a profile: that of a
+file or name, or that of a model. A model that has none gets one, fitted to embedded tales and manuals.
 
 examples:
   ugap profile --show gemma-3-270m
+  ugap profile --model org/model
   ugap profile --model gemma-3-270m --data stories.jsonl manuals.jsonl --output gemma-3-270m.json
 
 The first tokens of each text, or its prompt, are the prefix; the profile is of the text behind the prefix."""
@@ -57,16 +59,29 @@ def run(arguments: Arguments) -> None:
         InputError: The input is bad, or options are missing.
     """
     from ugap.errors import InputError
+    from ugap.files import output_file
+    from ugap.models import load_model
     from ugap.profile import HumanProfile
 
+    if arguments.output:
+        # Before the model is loaded, which takes longer than a look at the folder.
+        output_file(arguments.output)
     if arguments.show is not None:
         _show(HumanProfile.load(arguments.show))
         return
-    for name in ("model", "data", "output"):
-        if not getattr(arguments, name):
-            raise InputError(f"--{name} is needed to fit a profile, or --show NAME to see one")
-    _show(_fit(arguments))
-    print(f"\nwritten to {arguments.output}")
+    if not arguments.model:
+        raise InputError("--model is needed to fit a profile, or --show NAME to see one")
+    if arguments.data and not arguments.output:
+        raise InputError("--output is needed to fit a profile to texts")
+    if arguments.data:
+        profile = _fit(arguments)
+    else:
+        profile = HumanProfile.for_model(*load_model(arguments.model, **arguments.loading()))
+        if arguments.output:
+            profile.save(arguments.output)
+    _show(profile)
+    if arguments.output:
+        print(f"\nwritten to {arguments.output}")
 
 
 def _fit(arguments: Arguments) -> "HumanProfile":
@@ -75,7 +90,7 @@ def _fit(arguments: Arguments) -> "HumanProfile":
 
     from ugap.data import load_texts
     from ugap.errors import InputError
-    from ugap.files import locked, output_file
+    from ugap.files import locked
     from ugap.profile import HumanProfile
     from ugap.profile.fitting import by_kind, cut_text
     from ugap.scoring import Scorer
@@ -84,8 +99,6 @@ def _fit(arguments: Arguments) -> "HumanProfile":
     from ugap.study.store import scores_from_row
 
     assert arguments.output is not None
-    # Before the model is loaded, which takes longer than a look at the folder.
-    output_file(arguments.output)
     texts = [
         load_texts(name, text_column=arguments.text_column, domain=arguments.domain, skip_bad=arguments.skip_bad)
         for name in arguments.data

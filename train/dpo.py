@@ -73,6 +73,9 @@ class Arguments(EvaluationOptions, DataOptions, PolicyOptions):
         group="pairs",
         metavar="NAME",
     )
+    kind: str = option(
+        "kind of text or domain of the profile that completions are compared with", default=CREATIVE, group="pairs"
+    )
 
 
 def run(arguments: Arguments, config: DPOConfig) -> None:
@@ -91,7 +94,7 @@ def run(arguments: Arguments, config: DPOConfig) -> None:
     policy = policy_of(arguments, config)
     data = data_of(arguments, policy.tokenizer)
     scorer = frozen_scorer(arguments, config)
-    reward = UncertaintyReward(arguments.profile, scorer or base_scorer(policy))
+    reward = UncertaintyReward(arguments.profile, scorer or base_scorer(policy), kind=arguments.kind)
     reward.bind(policy.model, policy.tokenizer)
     # Recorded before the pairs, so that a run that ends while drawing them can resume.
     note_run(config.output_dir, settings)

@@ -66,6 +66,9 @@ class Arguments(EvaluationOptions, DataOptions, PolicyOptions):
         group="rewards",
         metavar="NAME",
     )
+    kind: str = option(
+        "kind of text or domain of the profile that completions are compared with", default=CREATIVE, group="rewards"
+    )
     answers: Literal["exact", "contrastive"] = option(
         "a completion is right if it starts with the answer (exact), or names it before a wrong one (contrastive)",
         default="exact",
@@ -101,7 +104,7 @@ def run(arguments: Arguments, config: UncertaintyGRPOConfig) -> None:
     domains = list(dataset["domain"])
     say(f"prompts: {', '.join(f'{domains.count(domain)} {domain}' for domain in sorted(set(domains)))}")
     scorer = frozen_scorer(arguments, config)
-    rewards = [UncertaintyReward(arguments.profile, scorer), FactualityReward(arguments.answers)]
+    rewards = [UncertaintyReward(arguments.profile, scorer, kind=arguments.kind), FactualityReward(arguments.answers)]
     with in_one_line():
         trainer = UncertaintyGRPOTrainer(
             policy.model,
@@ -121,7 +124,11 @@ def rolled_out(arguments: Arguments, config: UncertaintyGRPOConfig) -> dict[str,
     if arguments.rollouts == "policy":
         return {"temperature": config.temperature}
     profile = policy_profile(arguments)
-    return {"human_weight": 1.0, **({} if profile is None else {"human_profile": profile})}
+    return {
+        "human_weight": 1.0,
+        "human_kind": arguments.kind,
+        **({} if profile is None else {"human_profile": profile}),
+    }
 
 
 def sampler(arguments: Arguments, policy: Policy) -> HumanEntropyLogitsProcessor | None:
@@ -134,7 +141,7 @@ def sampler(arguments: Arguments, policy: Policy) -> HumanEntropyLogitsProcessor
     model = policy.model if policy.lora is not None else policy.model.get_base_model()
     suppressed = suppressed_tokens(model, policy.tokenizer)
     profile = profile_of(model, policy_profile(arguments))
-    return HumanEntropyLogitsProcessor(profile, CREATIVE, draw=True, suppress_tokens=suppressed)
+    return HumanEntropyLogitsProcessor(profile, arguments.kind, draw=True, suppress_tokens=suppressed)
 
 
 def policy_profile(arguments: Arguments) -> str | None:

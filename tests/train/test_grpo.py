@@ -53,7 +53,7 @@ def test_a_run_that_goes_on_draws_what_it_would_have_drawn(finished, interrupted
 def test_rollouts_at_human_uncertainty(train, tmp_path):
     more = ("--rollouts", "human", "--max_steps", "2", "--eval_every", "0", "--max_completion_length", "8")
     folder = train("grpo", tmp_path / "run", *more)
-    assert "(human_weight 1.0," in (folder / "README.md").read_text()
+    assert "(human_weight 1.0, human_kind creative" in (folder / "README.md").read_text()
     assert len([log for log in history(folder, 2) if "reward" in log]) == 2
 
 

@@ -276,6 +276,18 @@ def test_a_batch_is_scored_in_one_pass(reward, scorer, human_texts, monkeypatch)
     assert math.isnan(none)
 
 
+def test_completions_are_compared_with_the_kind_that_is_named(reward, human_profile, human_texts):
+    """Rows of the creative domain, compared with human texts of the functional kind."""
+    other = UncertaintyReward(human_profile, reward.scorer, kind="functional")
+    rewards = call(other, human_texts[:2], domain=["creative", "functional"])
+    assert rewards[1] is None
+    (score,) = reward.scorer.score(human_texts[:1], [PROMPT], pmi=True)
+    functional = human_profile.kind("functional")
+    expected = functional.texts.closeness(functional.text_features(score), len(score))
+    assert rewards[0] == pytest.approx(expected, rel=1e-5)
+    assert rewards[0] != call(reward, human_texts[:1])[0]
+
+
 def test_what_cannot_be_compared_is_refused(reward, human_profile, make_model, tokenizer, human_texts):
     other = Scorer(make_model("phi"), tokenizer, name="another")
     with pytest.raises(InputError, match="was fitted with 'tiny'"):
@@ -284,6 +296,8 @@ def test_what_cannot_be_compared_is_refused(reward, human_profile, make_model, t
         call(UncertaintyReward(None, other), human_texts[:1])
     with pytest.raises(InputError, match="has no kind 'poetry'"):
         call(UncertaintyReward(human_profile, reward.scorer, domain="poetry"), human_texts[:1])
+    with pytest.raises(InputError, match="has no kind 'sermon'"):
+        call(UncertaintyReward(human_profile, reward.scorer, kind="sermon"), human_texts[:1])
     with pytest.raises(InputError, match="is not called by a trainer"):
         call(UncertaintyReward(human_profile), human_texts[:1])
     few = HumanProfile.fit({"creative": reward.scorer.score(human_texts[:5], [PROMPT] * 5, pmi=True)}, resamples=2)

@@ -28,7 +28,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ugap.data.domain import CREATIVE
 from ugap.errors import InputError
-from ugap.profile import HumanProfile
+from ugap.profile import HumanProfile, KindProfile
+from ugap.profile.profile import Selection
 from ugap.profile.texts import FEATURES, FEWEST_TOKENS
 from ugap.scoring import Scorer, SharedScorer, TokenScores
 from ugap.scoring.batching import Request
@@ -53,8 +54,10 @@ class UncertaintyReward:
             default the policy's base.
         features (`Sequence[str]`, *optional*): Which features count, of `ugap.profile.texts.FEATURES`; by
             default all.
-        domain (`str`, *optional*, defaults to `"creative"`): Rows of other domains get `None`. Completions are
-            compared with human texts of this domain. Without a column `domain`, all rows count.
+        domain (`str`, *optional*, defaults to `"creative"`): Rows of other domains get `None`. Without a column
+            `domain`, all rows count.
+        kind (`str` or `Mapping[str, float]`, *optional*): The human texts that completions are compared with: a kind,
+            a domain or a mixture of kinds of the profile; by default `domain`, all of its kinds with equal weight.
         name (`str`, *optional*, defaults to `"uncertainty_reward"`): Name in logs.
 
     A completion of fewer than 4 tokens, or that is no valid text, gets 0. One whose logits are not finite gets NaN.
@@ -63,7 +66,7 @@ class UncertaintyReward:
     deviations (negative: below people). The table of completions gets the column `{name}_nll`.
 
     Raises:
-        InputError: When first called or bound, if the profile is of another scorer, lacks the domain, or was fitted
+        InputError: When first called or bound, if the profile is of another scorer, lacks the kind, or was fitted
             without text features. Also if a chat prompt meets a scorer without a template, or there is no policy.
 
     Example:
@@ -79,15 +82,18 @@ class UncertaintyReward:
         *,
         features: Sequence[str] = FEATURES,
         domain: str = CREATIVE,
+        kind: Selection | None = None,
         name: str = "uncertainty_reward",
     ):
         unknown = [feature for feature in features if feature not in FEATURES]
         if unknown or not features:
             raise InputError(f"features {list(features)}: choose of {', '.join(FEATURES)}")
         self.features, self.domain, self.__name__ = tuple(features), domain, name
+        self.kind: Selection = domain if kind is None else kind
         self._given_profile, self._given_scorer = profile, scorer
         self._scorer: Scorer | None = scorer if isinstance(scorer, Scorer) else None
         self._profile: HumanProfile | None = None
+        self._human: KindProfile | None = None
         # Held weakly: a ready instance outlives the policy of a run.
         self._policy: weakref.ref[torch.nn.Module] | None = None
         self._levels: dict[str, float] = {}
@@ -110,15 +116,17 @@ class UncertaintyReward:
             profile = HumanProfile.load(profile)
         # A profile of other weights would compare surprisals of two models.
         profile.check(scorer.id)
-        if profile.kind(self.domain).texts is None:
+        human = profile.kind(self.kind)
+        if human.texts is None:
             raise InputError(
-                f"the human profile of {self.domain!r} was fitted without features of whole texts: fit it again"
+                f"the human profile of {self.kind!r} was fitted without features of whole texts: fit it again"
             )
         # Levels and the comparison of vocabularies belong to one scorer.
         if scorer is not self._scorer:
             self._levels.clear()
             self._compared = None
-        self._scorer, self._profile = scorer, profile
+        # Mixed once: a mixture of kinds takes milliseconds.
+        self._scorer, self._profile, self._human = scorer, profile, human
         self._policy = None if policy is None else weakref.ref(policy)
 
     def _scorer_for(
@@ -158,6 +166,14 @@ class UncertaintyReward:
         assert self.scorer
         assert self._profile is not None
         return self._profile
+
+    @property
+    def human(self) -> KindProfile:
+        """The human texts that completions are compared with. Raises: see `scorer`."""
+        # Binds the reward, if it can be.
+        assert self.profile is not None
+        assert self._human is not None
+        return self._human
 
     def __call__(
         self,
@@ -228,7 +244,7 @@ class UncertaintyReward:
         if new:
             self._keep_levels(new, scores[len(fit) :])
         levels = [None] * len(prefixes) if human is None else self.human_levels(prefixes, human)
-        profile = self.profile.kind(self.domain)
+        profile = self.human
         assert profile.texts is not None
         details = [RewardDetails(0.0, *known) for known in zip(prefixes, levels, strict=True)]
         for i, score in zip(fit, scores[: len(fit)], strict=True):
@@ -252,7 +268,7 @@ class UncertaintyReward:
         """Expected surprisal of people after prompts, in nats per token of the scorer.
 
         With a human completion: the mean over its tokens of the calibration curve at the scorer's entropy. Without: the
-        human level of the domain. Each human completion is scored once.
+        human level of the kind. Each human completion is scored once.
 
         Args:
             prompts (`Sequence[str or list]`): Prompts of this reward's domain, or their token ids.
@@ -262,8 +278,8 @@ class UncertaintyReward:
         if new := self._without_level(prefixes, human):
             texts = [text for _, text in new.values()]
             self._keep_levels(new, self.scorer.score(texts, [prefix for prefix, _ in new.values()], skip_bad=True))
-        of_domain = self.profile.kind(self.domain).means["surprisal"]
-        return [self._levels.get(repr(pair), of_domain) for pair in zip(prefixes, human, strict=True)]
+        of_kind = self.human.means["surprisal"]
+        return [self._levels.get(repr(pair), of_kind) for pair in zip(prefixes, human, strict=True)]
 
     def _without_level(
         self, prefixes: Sequence[str | list[int]], human: Sequence[Text | None]
@@ -276,7 +292,7 @@ class UncertaintyReward:
         }
 
     def _keep_levels(self, keys: Iterable[str], scores: Sequence[TokenScores | None]) -> None:
-        curve = self.profile.curve(self.domain)
+        curve = self.human.curve
         for key, score in zip(keys, scores, strict=True):
             if score is not None:
                 self._levels[key] = float(np.nanmean(curve(score.entropy)))
@@ -373,7 +389,7 @@ class UncertaintyReward:
         """Leave out models that can be loaded or taken again: a named scorer, and the policy's base."""
         state = self.__dict__.copy()
         if not isinstance(self._given_scorer, Scorer):
-            state["_scorer"] = state["_profile"] = None
+            state["_scorer"] = state["_profile"] = state["_human"] = None
         # Weak references cannot be pickled.
         state["_policy"] = state["_compared"] = None
         return state

@@ -387,7 +387,7 @@ def test_the_real_model_ranks_people_first(smollm2):
         return generate_continuations(smollm2.model, tokenizer, contexts, settings, max_new_tokens=64, seed=0)
 
     prefixes = [excerpt.prefix for excerpt in excerpts]
-    reward = UncertaintyReward(scorer=smollm2)
+    reward = UncertaintyReward(scorer=smollm2, kind="fairy-tale")
     human = np.array(reward(prefixes, people))
 
     def auc(texts, continued=prefixes):

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ugap.profile.plain import FloatArray, array, member, plain
+from ugap.profile.plain import FloatArray, array, member, number, plain
 
 MOST_BINS = 32
 TOKENS_PER_BIN = 200
@@ -206,10 +206,10 @@ class Pooling(NamedTuple):
         for name, values in columns.items():
             if values.shape != shapes[name] or not np.isfinite(values).all() or (values < 0).any():
                 raise ValueError(f"the shared {name} do not fit the entropy bins, or are no numbers from 0")
-        (spread,) = array([member(entry, "spread")], "spread")
+        spread = number(member(entry, "spread"), "spread")
         if not spread >= 0:
             raise ValueError("the shared spread is no number from 0")
-        return cls(**columns, spread=float(spread))
+        return cls(**columns, spread=spread)
 
 
 def pool(kinds: Sequence[HumanTokens]) -> Pooling:

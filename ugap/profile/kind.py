@@ -24,7 +24,7 @@ from ugap.profile.calibration import (
     figures,
     fit_calibration,
 )
-from ugap.profile.plain import FloatArray, array, count, member, plain, text
+from ugap.profile.plain import FloatArray, array, count, member, number, plain, text
 from ugap.profile.positions import Positions
 from ugap.profile.texts import TextReference, text_features
 
@@ -239,13 +239,13 @@ class KindProfile:
             domain=text(member(entry, "domain"), "domain"),
             n_texts=count(member(entry, "n_texts"), "n_texts"),
             n_tokens=count(member(entry, "n_tokens"), "n_tokens"),
-            means={name: float(array([mean], name)[0]) for name, mean in means.items()},
+            means={name: number(mean, name) for name, mean in means.items()},
             levels=array(member(entry, "levels"), "levels"),
             quantiles={measure: array(values, measure) for measure, values in quantiles.items()},
             curve=CalibrationCurve(**{name: array(member(curve, name), name) for name in _CURVE}),
             bins=EntropyBins(**{name: array(member(bins, name), name) for name in _BINS}),
             positions=Positions.from_dict(member(entry, "positions")),
-            error=float(array([member(entry, "error")], "error")[0]),
+            error=number(member(entry, "error"), "error"),
             texts=None if texts is None else TextReference.from_dict(texts),
         )
 

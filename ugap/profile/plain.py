@@ -43,6 +43,17 @@ def array(values: Any, name: str) -> FloatArray:
     return found.astype(np.float64)
 
 
+def number(value: Any, name: str) -> float:
+    """A finite number as a float; None becomes NaN.
+
+    Raises:
+        ValueError: `value` is something else.
+    """
+    if not _is_number(value):
+        raise ValueError(f"{name!r} is no finite number")
+    return float("nan") if value is None else float(value)
+
+
 def count(value: Any, name: str) -> int:
     """A whole number above 0.
 

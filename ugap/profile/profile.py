@@ -21,7 +21,7 @@ from ugap.errors import InputError
 from ugap.files import write_json
 from ugap.profile.calibration import CalibrationCurve, Pooling, pool
 from ugap.profile.kind import KindProfile, ScoredTokens, mix
-from ugap.profile.plain import FloatArray, array, member, text
+from ugap.profile.plain import FloatArray, member, number, text
 from ugap.profile.positions import REFERENCE, PlacedTokens, Positions, common_ratios, fit_held, fit_positions
 from ugap.profile.prompt import KIND_TOKENS, SPAN, PromptModel
 
@@ -498,7 +498,7 @@ def _read(path: Path) -> HumanProfile:
         for reader, by_kind in readers.items():
             if not isinstance(by_kind, dict):
                 raise ValueError("the shares of a reader are no object")
-            shares[reader] = {name: float(array([share], name)[0]) for name, share in by_kind.items()}
+            shares[reader] = {name: number(share, name) for name, share in by_kind.items()}
             if not all(0 < share < _MOST_SHARE for share in shares[reader].values()):
                 raise ValueError("the share of a reader is no number above 0")
         kinds = {}

@@ -73,6 +73,7 @@ def test_load_model_takes_a_gguf_file(tiny_gguf, capfd):
     shown = capfd.readouterr()
     assert shown.out == ""
     assert shown.err.splitlines() == ["reading tiny.gguf (a minute or so)"]
+    assert model.config.name_or_path == str(tiny_gguf)
 
 
 def test_a_file_that_is_no_gguf_is_named(tmp_path):

@@ -49,6 +49,8 @@ def read_gguf(path: Path, dtype: torch.dtype = torch.float32) -> tuple[PreTraine
         tokenizer = AutoTokenizer.from_pretrained(**source)
         plain = GgufConfig(dequantize=True)
         model = AutoModelForCausalLM.from_pretrained(**source, dtype=dtype, quantization_config=plain)
+    # transformers names a model by its folder, and several models may share the folder of a GGUF file.
+    model.config.name_or_path = str(path)
     return model, tokenizer
 
 

@@ -264,13 +264,9 @@ def damage(document, *keys, value):
         (("prompt", "ratios", 0, 0), 0, "ratios must be above 0"),
         (("prompt", "covariance", 0, 0, 0), -1, "covariance is none"),
         (("prompt", "lengths", 0), 500, "lengths must rise"),
-        (("readers",), [], "no object"),
-        (("readers",), {"abc": 1}, "shares of a reader are no object"),
         (("kinds", "creative", "error"), [0.1], "'error' is no finite number"),
         (("kinds", "creative", "error"), [[0.1], 0.2], "'error' is no finite number"),
         (("pooling", "spread"), [0.1], "'spread' is no finite number"),
-        (("readers",), {"abc": {"creative": [1, 2]}}, "'creative' is no finite number"),
-        (("readers",), {"abc": {"creative": 0}}, "share of a reader is no number above 0"),
     ],
 )
 def test_a_damaged_file_is_named_in_one_line(profile, whole, tmp_path, keys, value, message):
@@ -483,9 +479,8 @@ def test_texts_of_the_user_are_a_kind(whole):
 
 def test_kinds_round_trip(whole, tmp_path):
     profile = whole[0]
-    with_reader = replace(profile, readers={"cccc": {"tale": 0.9}})
-    with_reader.save(tmp_path / "kinds.json")
+    profile.save(tmp_path / "kinds.json")
     loaded = HumanProfile.load(tmp_path / "kinds.json")
-    assert loaded.to_dict() == with_reader.to_dict()
+    assert loaded.to_dict() == profile.to_dict()
     prompt = tuple(row.astype(float) for row in (whole[2]["news"][0].surprisal, whole[2]["news"][0].entropy))
     assert loaded.target("auto", prompt=prompt).mean_surprisal == profile.target("auto", prompt=prompt).mean_surprisal

@@ -202,3 +202,10 @@ def _show(profile: "HumanProfile") -> None:
     console.print(positions)
     console.print("\nmean surprisal of people where the model's entropy is h (nats):")
     console.print(curves)
+    if profile.prompt is not None and profile.prompt.kinds:
+        errors = Table("tokens of the prompt", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for length in profile.prompt.lengths:
+            errors.add_column(f"{length:g}", justify="right")
+        errors.add_row("error", *(f"{value:.2f}" for value in profile.prompt.kind_deviation))
+        console.print("\nroot mean square error of the level after a prompt, for a kind that was left out (nats):")
+        console.print(errors)

@@ -10,7 +10,7 @@ kinds to write: a kind, a domain (its kinds with equal weight), a mixture of kin
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,7 +21,7 @@ from ugap.errors import InputError
 from ugap.files import write_json
 from ugap.profile.calibration import CalibrationCurve, Pooling, pool
 from ugap.profile.kind import KindProfile, ScoredTokens, mix
-from ugap.profile.plain import FloatArray, member, number, text
+from ugap.profile.plain import FloatArray, member, text
 from ugap.profile.positions import REFERENCE, PlacedTokens, Positions, common_ratios, fit_held, fit_positions
 from ugap.profile.prompt import KIND_TOKENS, SPAN, PromptModel
 
@@ -36,7 +36,6 @@ LIKE = "like"
 Selection = str | Mapping[str, float]
 _MOST_BYTES = 32 * 2**20  # a kind takes some 10 thousand
 _LEAST_SURPRISAL = 0.05  # nats: the regression can predict less for code
-_MOST_SHARE = 10.0
 _SHOWN = 3  # kinds that are named
 _LEAST_WEIGHT = 0.01  # a less probable kind is not mixed in
 
@@ -95,8 +94,6 @@ class HumanProfile:
         pooling (`Pooling`): What all kinds share.
         prompt (`PromptModel`, *optional*): Predicts level and kinds from a prompt; `None` where fewer than
             three kinds have enough texts that were scored from their start.
-        readers (`Mapping[str, Mapping[str, float]]`, *optional*): By weight hash of another scorer, the share of the
-            human level at which the model's text is at the human level to that scorer, by kind.
 
     Raises:
         ValueError: If there is no kind, or kinds do not share their entropy bins.
@@ -114,7 +111,6 @@ class HumanProfile:
     kinds: Mapping[str, KindProfile]
     pooling: Pooling
     prompt: PromptModel | None = None
-    readers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.kinds:
@@ -289,7 +285,6 @@ class HumanProfile:
             "kinds": {name: kind.to_dict() for name, kind in self.kinds.items()},
             "pooling": self.pooling.to_dict(),
             "prompt": None if self.prompt is None else self.prompt.to_dict(),
-            "readers": {reader: dict(shares) for reader, shares in self.readers.items()},
         }
 
     @property
@@ -487,26 +482,19 @@ def _read(path: Path) -> HumanProfile:
         )
     where = "a damaged human profile"
     try:
-        scorer, entries, readers = (member(document, name) for name in ("scorer", "kinds", "readers"))
+        scorer, entries = member(document, "scorer"), member(document, "kinds")
         scorer_name, weight_hash = (text(member(scorer, name), name) for name in ("name", "weight_hash"))
         source = text(member(document, "source"), "source")
         pooling = Pooling.from_dict(member(document, "pooling"))
         prompt = None if document.get("prompt") is None else PromptModel.from_dict(document["prompt"])
-        if not isinstance(entries, dict) or not isinstance(readers, dict):
-            raise ValueError("'kinds' or 'readers' is no object")
-        shares = {}
-        for reader, by_kind in readers.items():
-            if not isinstance(by_kind, dict):
-                raise ValueError("the shares of a reader are no object")
-            shares[reader] = {name: number(share, name) for name, share in by_kind.items()}
-            if not all(0 < share < _MOST_SHARE for share in shares[reader].values()):
-                raise ValueError("the share of a reader is no number above 0")
+        if not isinstance(entries, dict):
+            raise ValueError("'kinds' is no object")
         kinds = {}
         for name, entry in entries.items():
             where = f"a damaged human profile: kind {_short(name)}"
             kinds[name] = KindProfile.from_dict(entry)
         where = "a damaged human profile"
-        return HumanProfile(scorer_name, weight_hash, source, kinds, pooling, prompt, shares)
+        return HumanProfile(scorer_name, weight_hash, source, kinds, pooling, prompt)
     except ValueError as error:
         raise InputError(f"{path}: {where}: {error}") from error
 

@@ -5,6 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    OpenAIGPTConfig,
+    PreTrainedConfig,
+    RwkvConfig,
+    XLMConfig,
+    XLMWithLMHeadModel,
+)
 
 from ugap.profile import HumanProfile, PromptModel
 from ugap.profile.positions import BANDS
@@ -49,6 +58,25 @@ def test_of_a_long_prompt_the_end_is_read(tiny_model):
         assert np.isfinite(values[20:]).all()
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "openai-gpt", "rwkv", "xlm"])
+def test_a_prompt_is_read_whatever_the_architecture_takes(kind):
+    """Some take no `logits_to_keep`, and some no `use_cache`."""
+    size = {"vocab_size": 400}
+    configs: dict[str, PreTrainedConfig] = {
+        "gpt2": GPT2Config(n_embd=16, n_layer=2, n_head=2, **size),
+        "openai-gpt": OpenAIGPTConfig(n_embd=16, n_layer=2, n_head=2, **size),
+        "rwkv": RwkvConfig(hidden_size=16, num_hidden_layers=2, **size),
+        "xlm": XLMConfig(n_words=400, emb_dim=16, n_layers=2, n_heads=2, causal=True, asm=False),
+    }
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(configs[kind]) if kind != "xlm" else XLMWithLMHeadModel(configs[kind])
+    ids = torch.randint(5, 390, (24,)).tolist()
+    surprisal, entropy = read_prompt(model.eval(), ids)
+    log_p = model(input_ids=torch.tensor([ids])).logits[0, :-1].double().log_softmax(-1).detach()
+    np.testing.assert_allclose(surprisal[1:], -log_p[range(23), ids[1:]], atol=2e-4)
+    np.testing.assert_allclose(entropy[1:], -(log_p.exp() * log_p).sum(-1), atol=2e-4)
+
+
 class TestPromptParams:
     def test_the_level_is_that_of_the_prompt(self, reading_profile, tiny_model, tokenizer):
         prompts = PromptParams(reading_profile, model=tiny_model, special=[tokenizer.bos_token_id])
@@ -73,6 +101,15 @@ class TestPromptParams:
             assert PromptParams(reading_profile, **options).target(prompt).factor == 1
         other = PromptParams(reading_profile, model=tiny_model, otherwise="functional").target(ids[:12])
         assert other.weights == {"functional": 1.0}
+
+    def test_prompts_are_not_remembered_without_end(self, reading_profile, monkeypatch):
+        monkeypatch.setattr("ugap.sampling.prompts._MOST_TARGETS", 4)
+        prompts = PromptParams(reading_profile, "creative")
+        targets = [prompts.target([1] * n) for n in (3, 70, 3, 9, 10, 11, 12)]
+        assert [target.position for target in targets] == [3, 70, 3, 9, 10, 11, 12]
+        assert len(prompts._targets) <= 4
+        assert all(target.kind is targets[0].kind for target in targets)
+        assert targets[1].mean_surprisal == reading_profile.target("creative", position=70).mean_surprisal
 
     def test_a_prompt_unlike_all_human_text_is_warned_of_once(self, reading_profile, tiny_model, caplog):
         prompts = PromptParams(reading_profile, model=tiny_model)

@@ -69,6 +69,10 @@ class Target(NamedTuple):
         """Ratio of the mean surprisal to that of the kind at the position: 1 where no prompt moved it."""
         return self.mean_surprisal / self.kind.positions.mean_surprisal(self.position, SPAN)
 
+    def at(self, position: int) -> "Target":
+        """The same kinds after another number of tokens, at the level of their mixture there."""
+        return self._replace(position=position, mean_surprisal=self.kind.positions.mean_surprisal(position, SPAN))
+
     @property
     def named(self) -> str:
         """The kinds in words, with their probabilities where there are several."""

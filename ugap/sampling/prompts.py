@@ -1,5 +1,6 @@
 """From a prompt to the sampler's parameters for its continuation."""
 
+import inspect
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MOST_TOKENS = 192  # of a prompt, from its end: more add nothing to the prediction
+_MOST_TARGETS = 256  # prompts that are remembered
 _ROWS = 16  # logits of this many tokens at a time are turned into float32
 
 
@@ -54,8 +56,9 @@ class PromptParams:
         self._special = frozenset(special)
         self._bos = None if model is None else model.config.get_text_config().bos_token_id
         self._targets: dict[tuple[int, ...], Target] = {}
-        # Of the kind itself; also checks kind and tail before anything is generated.
-        self._static = target_params(profile.target(kind, otherwise=otherwise), tail)
+        # Of the kind itself, mixed once; also checks kind and tail before anything is generated.
+        self._kind = profile.target(kind, otherwise=otherwise)
+        self._static = target_params(self._kind, tail)
 
     def __call__(self, ids: Sequence[int]) -> dict[str, Any]:
         """The parameters for the token ids of a prompt."""
@@ -66,14 +69,18 @@ class PromptParams:
         """The human text that a prompt calls for; one warning for a prompt unlike all that the profile knows."""
         key = tuple(ids)
         if key not in self._targets:
-            prompt, skipped = None, int(bool(ids) and (ids[0] == self._bos or ids[0] in self._special))
+            if len(self._targets) >= _MOST_TARGETS:  # a training asks for other prompts in every step
+                self._targets.clear()
+            skipped = int(bool(ids) and (ids[0] == self._bos or ids[0] in self._special))
             # A named kind is not moved by its prompt, so nothing is read for it.
             if self._model is not None and self.kind == AUTO and not self._special.intersection(ids[1:]):
                 surprisal, entropy = read_prompt(self._model, ids)
                 prompt = surprisal[skipped:], entropy[skipped:]
-            target = self.profile.target(
-                self.kind, position=len(ids) - skipped, prompt=prompt, otherwise=self._otherwise
-            )
+                target = self.profile.target(
+                    self.kind, position=len(ids) - skipped, prompt=prompt, otherwise=self._otherwise
+                )
+            else:
+                target = self._kind.at(len(ids) - skipped)
             if target.strange:
                 logger.warning(
                     "a prompt is unlike every kind of text that the human profile knows: its level is a guess"
@@ -95,7 +102,10 @@ def read_prompt(model: "PreTrainedModel", ids: Sequence[int]) -> tuple[np.ndarra
     surprisal, entropy = np.full((2, len(ids)), np.nan)
     row = torch.tensor([list(ids)], device=model.device)
     kept = min(len(ids), MOST_TOKENS + 1)
-    logits = model(input_ids=row, use_cache=False, logits_to_keep=kept).logits[0, -kept:-1]
+    # Not every architecture takes these, and all logits of a long prompt are large.
+    options = {"use_cache": False, "logits_to_keep": kept}
+    taken = inspect.signature(model.forward).parameters
+    logits = model(input_ids=row, **{name: options[name] for name in options if name in taken}).logits[0, -kept:-1]
     for start in range(0, len(logits), _ROWS):
         log_p = logits[start : start + _ROWS].float().log_softmax(-1)
         at = len(ids) - kept + 1 + start

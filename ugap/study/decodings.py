@@ -2,7 +2,7 @@
 
 A setting is one of `generate()`, or of the sampler at human uncertainty: `human_weight` (1 is human, 0 greedy),
 `human_kind` (by default `auto`: the prompt decides, or else the domain of the text) and `human_profile` (by default the
-own one of the model).
+profile of the model).
 
 Every decoding spells out all the warpers, because `generate()` fills in its own where they are left unset (`top_k=50`
 alone costs more than a nat of surprisal). Behind them tokens are drawn by [`DrawLogitsProcessor`][].

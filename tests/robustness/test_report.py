@@ -96,6 +96,7 @@ def test_a_page_or_one_line(folder, tmp_path, case):
         (copy / "scores.parquet").unlink()
     (path, *_) = sorted(copy.glob(pattern))
     whole = path.read_bytes()
+    write_page([copy], page)  # undamaged, so that the lines below are about the damage
     lines = []
     for seed in range(ROUNDS):
         path.write_bytes(whole)
@@ -112,7 +113,6 @@ def test_a_page_or_one_line(folder, tmp_path, case):
         else:
             page.read_text(encoding="utf-8")
         assert time.monotonic() - begin < MOST_SECONDS, seed
-    assert len(lines) < ROUNDS
     for line in lines:
         assert line.startswith(str(copy))
         assert "\n" not in line

@@ -14,6 +14,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from trl import GRPOConfig, GRPOTrainer
 
+import ugap.profile.fitting
 from ugap.data import load_texts
 from ugap.errors import InputError
 from ugap.profile import HumanProfile
@@ -145,12 +146,12 @@ def two_policies(base_model, make_model):
 
 @pytest.fixture
 def own_profiles(monkeypatch, human_profile, human_texts):
-    """Every scorer has a shipped profile of its own."""
+    """Every scorer has a profile of its own."""
 
     def fit(cls, scorer):
-        return dataclasses.replace(human_profile, scorer_name=scorer.name, weight_hash=scorer.weight_hash)
+        return dataclasses.replace(human_profile, scorer_name=scorer.id.name, weight_hash=scorer.id.weight_hash)
 
-    monkeypatch.setattr(HumanProfile, "shipped_for", classmethod(fit))
+    monkeypatch.setattr(HumanProfile, "for_scorer", classmethod(fit))
 
 
 def test_another_policy_is_bound_anew(two_policies, own_profiles, tokenizer, human_texts):
@@ -292,8 +293,6 @@ def test_what_cannot_be_compared_is_refused(reward, human_profile, make_model, t
     other = Scorer(make_model("phi"), tokenizer, name="another")
     with pytest.raises(InputError, match="was fitted with 'tiny'"):
         call(UncertaintyReward(human_profile, other), human_texts[:1])
-    with pytest.raises(InputError, match="no shipped human profile fits 'another'"):
-        call(UncertaintyReward(None, other), human_texts[:1])
     with pytest.raises(InputError, match="has no kind 'poetry'"):
         call(UncertaintyReward(human_profile, reward.scorer, domain="poetry"), human_texts[:1])
     with pytest.raises(InputError, match="has no kind 'sermon'"):
@@ -303,6 +302,15 @@ def test_what_cannot_be_compared_is_refused(reward, human_profile, make_model, t
     few = HumanProfile.fit({"creative": reward.scorer.score(human_texts[:5], [PROMPT] * 5, pmi=True)}, resamples=2)
     with pytest.raises(InputError, match="without features of whole texts"):
         call(UncertaintyReward(few, reward.scorer), human_texts[:1])
+
+
+def test_a_scorer_that_nobody_prepared_gets_a_profile(make_model, tokenizer, human_texts, tmp_path, monkeypatch):
+    monkeypatch.setattr(ugap.profile.fitting, "cache_dir", lambda: tmp_path)
+    monkeypatch.setattr(ugap.profile.fitting, "EMBEDDED_TEXTS", 16)
+    reward = UncertaintyReward(scorer=Scorer(make_model("phi"), tokenizer, name="another"))
+    assert 0 < call(reward, human_texts[:1])[0] <= 1
+    assert reward.profile.scorer_name == "another"
+    assert list(tmp_path.glob("profiles/*/profile.json"))
 
 
 class TestFactuality:
@@ -417,7 +425,7 @@ def test_by_name_from_the_command_line_of_trl(base_model, save_model, human_prof
     data = tmp_path / "data"
     data.mkdir()
     prompts.to_json(data / "train.jsonl")
-    monkeypatch.setattr(HumanProfile, "shipped_for", classmethod(lambda cls, scorer: human_profile))
+    monkeypatch.setattr(HumanProfile, "for_scorer", classmethod(lambda cls, scorer: human_profile))
     words = ["--model_name_or_path", str(folder), "--dataset_name", str(data), "--output_dir", str(tmp_path / "run")]
     rewards_of_ours = [f"ugap.training.rewards.{name}" for name in ("surprisal_reward", "factuality_reward")]
     settings = ["--use_cpu", "--bf16", "False", "--report_to", "none", "--max_steps", "1", "--logging_steps", "1"]

@@ -4,7 +4,7 @@ Both are kept in the cache folder, by the fingerprint of the weights and that of
 """
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,7 +21,7 @@ from ugap.progress import progress_bar
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from ugap.scoring import Scorer
+    from ugap.scoring import Scorer, ScorerId
     from ugap.scoring.records import TokenScores
 
 PREFIX_TOKENS = 64
@@ -150,8 +150,16 @@ def profile_for(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") 
     from ugap.scoring.fingerprint import weight_hash
 
     name = model.config.name_or_path or type(model).__name__
-    scorer_id = ScorerId(name, weight_hash(model))
-    beside = Path(name) / BESIDE
+    return _profile_of(name, ScorerId(name, weight_hash(model)), lambda: Scorer(model, tokenizer, name=name))
+
+
+def scorer_profile(scorer: "Scorer") -> HumanProfile:
+    """The human profile of a scorer; returns and raises as `profile_for`."""
+    return _profile_of(scorer.model.config.name_or_path or scorer.name, scorer.id, lambda: scorer)
+
+
+def _profile_of(path: str, scorer_id: "ScorerId", scorer: "Callable[[], Scorer]") -> HumanProfile:
+    beside = Path(path) / BESIDE
     if beside.is_file():
         profile = HumanProfile.load(beside)
         profile.check(scorer_id)
@@ -161,9 +169,8 @@ def profile_for(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") 
         return shipped
 
     def build(folder: Path) -> None:
-        scorer = Scorer(model, tokenizer, name=name)
-        with announced(f"{name} has no human profile: one is fitted to embedded tales and manuals, once"):
-            embedded_profile(scorer).save(folder / _FILE)
+        with announced(f"{scorer_id.name} has no human profile: one is fitted to embedded tales and manuals, once"):
+            embedded_profile(scorer()).save(folder / _FILE)
 
     return HumanProfile.load(ensure_entry(cache_dir() / "profiles" / scorer_id.weight_hash, build) / _FILE)
 

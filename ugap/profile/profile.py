@@ -28,6 +28,7 @@ from ugap.profile.prompt import KIND_TOKENS, SPAN, PromptModel
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from ugap.scoring import Scorer
     from ugap.scoring.records import ScorerId, TokenScores
 
 VERSION = 2
@@ -263,6 +264,13 @@ class HumanProfile:
         from ugap.profile.fitting import profile_for
 
         return profile_for(model, tokenizer)
+
+    @classmethod
+    def for_scorer(cls, scorer: "Scorer") -> "HumanProfile":
+        """The profile of any scorer; see [`profile_for`][ugap.profile.profile_for]."""
+        from ugap.profile.fitting import scorer_profile
+
+        return scorer_profile(scorer)
 
     @classmethod
     def shipped_for(cls, scorer: "ScorerId") -> "HumanProfile":

@@ -49,7 +49,7 @@ class UncertaintyReward:
 
     Args:
         profile (`HumanProfile`, `str` or `Path`, *optional*): Human profile of the scorer, or its file; by default the
-            shipped one.
+            model's own, see [`profile_for`][ugap.profile.profile_for].
         scorer (`Scorer` or `str`, *optional*): The frozen scorer, or a model's name to load when it is first needed; by
             default the policy's base.
         features (`Sequence[str]`, *optional*): Which features count, of `ugap.profile.texts.FEATURES`; by
@@ -111,7 +111,7 @@ class UncertaintyReward:
         scorer = self._scorer_for(policy, tokenizer)
         profile = self._given_profile
         if profile is None:
-            profile = HumanProfile.shipped_for(scorer.id)
+            profile = HumanProfile.for_scorer(scorer)
         elif not isinstance(profile, HumanProfile):
             profile = HumanProfile.load(profile)
         # A profile of other weights would compare surprisals of two models.

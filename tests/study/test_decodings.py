@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ugap.errors import InputError
-from ugap.study.decodings import DECODINGS, STUDIED, decoder, generation_config, parse_decodings
+from ugap.study.decodings import DECODINGS, STUDIED, decoder, generation_config, is_human, parse_decodings
 from ugap.study.generation import generate_continuations
 
 WARPERS = ("temperature", "top_k", "top_p", "min_p", "typical_p")
@@ -21,7 +21,7 @@ def test_the_studied_decodings():
         "typical-p-0.95",
         "greedy",
     ]
-    assert set(DECODINGS) - set(STUDIED) == {"eta-0.0009", "top-h-0.4", "ugap-creative", "ugap-balanced"}
+    assert set(DECODINGS) - set(STUDIED) == {"eta-0.0009", "top-h-0.4", "ugap-creative", "ugap-balanced", "ugap-own"}
     assert parse_decodings(list(DECODINGS)) == DECODINGS
 
 
@@ -157,7 +157,7 @@ def test_temperature_lowers_the_surprisal(taken):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in DECODINGS if name not in ("greedy", "ugap-creative", "ugap-balanced")]
+    "name", [name for name, how in DECODINGS.items() if name != "greedy" and not is_human(how)]
 )
 def test_what_is_drawn_from_is_what_generate_would_draw_from(name, make_model, tokenizer):
     model = make_model("llama", initializer_range=0.15)
@@ -227,7 +227,7 @@ class TestHumanUncertainty:
             ("x=human_weight:high", r"expected a number in \[0, 1\]"),
             ("x=human_weight:1.0,temperature:0.7", "human_weight and temperature exclude each other"),
             ("x=human_weight:1.0,num_beams:2", "human_weight and num_beams exclude each other"),
-            ("x=human_kind:creative", "human_weight is missing"),
+            ("x=human_kind:creative", "human_mode or human_weight is missing"),
         ],
     )
     def test_what_is_no_decoding_of_ours(self, words, cause):

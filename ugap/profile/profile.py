@@ -10,7 +10,7 @@ kinds to write: a kind, a domain (its kinds with equal weight), a mixture of kin
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,6 +24,7 @@ from ugap.profile.kind import KindProfile, ScoredTokens, mix
 from ugap.profile.plain import FloatArray, member, text
 from ugap.profile.positions import REFERENCE, PlacedTokens, Positions, common_ratios, fit_held, fit_positions
 from ugap.profile.prompt import KIND_TOKENS, SPAN, PromptModel
+from ugap.profile.reading import Reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -57,6 +58,7 @@ class Target(NamedTuple):
         position (`int`): Tokens before the continuation.
         mean_surprisal (`float`): Mean human surprisal of the next 64 tokens, nats per token.
         strange (`bool`): Whether the prompt is unlike the human texts of every kind.
+        reading (`Reading`, *optional*): To whom the continuation should be human; by default to the scorer itself.
     """
 
     kind: KindProfile
@@ -64,6 +66,12 @@ class Target(NamedTuple):
     position: int
     mean_surprisal: float
     strange: bool = False
+    reading: Reading | None = None
+
+    @property
+    def share(self) -> float:
+        """The share of the human level to aim at, which is human to the reader."""
+        return 1.0 if self.reading is None else self.reading.share(self.weights)
 
     @property
     def factor(self) -> float:
@@ -84,7 +92,8 @@ class Target(NamedTuple):
         return ", ".join(f"{name} {weight:.1f}" for name, weight in ranked[:_SHOWN])
 
     def __str__(self) -> str:
-        return f"kind: {self.named}; human level {self.mean_surprisal:.2f}"
+        aim = "" if self.reading is None else f"; {self.reading.reader} reads {self.share:.2f} of it as human"
+        return f"kind: {self.named}; human level {self.mean_surprisal:.2f}{aim}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +108,9 @@ class HumanProfile:
         pooling (`Pooling`): What all kinds share.
         prompt (`PromptModel`, *optional*): Predicts level and kinds from a prompt; `None` where fewer than
             three kinds have enough texts that were scored from their start.
+        readings (`Mapping[str, Reading]`): By name of another model, how it reads what the scorer writes.
+        reader (`str`, *optional*): The reader, one of `readings`, that continuations should be human to; by default
+            the scorer itself.
 
     Raises:
         ValueError: If there is no kind, or kinds do not share their entropy bins.
@@ -116,6 +128,8 @@ class HumanProfile:
     kinds: Mapping[str, KindProfile]
     pooling: Pooling
     prompt: PromptModel | None = None
+    readings: Mapping[str, Reading] = field(default_factory=dict)
+    reader: str | None = None
 
     def __post_init__(self) -> None:
         if not self.kinds:
@@ -297,7 +311,25 @@ class HumanProfile:
             "kinds": {name: kind.to_dict() for name, kind in self.kinds.items()},
             "pooling": self.pooling.to_dict(),
             "prompt": None if self.prompt is None else self.prompt.to_dict(),
+            "readings": {name: reading.to_dict() for name, reading in self.readings.items()},
         }
+
+    def read_by(self, reader: str | None = None) -> "HumanProfile":
+        """The same profile, for continuations that are human to another model.
+
+        Args:
+            reader (`str`, *optional*): Name of a model that the profile was calibrated for; by default the first one,
+                or the scorer itself where there is none.
+
+        Raises:
+            InputError: If the profile was not calibrated for the reader; the message lists those that it was.
+        """
+        if reader is None:
+            return replace(self, reader=next(iter(self.readings), None))
+        if reader not in self.readings:
+            known = f"it knows {', '.join(self.readings)}" if self.readings else "it knows none"
+            raise InputError(f"the human profile was not calibrated for the reader {reader!r}; {known}")
+        return replace(self, reader=reader)
 
     @property
     def scorer(self) -> "ScorerId":
@@ -381,15 +413,16 @@ class HumanProfile:
         weights = self.weights(otherwise if selection == AUTO and otherwise is not None else selection)
         reading = None if prompt is None or self.prompt is None else self.prompt.read(*prompt)
         strange = reading is not None and reading.strange
+        aim = None if self.reader is None else self.readings[self.reader]
         if selection != AUTO or reading is None:
             kind = mix([self.kinds[name] for name in weights], list(weights.values()))
-            return Target(kind, weights, position, kind.positions.mean_surprisal(position, SPAN), strange)
+            return Target(kind, weights, position, kind.positions.mean_surprisal(position, SPAN), strange, aim)
         if position >= KIND_TOKENS and reading.kinds:
             weights = {name: weight for name, weight in reading.kinds.items() if weight >= _LEAST_WEIGHT}
             total = sum(weights.values())
             weights = {name: weight / total for name, weight in weights.items()}
         kind = mix([self.kinds[name] for name in weights], list(weights.values()))
-        return Target(kind, weights, position, max(reading.mean_surprisal, _LEAST_SURPRISAL), strange)
+        return Target(kind, weights, position, max(reading.mean_surprisal, _LEAST_SURPRISAL), strange, aim)
 
     def without(self, kind: str) -> "HumanProfile":
         """The profile without a kind, to judge what the others predict for it: its prompts are left out too.
@@ -403,7 +436,9 @@ class HumanProfile:
         kinds = {name: profile for name, profile in self.kinds.items() if name != kind}
         if kind not in self.kinds or not kinds:
             raise InputError(f"the human profile cannot do without {kind!r}; its kinds are {', '.join(self.kinds)}")
-        return replace(self, kinds=kinds, prompt=None if self.prompt is None else self.prompt.without(kind))
+        readings = {name: left for name, one in self.readings.items() if (left := one.without(kind)) is not None}
+        prompt = None if self.prompt is None else self.prompt.without(kind)
+        return replace(self, kinds=kinds, prompt=prompt, readings=readings)
 
     def curve(self, selection: Selection) -> CalibrationCurve:
         """The calibration curve of a selection; raises as `weights` does."""
@@ -506,7 +541,11 @@ def _read(path: Path) -> HumanProfile:
             where = f"a damaged human profile: kind {_short(name)}"
             kinds[name] = KindProfile.from_dict(entry)
         where = "a damaged human profile"
-        return HumanProfile(scorer_name, weight_hash, source, kinds, pooling, prompt)
+        readings = document.get("readings", {})
+        if not isinstance(readings, dict):
+            raise ValueError("'readings' is no object")
+        read = {name: Reading.from_dict(name, entry) for name, entry in readings.items()}
+        return HumanProfile(scorer_name, weight_hash, source, kinds, pooling, prompt, read)
     except ValueError as error:
         raise InputError(f"{path}: {where}: {error}") from error
 

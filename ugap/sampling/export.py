@@ -75,6 +75,10 @@ def export_custom_generate(
             raise InputError(f"base_model {base_model!r}: no Hub id: {str(error).splitlines()[0]}") from error
     loaded = profile if isinstance(profile, HumanProfile) else HumanProfile.load(profile)
     params = {kind: human_params(loaded, kind, tail) for kind in sorted({*loaded.kinds, *loaded.domains})}
+    if loaded.readings:
+        for kind, own in params.items():
+            to_reader = human_params(loaded.read_by(), kind, tail)
+            own["reader"] = {name: to_reader[name] for name in ("g", "gain", "mean_surprisal")}
     code = folder / "custom_generate"
     sources = resources.files("ugap.sampling.portable")
     files = {
@@ -107,7 +111,8 @@ def _params_module(profile: HumanProfile, params: dict[str, dict[str, Any]]) -> 
         "`h` and `g`: knots of the curve of human mean surprisal over the model's entropy. `entropy_quantiles` and\n"
         "`cdf`: quantiles of the entropy in human text. `edges` and `ranks`: inner edges of bins of entropy, and\n"
         "the last human rank in each. By position, in bands that start at `bands`: `entropy_scale` and `gain`,\n"
-        "which multiply quantiles and curve, and the `mean_surprisal` of the human texts, per token.\n"
+        "which multiply quantiles and curve, and the `mean_surprisal` of the human texts, per token. `reader` has\n"
+        "what a mode takes instead: at that level the text is human to a stronger reader.\n"
         '"""\n\n'
         "from typing import Any\n\n"
         f"SCORER = {(profile.scorer_name, profile.weight_hash)}  # the model, and the fingerprint of its weights\n"

@@ -4,6 +4,7 @@ SciPy and the models of transformers take seconds to import: only the functions 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from ugap.errors import InputError
 from ugap.profile import HumanProfile, Target
+from ugap.profile.calibration import CalibrationCurve
 from ugap.profile.positions import BANDS
 from ugap.profile.profile import AUTO, Selection
 from ugap.sampling.portable.params_processor import mode_weight
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TAIL = 0.999
+# For a reader, the curve is raised to the power of 1 + CONTRAST: certain steps give way before uncertain ones.
+CONTRAST = 0.8
 _SCALES = (0.02, 8.0)  # of the human entropy: far beyond any kind of text
 
 
@@ -58,6 +62,9 @@ def target_params(target: Target, tail: float | None = TAIL) -> dict[str, Any]:
 
     The prompt moves the level of its kind: the human entropy is scaled until the curve's mean over its quantiles moves
     by the same factor. At each position the gain makes that mean the human mean surprisal there.
+
+    For a reader, the aim is a share of that mean, and the curve is steeper: it falls most where the writer is certain.
+    At the same level for the reader, the surprisals are nearer to people's.
     """
     from scipy.optimize import brentq, isotonic_regression
 
@@ -78,9 +85,9 @@ def target_params(target: Target, tail: float | None = TAIL) -> dict[str, Any]:
     # Scaled, as the profile knows no maximum: its highest quantile is taken for it.
     cdf = np.array([0.0, *(kind.levels / kind.levels[-1])])
 
-    def mean_of_curve(scale: float) -> float:
-        """Mean of the curve over the scaled quantiles, nats: the sampler's aim is linear between them."""
-        values = kind.curve(scale * quantiles)
+    def mean_of_curve(scale: float, curve: CalibrationCurve = kind.curve) -> float:
+        """Mean of a curve over the scaled quantiles, nats: the sampler's aim is linear between them."""
+        values = curve(scale * quantiles)
         return float(((values[1:] + values[:-1]) / 2 * np.diff(cdf)).sum())
 
     goal = target.factor * mean_of_curve(1.0)
@@ -88,17 +95,22 @@ def target_params(target: Target, tail: float | None = TAIL) -> dict[str, Any]:
     scale = float(np.clip(goal, mean_of_curve(low), mean_of_curve(high)))
     scale = 1.0 if target.factor == 1 else brentq(lambda x: mean_of_curve(x) - scale, low, high)
     scales = scale * kind.positions.entropy / entropy
-    means = target.factor * kind.positions.surprisal
+    means = target.share * target.factor * kind.positions.surprisal
+    curve = kind.curve
+    if target.reading is not None:
+        # In units of the mean, so that the curve keeps its height.
+        steeper = curve.g * (curve.g / surprisal) ** CONTRAST
+        curve = replace(curve, g=steeper, low=steeper, high=steeper)
     return {
-        "h": kind.curve.h.tolist(),
-        "g": kind.curve.g.tolist(),
+        "h": curve.h.tolist(),
+        "g": curve.g.tolist(),
         "entropy_quantiles": quantiles.tolist(),
         "cdf": cdf.tolist(),
         "edges": kind.bins.edges.tolist(),
         "ranks": ranks,
         "bands": list(BANDS),
         "entropy_scale": scales.tolist(),
-        "gain": [float(mean) / mean_of_curve(float(one)) for mean, one in zip(means, scales, strict=True)],
+        "gain": [float(mean) / mean_of_curve(float(one), curve) for mean, one in zip(means, scales, strict=True)],
         "mean_surprisal": means.tolist(),
     }
 
@@ -117,6 +129,29 @@ def weight_of(mode: str | None, weight: float | None) -> float:
         return mode_weight(mode, weight)
     except ValueError as error:
         raise InputError(str(error)) from error
+
+
+def aimed(
+    profile: HumanProfile, mode: str | None = None, weight: float | None = None, reader: str | None = None
+) -> tuple[HumanProfile, float]:
+    """The profile that a sampler aims by, and its weight.
+
+    A mode aims at text that is human to the reader that the profile was calibrated for, if there is one. A weight is a
+    share of the writer's own human level, or with a `reader` of the level that is human to the reader.
+
+    Args:
+        profile (`HumanProfile`): The profile of the writer. Its own `reader`, where it has one, stays.
+        mode (`str`, *optional*): `"creative"` (the default), `"balanced"` or `"precise"`.
+        weight (`float`, *optional*): Share of the level in [0, 1], instead of a mode.
+        reader (`str`, *optional*): A reader that the profile was calibrated for.
+
+    Raises:
+        InputError: If mode or weight is unknown or out of range, or the profile does not know the reader.
+    """
+    share = weight_of(mode, weight)
+    if reader is not None or (weight is None and profile.reader is None):
+        profile = profile.read_by(reader)
+    return profile, share
 
 
 def profile_of(

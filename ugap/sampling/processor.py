@@ -10,7 +10,7 @@ from transformers import LogitsProcessor
 
 from ugap.profile import HumanProfile
 from ugap.profile.profile import AUTO, Selection
-from ugap.sampling.params import TAIL, weight_of
+from ugap.sampling.params import TAIL, aimed
 from ugap.sampling.portable.human import Drawn
 from ugap.sampling.portable.params_processor import ParamsLogitsProcessor
 from ugap.sampling.prompts import PromptParams
@@ -37,10 +37,13 @@ class HumanEntropyLogitsProcessor(ParamsLogitsProcessor):
         kind (`str` or `Mapping[str, float]`, *optional*, defaults to `"auto"`):
             Kind of text to write, domain or mixture of kinds of the profile. With `auto` the prompt decides if the
             processor has the `model` to read it; without the model, `auto` is the creative kinds.
-        weight (`float`, *optional*, defaults to 1.0):
-            Share of the human level in [0, 1]: 1 is human, 0 is exactly greedy.
+        weight (`float`, *optional*):
+            Share in [0, 1] of the model's own human level, instead of a mode: 0 is exactly greedy.
         mode (`str`, *optional*):
-            `"creative"`, `"balanced"` or `"precise"`: names for the weights 1, 0.5 and 0.
+            `"creative"`, `"balanced"` or `"precise"`: 1, 0.5 and 0 times the level that is human to the reader that the
+            profile was calibrated for. Without a reader it is the model's own level.
+        reader (`str`, *optional*):
+            Another reader that the profile was calibrated for.
         tail (`float`, *optional*, defaults to 0.999):
             Tokens beyond the rank that holds this share of human tokens at the entropy are cut; `None` cuts nothing.
         draw (`bool`, *optional*, defaults to `False`):
@@ -59,7 +62,7 @@ class HumanEntropyLogitsProcessor(ParamsLogitsProcessor):
             With `kind="auto"`, the kinds of a prompt that does not decide on them; by default the creative kinds.
 
     Raises:
-        InputError: If mode, weight, kind or tail is unknown or out of range, or the profile cannot be read.
+        InputError: If mode, weight, kind, reader or tail is unknown or out of range, or the profile cannot be read.
 
     Example:
         >>> processor = HumanEntropyLogitsProcessor("gemma-3-270m", "creative")
@@ -76,6 +79,7 @@ class HumanEntropyLogitsProcessor(ParamsLogitsProcessor):
         weight: float | None = None,
         *,
         mode: str | None = None,
+        reader: str | None = None,
         tail: float | None = TAIL,
         draw: bool = False,
         generator: torch.Generator | None = None,
@@ -84,8 +88,8 @@ class HumanEntropyLogitsProcessor(ParamsLogitsProcessor):
         model: "PreTrainedModel | None" = None,
         otherwise: Selection | None = None,
     ):
-        weight = weight_of(mode, weight)
         loaded = profile if isinstance(profile, HumanProfile) else HumanProfile.load(profile)
+        loaded, weight = aimed(loaded, mode, weight, reader)
         self.prompts = PromptParams(loaded, kind, tail, model=model, special=suppress_tokens, otherwise=otherwise)
         super().__init__(
             self.prompts,

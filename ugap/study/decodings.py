@@ -1,8 +1,9 @@
 """Ways to decode, by name: the ones that are known, and any `generate()` settings a person names.
 
-A setting is one of `generate()`, or of the sampler at human uncertainty: `human_weight` (1 is human, 0 greedy),
-`human_kind` (by default `auto`: the prompt decides, or else the domain of the text) and `human_profile` (by default the
-profile of the model).
+A setting is one of `generate()`, or of the sampler at human uncertainty: `human_mode` (`creative`, `balanced`,
+`precise`) or `human_weight` (a share of the model's own human level), `human_reader` (a reader that the profile was
+calibrated for), `human_kind` (by default `auto`: the prompt decides, or else the domain of the text) and
+`human_profile` (by default the profile of the model).
 
 Every decoding spells out all the warpers, because `generate()` fills in its own where they are left unset (`top_k=50`
 alone costs more than a nat of surprisal). Behind them tokens are drawn by [`DrawLogitsProcessor`][].
@@ -34,9 +35,18 @@ from ugap.profile.profile import AUTO
 from ugap.sampling import DrawLogitsProcessor, HumanEntropyLogitsProcessor, profile_of, weight_of
 from ugap.sampling.batch import padding_token, suppressed_tokens
 from ugap.sampling.portable.params_processor import WITHOUT_EFFECT
-from ugap.study.named import DECODINGS, STUDIED, Settings, check_names
+from ugap.study.named import DECODINGS, STUDIED, Settings, check_names, is_human
 
-__all__ = ["DECODINGS", "STUDIED", "Settings", "decoder", "generation_config", "is_deterministic", "parse_decodings"]
+__all__ = [
+    "DECODINGS",
+    "STUDIED",
+    "Settings",
+    "decoder",
+    "generation_config",
+    "is_deterministic",
+    "is_human",
+    "parse_decodings",
+]
 
 
 _NO_WARPERS: dict[str, Any] = {
@@ -70,7 +80,7 @@ _IDLE = {"do_sample": False, **{name: WITHOUT_EFFECT.get(name) for name in _WARP
 _MADE_OF = {**_WARPERS, "repetition_penalty": RepetitionPenaltyLogitsProcessor}
 
 # Settings of the sampler at human uncertainty.
-_HUMAN = ("human_weight", "human_kind", "human_profile")
+_HUMAN = ("human_mode", "human_weight", "human_reader", "human_kind", "human_profile")
 
 # How many texts of which length come out, and in what form, is the study's to say.
 _FIXED = {
@@ -118,13 +128,14 @@ def generation_config(settings: Settings, **fixed: Any) -> GenerationConfig:
     Raises:
         InputError: If transformers refuses a setting, or the sampler at human uncertainty is combined with another.
     """
-    if "human_weight" in settings:
-        weight_of(None, settings["human_weight"])
+    if is_human(settings):
+        weight_of(settings.get("human_mode"), settings.get("human_weight"))
         beside = sorted(set(settings) & {*_WARPERS, "do_sample", "num_beams"})
         if beside:
-            raise InputError(f"decoding settings {dict(settings)}: human_weight and {beside[0]} exclude each other")
+            ours = "human_mode" if "human_mode" in settings else "human_weight"
+            raise InputError(f"decoding settings {dict(settings)}: {ours} and {beside[0]} exclude each other")
     elif any(name in settings for name in _HUMAN):
-        raise InputError(f"decoding settings {dict(settings)}: human_weight is missing")
+        raise InputError(f"decoding settings {dict(settings)}: human_mode or human_weight is missing")
     try:
         for name, value in settings.items():
             if name in _MADE_OF and value != _NO_WARPERS[name]:
@@ -147,7 +158,8 @@ def is_deterministic(settings: Settings) -> bool:
         >>> is_deterministic(DECODINGS["greedy"]), is_deterministic({"human_weight": 0.5})
         (True, False)
     """
-    return settings.get("human_weight") == 0 or not settings.get("do_sample", True)
+    greedy = settings.get("human_weight") == 0 or settings.get("human_mode") == "precise"
+    return greedy or not settings.get("do_sample", True)
 
 
 def decoder(
@@ -176,12 +188,14 @@ def decoder(
         InputError: If there is no human profile of the model, or transformers refuses a setting.
     """
     config = generation_config(settings, **fixed)
-    if "human_weight" in settings:
+    if is_human(settings):
         profile = profile_of(model, settings.get("human_profile"), tokenizer)
         processor = HumanEntropyLogitsProcessor(
             profile,
             settings.get("human_kind") or AUTO,
-            settings["human_weight"],
+            settings.get("human_weight"),
+            mode=settings.get("human_mode"),
+            reader=settings.get("human_reader"),
             draw=True,
             generator=generator,
             suppress_tokens=() if tokenizer is None else suppressed_tokens(model, tokenizer),

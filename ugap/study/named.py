@@ -17,8 +17,9 @@ DECODINGS: dict[str, Settings] = {
     "greedy": {"do_sample": False},
     "eta-0.0009": {"eta_cutoff": 0.0009},
     "top-h-0.4": {"top_h": 0.4},
-    "ugap-creative": {"human_weight": 1.0},
-    "ugap-balanced": {"human_weight": 0.5},
+    "ugap-creative": {"human_mode": "creative"},
+    "ugap-balanced": {"human_mode": "balanced"},
+    "ugap-own": {"human_weight": 1.0},
 }
 
 # The decodings of a study by default: the ways that most models are used.
@@ -26,6 +27,16 @@ STUDIED = ("ancestral", "top-p-0.9", "temperature-0.7", "top-k-50", "min-p-0.1",
 
 # What other texts of a study are called in the place of a decoding.
 _TAKEN = ("human", "given")
+
+
+def is_human(settings: Settings) -> bool:
+    """Whether a decoding is the sampler at human uncertainty.
+
+    Example:
+        >>> is_human(DECODINGS["ugap-creative"]), is_human(DECODINGS["greedy"])
+        (True, False)
+    """
+    return "human_mode" in settings or "human_weight" in settings
 
 
 def check_names(words: Sequence[str]) -> None:

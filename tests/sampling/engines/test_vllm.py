@@ -311,9 +311,9 @@ class TestRequests:
             ({"target_token": 3}, None),
             ({"ugap_kind": "functional"}, Request("functional", 1.0)),
             ({"ugap_mode": "balanced", "x": 1}, Request("auto", 0.5)),
-            ({"ugap_weight": 1}, Request("auto", 1.0)),
+            ({"ugap_weight": 1}, Request("auto", 1.0, own=True)),
             ({"ugap_mode": None}, Request("auto", 1.0)),
-            ({"ugap_kind": None, "ugap_weight": 0.5}, Request("auto", 0.5)),
+            ({"ugap_kind": None, "ugap_weight": 0.5}, Request("auto", 0.5, own=True)),
             ({"ugap_kind": None, "ugap_mode": None, "ugap_weight": None}, Request("auto", 1.0)),
         ],
     )

@@ -22,7 +22,7 @@ from torch import Tensor
 from ugap.errors import InputError
 from ugap.profile import HumanProfile
 from ugap.profile.profile import AUTO, Selection
-from ugap.sampling.params import TAIL, human_params, weight_of
+from ugap.sampling.params import TAIL, aimed, human_params
 from ugap.sampling.portable.params_processor import ParamsLogitsProcessor
 from ugap.sampling.portable.special import unwritable_tokens
 
@@ -72,9 +72,10 @@ class HumanEntropyLlamaProcessor:
         seed: int | None = None,
         suppress_tokens: Sequence[int] = (),
     ):
-        weight = weight_of(mode, weight)
+        loaded = profile if isinstance(profile, HumanProfile) else HumanProfile.load(profile)
+        loaded, weight = aimed(loaded, mode, weight)
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        params = human_params(profile, kind, tail)
+        params = human_params(loaded, kind, tail)
         self._sequence = _Sequence(params, weight, draw=True, generator=generator, suppress_tokens=suppress_tokens)
         self._seen = 0  # tokens of the sequence at the last call
         self._error: Exception | None = None

@@ -70,11 +70,13 @@ class Request(NamedTuple):
         kind (`str`): Kind of text, or domain, of the human profile.
         weight (`float`): Share of the human level in [0, 1].
         ends (`frozenset[int]`, *optional*): Tokens that end its text.
+        own (`bool`, *optional*): Whether the level is the model's own, and not that of the profile's reader.
     """
 
     kind: str
     weight: float
     ends: frozenset[int] = frozenset()
+    own: bool = False
 
 
 def request_of(sampling_params: Any) -> Request | None:
@@ -97,7 +99,7 @@ def request_of(sampling_params: Any) -> Request | None:
     kind = settings.get("ugap_kind")
     ends = frozenset(getattr(sampling_params, "all_stop_token_ids", ()))
     weight = mode_weight(settings.get("ugap_mode"), settings.get("ugap_weight"))
-    return Request(AUTO if kind is None else kind, weight, ends)
+    return Request(AUTO if kind is None else kind, weight, ends, settings.get("ugap_weight") is not None)
 
 
 def validate_params(sampling_params: Any) -> None:
@@ -180,7 +182,8 @@ class Requests:
         self.stop(slot)
         sampler = self._shared.get(request)
         if sampler is None:
-            params = human_params(self._profile, request.kind)
+            profile = self._profile if request.own else self._profile.read_by()
+            params = human_params(profile, request.kind)
             suppress_tokens = [token for token in self._suppress_tokens if token not in request.ends]
             sampler = HumanSampler.of(params, request.weight, suppress_tokens=suppress_tokens, device=self._device)
             self._shared[request] = sampler

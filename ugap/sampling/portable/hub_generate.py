@@ -41,7 +41,7 @@ def generate(
         kind (`str`, *optional*, defaults to `"creative"`): Kind or domain of the human texts to follow.
         mode (`str`, *optional*): `"creative"` (the default: as uncertain as people), `"balanced"` (half of that) or
             `"precise"` (greedy).
-        weight (`float`, *optional*): Share of the human level in [0, 1], instead of a mode.
+        weight (`float`, *optional*): Share of the model's own human level in [0, 1], instead of a mode.
         seed (`int`, *optional*): Seed of the draws; by default torch's own generator is used.
         logits_processor (`Sequence[LogitsProcessor]`, *optional*): Processors that act on the scores before the draw.
         options: The other options of `model.generate()`, such as `attention_mask`, `max_new_tokens`,
@@ -59,7 +59,7 @@ def generate(
         model.generate(**inputs, custom_generate=FOLDER, trust_remote_code=True, mode="creative", max_new_tokens=200)
         ```
     """
-    weight = mode_weight(mode, weight)
+    mode_weight(mode, weight)
     if kind not in PARAMS:
         raise ValueError(f"unknown kind {kind!r}: there are {', '.join(sorted(PARAMS)) or 'none'}")
     config = options.get("generation_config")
@@ -71,17 +71,20 @@ def generate(
             raise ValueError(
                 f"{name}={value!r} is not possible here: every token is drawn at human uncertainty, one by one"
             )
+    params = PARAMS[kind]
+    if weight is None:
+        params = {**params, **params.get("reader", {})}
     generator = None if seed is None else torch.Generator(model.device).manual_seed(seed)
     suppress_tokens = suppressed_tokens(model, options.get("tokenizer"), _setting(options, model, "eos_token_id"))
     processor = ParamsLogitsProcessor(
-        PARAMS[kind],
-        weight,
+        params,
+        mode_weight(mode, weight),
         draw=True,
         generator=generator,
         suppress_tokens=suppress_tokens,
         pad_token_id=_setting(options, model, "pad_token_id"),
     )
-    check_vocabulary(PARAMS[kind], model.config.get_text_config().vocab_size)
+    check_vocabulary(params, model.config.get_text_config().vocab_size)
     # generate() writes several texts of a prompt only if it samples; sampling from the drawn token alone is no change.
     sampled = (_setting(options, model, "num_return_sequences") or 1) > 1
     # Through the class: if the folder is in the model's repository, `model.generate` is this function.

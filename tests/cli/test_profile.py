@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import ugap.profile.fitting
+import ugap.sampling.reading
 import ugap.study.scoring_job
 from ugap.cli.main import main
 from ugap.errors import InputError
@@ -94,3 +95,57 @@ def test_the_profile_of_a_model_alone(tiny_folder, tmp_path, monkeypatch, capsys
 )
 def test_profile_refuses(refused, words, line):
     assert refused("profile", *words).startswith(f"ugap: error: {line}")
+
+
+class TestReader:
+    @pytest.fixture
+    def reader_folder(self, save_model, make_model):
+        return save_model("reader", make_model("gpt2"))
+
+    def test_a_fitted_profile_is_calibrated(self, fit, write_rows, text_rows, tmp_path, reader_folder, capsys):
+        path = write_rows([dict(row, id=f"{row['id']}-{n}", text=row["text"] * 2) for row in text_rows for n in (1, 2)])
+        assert main([*fit, path, "--reader", str(reader_folder)]) == 0
+        printed = capsys.readouterr().out
+        profile = HumanProfile.load(tmp_path / "profile.json")
+        (reading,) = profile.readings.values()
+        assert reading.reader == reader_folder.name
+        assert set(reading.shares) == {"creative", "functional"}
+        assert re.search(rf"^creative: 0\.\d+ \+- 0\.\d+ of the human level is human to {reader_folder}", printed, re.M)
+        assert f"share of the human level that is human to {reader_folder.name}" in printed
+        assert not (tmp_path / "profile.json.reading.json").exists()
+
+    def test_it_goes_on_with_the_kinds_that_are_left(
+        self, fit, write_rows, text_rows, tmp_path, tiny_folder, reader_folder, monkeypatch, capsys
+    ):
+        path = write_rows([dict(row, id=f"{row['id']}-{n}", text=row["text"] * 2) for row in text_rows for n in (1, 2)])
+        assert main([*fit, path]) == 0
+        own, out = str(tmp_path / "profile.json"), str(tmp_path / "read.json")
+        words = [
+            "profile",
+            "--model",
+            str(tiny_folder),
+            "--profile",
+            own,
+            "--reader",
+            str(reader_folder),
+            "--data",
+            path,
+        ]
+        whole = ugap.sampling.reading._share
+        kinds = []
+
+        def killed(writer, reader, profile, kind, *options):
+            kinds.append(kind)
+            if kind == "functional" and kinds.count(kind) == 1:
+                raise KeyboardInterrupt
+            return whole(writer, reader, profile, kind, *options)
+
+        monkeypatch.setattr(ugap.sampling.reading, "_share", killed)
+        assert main([*words, "--output", out]) == 130
+        assert main([*words, "--output", out, "--resume"]) == 0
+        assert kinds == ["creative", "functional", "functional"]
+        assert set(next(iter(HumanProfile.load(out).readings.values())).shares) == {"creative", "functional"}
+
+    def test_a_profile_without_a_reader_is_refused(self, refused, tiny_folder, tmp_path):
+        words = ["profile", "--model", str(tiny_folder), "--profile", "gemma-3-270m"]
+        assert refused(*words) == "ugap: error: --profile is calibrated for a reader: name it with --reader\n"

@@ -51,10 +51,10 @@ def test_a_mode_aims_at_the_reader_and_a_weight_at_the_model_itself(read_profile
     assert aimed(read_profile)[0].reader == "strong"
     assert aimed(read_profile, "balanced")[1] == 0.5
     assert aimed(read_profile, weight=1.0)[0].reader is None
-    assert aimed(read_profile, weight=0.7, reader="strong")[0].reader == "strong"
+    assert aimed(read_profile.read_by("strong"), weight=0.7)[0].reader == "strong"
     assert aimed(replace(read_profile, readings={}))[0].reader is None
     with pytest.raises(InputError, match="not calibrated for the reader 'weak'; it knows strong"):
-        aimed(read_profile, reader="weak")
+        read_profile.read_by("weak")
     with pytest.raises(InputError, match="it knows none"):
         replace(read_profile, readings={}).read_by("weak")
 

@@ -19,6 +19,11 @@ examples:
   ugap profile --show gemma-3-270m
   ugap profile --model org/model
   ugap profile --model gemma-3-270m --data stories.jsonl manuals.jsonl --output gemma-3-270m.json
+  ugap profile --model gemma-3-270m --profile g.json --reader org/stronger --data stories.jsonl --output read.json
+
+--reader calibrates the profile for a stronger model: of each kind, 32 texts are continued at several shares of the
+human level. The profile keeps the share at which they surprise the reader as much as people's texts do. Texts that the
+fit left out (--limit) are taken first.
 
 The first tokens of each text, or its prompt, are the prefix; the profile is of the text behind the prefix."""
 
@@ -34,6 +39,15 @@ class Arguments(ModelOptions):
         default=[],
         group="fit",
         metavar="FILE",
+    )
+    profile: str | None = option(
+        "with --reader: a profile of the model, instead of fitting one", default=None, group="reader", metavar="FILE"
+    )
+    reader: str | None = option(
+        "also calibrate for this reader: asset, folder, .gguf file or Hub id",
+        default=None,
+        group="reader",
+        metavar="NAME",
     )
     output: str | None = option("profile to write (JSON)", default=None, group="fit", metavar="FILE")
     source: str = option(
@@ -62,6 +76,7 @@ def run(arguments: Arguments) -> None:
     from ugap.files import output_file
     from ugap.models import load_model
     from ugap.profile import HumanProfile
+    from ugap.sampling import profile_of
 
     if arguments.output:
         # Before the model is loaded, which takes longer than a look at the folder.
@@ -73,12 +88,18 @@ def run(arguments: Arguments) -> None:
         raise InputError("--model is needed to fit a profile, or --show NAME to see one")
     if arguments.data and not arguments.output:
         raise InputError("--output is needed to fit a profile to texts")
-    if arguments.data:
+    if arguments.profile and not arguments.reader:
+        raise InputError("--profile is calibrated for a reader: name it with --reader")
+    given = HumanProfile.load(arguments.profile) if arguments.profile else None
+    if arguments.data and given is None:
         profile = _fit(arguments)
     else:
-        profile = HumanProfile.for_model(*load_model(arguments.model, **arguments.loading()))
-        if arguments.output:
-            profile.save(arguments.output)
+        model, tokenizer = load_model(arguments.model, **arguments.loading())
+        profile = profile_of(model, given, tokenizer)
+    if arguments.reader:
+        profile = _calibrate(arguments, profile)
+    if arguments.output:
+        profile.save(arguments.output)
     _show(profile)
     if arguments.output:
         print(f"\nwritten to {arguments.output}")
@@ -172,6 +193,52 @@ def _fit(arguments: Arguments) -> "HumanProfile":
         return profile
 
 
+def _calibrate(arguments: Arguments, profile: "HumanProfile") -> "HumanProfile":
+    """The profile with the shares for `--reader`; those of an interrupted run are kept beside the output."""
+    import json
+    from dataclasses import replace
+    from pathlib import Path
+
+    from ugap.data import content_hash, load_texts
+    from ugap.files import write_json
+    from ugap.profile.reading import Reading, Share
+    from ugap.sampling.reading import calibrate, cuts_of, embedded_texts
+    from ugap.scoring import Scorer
+
+    assert arguments.reader is not None
+    writer = Scorer.from_pretrained(arguments.model, **arguments.loading())
+    # Large readers fit in the type that they are stored in.
+    reader = Scorer.from_pretrained(arguments.reader, **{**arguments.loading(), "dtype": "auto"})
+    by_kind: dict[str, list[str]] = {}
+    for name in arguments.data:
+        rows = load_texts(name, text_column=arguments.text_column, domain=arguments.domain, skip_bad=arguments.skip_bad)
+        for row in rows:
+            if row.kind in profile.kinds:
+                by_kind.setdefault(row.kind, []).append(row.text)
+    limit = arguments.limit or 0
+    # The texts behind the limit come first: the fit did not see them.
+    texts = {kind: cuts_of(writer, [*column[limit:], *column[:limit]]) for kind, column in by_kind.items()}
+    texts = texts or embedded_texts(writer, profile)
+    key = content_hash([writer.id.weight_hash, reader.id.weight_hash, texts, profile.to_dict()])
+    kept = Path(f"{arguments.output}.reading.json") if arguments.output else None
+    known: dict[str, Share] = {}
+    if arguments.resume and kept is not None and kept.is_file():
+        found = json.loads(kept.read_text(encoding="utf-8"))
+        if found["of"] == key:
+            known = dict(Reading.from_dict("", found).shares)
+
+    def done(kind: str, share: Share) -> None:
+        known[kind] = share
+        print(f"{kind}: {share.share:.3f} +- {share.error:.3f} of the human level is human to {reader.name}")
+        if kept is not None:
+            write_json(kept, {"of": key, **Reading("", "", known).to_dict()})
+
+    reading = calibrate(writer, reader, profile, texts, seed=arguments.seed, known=dict(known), done=done)
+    if kept is not None:
+        kept.unlink(missing_ok=True)
+    return replace(profile, readings={**profile.readings, reading.reader: reading})
+
+
 def _show(profile: "HumanProfile") -> None:
     from rich.table import Table
 
@@ -209,3 +276,13 @@ def _show(profile: "HumanProfile") -> None:
         errors.add_row("error", *(f"{value:.2f}" for value in profile.prompt.kind_deviation))
         console.print("\nroot mean square error of the level after a prompt, for a kind that was left out (nats):")
         console.print(errors)
+    for reading in profile.readings.values():
+        console.print()
+        shares = Table("kind", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for column in ("share", "error", "people", "texts"):
+            shares.add_column(column, justify="right")
+        for name, one in reading.shares.items():
+            figures = (f"{one.share:.3f}", f"{one.error:.3f}", f"{one.people:.2f}", str(one.n_texts))
+            shares.add_row(one_line(name), *figures)
+        console.print(one_line(f"share of the human level that is human to {reading.reader}, and people to it (nats):"))
+        console.print(shares)

@@ -22,6 +22,8 @@ from ugap.scoring.fingerprint import weight_hash
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from ugap.scoring import Scorer
+
 TAIL = 0.999
 # For a reader, the curve is raised to the power of 1 + CONTRAST: certain steps give way before uncertain ones.
 CONTRAST = 0.8
@@ -131,27 +133,22 @@ def weight_of(mode: str | None, weight: float | None) -> float:
         raise InputError(str(error)) from error
 
 
-def aimed(
-    profile: HumanProfile, mode: str | None = None, weight: float | None = None, reader: str | None = None
-) -> tuple[HumanProfile, float]:
+def aimed(profile: HumanProfile, mode: str | None = None, weight: float | None = None) -> tuple[HumanProfile, float]:
     """The profile that a sampler aims by, and its weight.
 
     A mode aims at text that is human to the reader that the profile was calibrated for, if there is one. A weight is a
-    share of the writer's own human level, or with a `reader` of the level that is human to the reader.
+    share of the writer's own human level, unless the profile was given a reader by `HumanProfile.read_by`.
 
     Args:
-        profile (`HumanProfile`): The profile of the writer. Its own `reader`, where it has one, stays.
+        profile (`HumanProfile`): The profile of the writer.
         mode (`str`, *optional*): `"creative"` (the default), `"balanced"` or `"precise"`.
         weight (`float`, *optional*): Share of the level in [0, 1], instead of a mode.
-        reader (`str`, *optional*): A reader that the profile was calibrated for.
 
     Raises:
-        InputError: If mode or weight is unknown or out of range, or the profile does not know the reader.
+        InputError: If mode or weight is unknown or out of range.
     """
     share = weight_of(mode, weight)
-    if reader is not None or (weight is None and profile.reader is None):
-        profile = profile.read_by(reader)
-    return profile, share
+    return (profile.read_by() if weight is None and profile.reader is None else profile), share
 
 
 def profile_of(
@@ -160,6 +157,7 @@ def profile_of(
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     *,
     like: Sequence[str] | None = None,
+    reader: "str | Scorer | None" = None,
 ) -> HumanProfile:
     """The human profile of a model: the given one, checked against its weights, or else its own.
 
@@ -169,6 +167,9 @@ def profile_of(
         tokenizer (`PreTrainedTokenizerBase`, *optional*): The model's. With it, a model without a profile gets one
             fitted to the embedded texts.
         like (`Sequence[str]`, *optional*): A user's texts, which become the kind `like`; needs the tokenizer.
+        reader (`str` or `Scorer`, *optional*): A model that continuations should be human to: one that the profile was
+            calibrated for, or any other, which needs the tokenizer. See
+            [`profile_read_by`][ugap.sampling.reading.profile_read_by].
 
     Raises:
         InputError: If the profile was fitted with another model, none is there for this one and none can be fitted, or
@@ -180,11 +181,21 @@ def profile_of(
     else:
         own = profile if isinstance(profile, HumanProfile) else HumanProfile.load(profile)
         own.check(scorer)
-    if like is None:
+    if reader is not None and reader in own.readings and like is None:
+        return own.read_by(str(reader))
+    if like is None and reader is None:
         return own
     if tokenizer is None:
-        raise InputError("to write like given texts, the tokenizer of the model is needed")
+        wish = "write like given texts" if like is not None else "calibrate a reader"
+        raise InputError(f"to {wish}, the tokenizer of the model is needed")
     from ugap.profile.fitting import like_texts
     from ugap.scoring import Scorer
 
-    return like_texts(own, Scorer(model, tokenizer), like)
+    writer = Scorer(model, tokenizer)
+    if like is not None:
+        own = like_texts(own, writer, like)
+    if reader is None:
+        return own
+    from ugap.sampling.reading import profile_read_by
+
+    return profile_read_by(own, writer, reader, like)

@@ -42,8 +42,6 @@ class HumanEntropyLogitsProcessor(ParamsLogitsProcessor):
         mode (`str`, *optional*):
             `"creative"`, `"balanced"` or `"precise"`: 1, 0.5 and 0 times the level that is human to the reader that the
             profile was calibrated for. Without a reader it is the model's own level.
-        reader (`str`, *optional*):
-            Another reader that the profile was calibrated for.
         tail (`float`, *optional*, defaults to 0.999):
             Tokens beyond the rank that holds this share of human tokens at the entropy are cut; `None` cuts nothing.
         draw (`bool`, *optional*, defaults to `False`):
@@ -62,7 +60,7 @@ class HumanEntropyLogitsProcessor(ParamsLogitsProcessor):
             With `kind="auto"`, the kinds of a prompt that does not decide on them; by default the creative kinds.
 
     Raises:
-        InputError: If mode, weight, kind, reader or tail is unknown or out of range, or the profile cannot be read.
+        InputError: If mode, weight, kind or tail is unknown or out of range, or the profile cannot be read.
 
     Example:
         >>> processor = HumanEntropyLogitsProcessor("gemma-3-270m", "creative")
@@ -79,7 +77,6 @@ class HumanEntropyLogitsProcessor(ParamsLogitsProcessor):
         weight: float | None = None,
         *,
         mode: str | None = None,
-        reader: str | None = None,
         tail: float | None = TAIL,
         draw: bool = False,
         generator: torch.Generator | None = None,
@@ -89,7 +86,7 @@ class HumanEntropyLogitsProcessor(ParamsLogitsProcessor):
         otherwise: Selection | None = None,
     ):
         loaded = profile if isinstance(profile, HumanProfile) else HumanProfile.load(profile)
-        loaded, weight = aimed(loaded, mode, weight, reader)
+        loaded, weight = aimed(loaded, mode, weight)
         self.prompts = PromptParams(loaded, kind, tail, model=model, special=suppress_tokens, otherwise=otherwise)
         super().__init__(
             self.prompts,

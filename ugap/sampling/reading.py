@@ -1,41 +1,106 @@
 """Calibrate a writer for a reader: at which share of its own human level its text is human to another model."""
 
-import logging
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ugap.data import DEMO, content_hash, load_texts
 from ugap.errors import InputError
+from ugap.files import write_json
+from ugap.models.cache import cache_dir, ensure_entry
+from ugap.models.console import announced
 from ugap.profile import HumanProfile
+from ugap.profile.fitting import EMBEDDED_KINDS, HumanText, cut_text
 from ugap.profile.plain import FloatArray
+from ugap.profile.profile import LIKE
 from ugap.profile.reading import Reading, Share
 from ugap.sampling.generation import generate
 
 if TYPE_CHECKING:
-    from ugap.profile.fitting import HumanText
     from ugap.scoring import Scorer
 
-logger = logging.getLogger(__name__)
-
+TOKENS = 64  # of a continuation
+MOST_TEXTS = 32  # of a kind: the share is then known to some 0.03
 FIRST_SHARES = (0.6, 0.8)
 LEAST_SHARE, MOST_SHARE = 0.2, 1.0
 FEWEST_TEXTS = 8
 _LEAST_SLOPE = 0.5  # of the logarithm of the level per unit of the share: text at share 1 is far above that at 0
 _RESAMPLES = 500
+_FILE = "reading.json"
+
+
+def profile_read_by(
+    profile: HumanProfile, writer: "Scorer", reader: "str | Scorer", like: Sequence[str] | None = None
+) -> HumanProfile:
+    """The profile of a writer for continuations that are human to a reader; calibrated where it is not yet, and cached.
+
+    The calibration continues the texts to write like, or else the embedded human texts. A strong reader partly knows
+    these by heart: prefer `ugap profile --reader` with texts of your own.
+
+    Args:
+        profile (`HumanProfile`): The human profile of the writer.
+        writer (`Scorer`): The model that writes.
+        reader (`str` or `Scorer`): A reader that the profile knows, or a model: asset, folder, `.gguf` file or Hub id.
+        like (`Sequence[str]`, *optional*): The texts that the kind `like` of the profile was fitted to.
+
+    Raises:
+        InputError: If the reader cannot be loaded or is the writer, or the texts to write like are too few.
+    """
+    from ugap.scoring import Scorer
+
+    if isinstance(reader, str):
+        if reader in profile.readings:
+            return profile.read_by(reader)
+        reader = Scorer.from_pretrained(reader, dtype="auto")
+    for name, reading in profile.readings.items():
+        if reading.weight_hash == reader.id.weight_hash:
+            return profile.read_by(name)
+    texts = {LIKE: cuts_of(writer, like)} if like else embedded_texts(writer, profile)
+    key = content_hash([writer.id.weight_hash, reader.id.weight_hash, texts, profile.to_dict()])
+    named = reader
+
+    def build(folder: Path) -> None:
+        with announced(f"{named.name} has not read {writer.name} yet: it is calibrated, once (minutes)"):
+            reading = calibrate(writer, named, profile, texts)
+        write_json(folder / _FILE, {"reader": reading.reader, **reading.to_dict()})
+
+    entry = ensure_entry(cache_dir() / "profiles" / f"reader-{key}", build)
+    document = json.loads((entry / _FILE).read_text(encoding="utf-8"))
+    reading = Reading.from_dict(document["reader"], document)
+    return replace(profile, readings={**profile.readings, reading.reader: reading}, reader=reading.reader)
+
+
+def cuts_of(writer: "Scorer", texts: Sequence[str]) -> list[HumanText]:
+    """The texts that are long enough, cut into a prefix and what follows it: `MOST_TEXTS` of them, evenly spaced."""
+    found = (cut_text(writer.tokenizer, text, max_tokens=TOKENS, min_tokens=TOKENS // 4) for text in texts)
+    cuts = [cut for cut in found if cut is not None]
+    return [cuts[int(i * len(cuts) / MOST_TEXTS)] for i in range(MOST_TEXTS)] if len(cuts) > MOST_TEXTS else cuts
+
+
+def embedded_texts(writer: "Scorer", profile: HumanProfile) -> dict[str, list[HumanText]]:
+    """The embedded human texts of the kinds that a profile has."""
+    texts: dict[str, list[str]] = {}
+    for row in load_texts(DEMO):
+        if (kind := EMBEDDED_KINDS[row.domain]) in profile.kinds:
+            texts.setdefault(kind, []).append(row.text)
+    return {kind: cuts_of(writer, column) for kind, column in texts.items()}
 
 
 def calibrate(
     writer: "Scorer",
     reader: "Scorer",
     profile: HumanProfile,
-    texts: Mapping[str, Sequence["HumanText"]],
+    texts: Mapping[str, Sequence[HumanText]],
     *,
-    max_new_tokens: int = 64,
+    max_new_tokens: int = TOKENS,
     batch_size: int = 16,
     seed: int = 0,
+    known: Mapping[str, Share] | None = None,
     done: Callable[[str, Share], None] | None = None,
 ) -> Reading:
     """The share of its human level at which a writer's text is as surprising to a reader as people's text.
@@ -53,7 +118,8 @@ def calibrate(
         max_new_tokens (`int`, *optional*, defaults to `64`): Longest continuation in tokens of the writer.
         batch_size (`int`, *optional*, defaults to `16`): Prefixes that are continued together.
         seed (`int`, *optional*, defaults to `0`): Seed of the continuations and of the resampling.
-        done (`Callable[[str, Share], None]`, *optional*): Called with each kind and its share, before the shrinkage.
+        known (`Mapping[str, Share]`, *optional*): Shares of an interrupted calibration, as `done` got them.
+        done (`Callable[[str, Share], None]`, *optional*): Called with each new kind and its share, before the shrinkage.
 
     Raises:
         InputError: If writer and reader are the same model, the profile is of another writer, there is no kind, or
@@ -70,12 +136,15 @@ def calibrate(
             raise InputError(
                 f"kind {kind!r}: {len(column)} texts to calibrate a reader on, {FEWEST_TEXTS} is the least"
             )
-    shares = {}
+    shares = {kind: share for kind, share in (known or {}).items() if kind in texts}
     for kind, column in texts.items():
-        shares[kind] = _share(writer, reader, profile, kind, column, max_new_tokens, batch_size, seed)
-        if done is not None:
-            done(kind, shares[kind])
-    return Reading(reader.name, reader.id.weight_hash, shrunk(shares))
+        if kind not in shares:
+            shares[kind] = _share(writer, reader, profile, kind, column, max_new_tokens, batch_size, seed)
+            if done is not None:
+                done(kind, shares[kind])
+    # A folder is named by its last part: the path is of one machine.
+    name = Path(reader.name).name if Path(reader.name).exists() else reader.name
+    return Reading(name, reader.id.weight_hash, shrunk({kind: shares[kind] for kind in texts}))
 
 
 def _share(
@@ -83,7 +152,7 @@ def _share(
     reader: "Scorer",
     profile: HumanProfile,
     kind: str,
-    texts: Sequence["HumanText"],
+    texts: Sequence[HumanText],
     max_new_tokens: int,
     batch_size: int,
     seed: int,

@@ -1,8 +1,8 @@
 """Ways to decode, by name: the ones that are known, and any `generate()` settings a person names.
 
 A setting is one of `generate()`, or of the sampler at human uncertainty: `human_mode` (`creative`, `balanced`,
-`precise`) or `human_weight` (a share of the model's own human level), `human_reader` (a reader that the profile was
-calibrated for), `human_kind` (by default `auto`: the prompt decides, or else the domain of the text) and
+`precise`) or `human_weight` (a share of the model's own human level), `human_reader` (a model that the text
+should be human to), `human_kind` (by default `auto`: the prompt decides, or else the domain of the text) and
 `human_profile` (by default the profile of the model).
 
 Every decoding spells out all the warpers, because `generate()` fills in its own where they are left unset (`top_k=50`
@@ -189,13 +189,12 @@ def decoder(
     """
     config = generation_config(settings, **fixed)
     if is_human(settings):
-        profile = profile_of(model, settings.get("human_profile"), tokenizer)
+        profile = profile_of(model, settings.get("human_profile"), tokenizer, reader=settings.get("human_reader"))
         processor = HumanEntropyLogitsProcessor(
             profile,
             settings.get("human_kind") or AUTO,
             settings.get("human_weight"),
             mode=settings.get("human_mode"),
-            reader=settings.get("human_reader"),
             draw=True,
             generator=generator,
             suppress_tokens=() if tokenizer is None else suppressed_tokens(model, tokenizer),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ugap.cli.arguments import option
 from ugap.cli.eval import load_program
+from ugap.cli.human import like_option, read_like
 from ugap.cli.main import main
 from ugap.files import locked, refuse_results, replacing, without_nan, write_json
 
@@ -75,6 +76,7 @@ class Arguments:
     profile: str | None = option(
         "human profile of the model (default: the shipped one)", default=None, group="models", metavar="NAME"
     )
+    like: str | None = like_option("decodings")
     domain: str = option("domain of the texts that are taken", default="creative", group="texts")
     limit: int = option("prefixes", default=46, group="texts")
     per_text: int = option("prefixes of one text", default=2, group="texts")
@@ -96,7 +98,8 @@ def run(arguments: Arguments) -> None:
     from ugap.data import content_hash
     from ugap.data.domain import load_domain
     from ugap.errors import InputError
-    from ugap.study.decodings import parse_decodings
+    from ugap.study.decodings import is_human, parse_decodings
+    from ugap.study.following import check_kinds, check_texts, like_hash
 
     special = [name for name in arguments.decoding if name in (TUNED, MIROSTAT, TOP_N_SIGMA)]
     decodings: dict[str, dict[str, Any]] = {
@@ -107,7 +110,7 @@ def run(arguments: Arguments) -> None:
     decodings = {name.partition("=")[0]: decodings[name.partition("=")[0]] for name in arguments.decoding}
     if arguments.profile is not None:
         for how in decodings.values():
-            if "human_weight" in how:
+            if is_human(how):
                 how.setdefault("human_profile", arguments.profile)
     if TUNED in decodings and arguments.tune is None:
         raise InputError(f"{TUNED} needs --tune: other human texts, to tune the temperature on")
@@ -116,17 +119,21 @@ def run(arguments: Arguments) -> None:
             raise InputError(f"{name}: expected a positive number, got {number}")
     rows = load_domain(arguments.data, arguments.domain)
     others = load_domain(arguments.tune, arguments.domain) if arguments.tune else []
+    like = read_like(arguments.like)
+    check_kinds(decodings, arguments.model)
+    check_texts(like, decodings, [row.text for row in rows])
     output = Path(arguments.output)
     refuse_results(arguments.output, arguments.resume, PARTS)
     # These are in the names of parts, so that models, decodings and seeds can be added to a folder.
     elsewhere = ("model", "decoding", "seeds", "output", "resume", "device", "trust_remote_code")
     settings = {
         **{name: value for name, value in asdict(arguments).items() if name not in elsewhere},
+        "like": like_hash(like),
         "data_hash": content_hash([row.text for row in rows]),
         "tune_hash": content_hash([row.text for row in others]),
     }
     with locked(output):
-        record = measure(arguments, decodings, settings, rows, others)
+        record = measure(arguments, decodings, settings, rows, others, like)
         write_json(output / "decoding.json", record)
         text = "\n".join(markdown(entry) for entry in record["models"])
         with replacing(output / "decoding.md") as temporary:
@@ -140,12 +147,14 @@ def measure(
     settings: Mapping[str, Any],
     rows: "Sequence[TextRow]",
     others: "Sequence[TextRow]",
+    like: Sequence[str],
 ) -> dict[str, Any]:
     """Let every model write and read; the content of `decoding.json`."""
     from ugap.environment import environment
     from ugap.progress import progress_bar
     from ugap.scoring import Scorer
     from ugap.study.continuations import Continuations, check_writer
+    from ugap.study.following import following, plain
 
     work = Continuations(Path(arguments.output) / PARTS, dict(settings))
     records = []
@@ -157,10 +166,11 @@ def measure(
             trust_remote_code=arguments.trust_remote_code,
         )
         # Before the first text: a decoding that the model cannot do would be found after hours.
-        check_writer(scorer, decodings.values(), [arguments.domain])
-        how_of = dict(decodings)
+        follow = following(decodings, scorer.model, scorer.tokenizer, like)
+        check_writer(scorer, follow.decodings.values(), [arguments.domain])
+        how_of = follow.decodings
         with progress_bar() as bar:
-            writer = Writer(scorer, arguments, work, bar)
+            writer = Writer(scorer, arguments, work, bar, like)
             excerpts = writer.cut(rows)
             human = writer.texts("test", excerpts, HUMAN, {}, 0)
             # On other texts than those of the table: a temperature fitted on them would match them by construction.
@@ -169,7 +179,7 @@ def measure(
             table = [
                 {
                     "model": name,
-                    "settings": how,
+                    "settings": plain(how),
                     **compare(
                         human,
                         [writer.texts("test", excerpts, decoding, how, seed) for seed in range(arguments.seeds)],
@@ -178,7 +188,8 @@ def measure(
                 }
                 for decoding, how in how_of.items()
             ]
-        records.append({"model": name, "weight_hash": scorer.id.weight_hash, "rows": table})
+        likes = {"like": follow.certainty} if follow.certainty else {}
+        records.append({"model": name, "weight_hash": scorer.id.weight_hash, **likes, "rows": table})
     recorded = {**settings, "decodings": arguments.decoding, "seeds": arguments.seeds, "environment": environment()}
     return dict(without_nan({"version": VERSION, "settings": recorded, "models": records}))
 
@@ -191,6 +202,7 @@ class Writer:
     arguments: Arguments
     work: "Continuations"
     bar: "Progress"
+    like: Sequence[str] = ()
 
     def cut(self, rows: "Sequence[TextRow]") -> "list[Excerpt]":
         """The prefixes of human texts, and how people went on."""
@@ -211,6 +223,7 @@ class Writer:
     ) -> "list[ScoredText]":
         """The texts of one decoding and seed, scored; people's own continuations for `"human"`."""
         from ugap.study.continuations import Text, batches
+        from ugap.study.following import plain
         from ugap.study.generation import seed_of
 
         a, scorer, out = self.arguments, self.scorer, []
@@ -221,7 +234,7 @@ class Writer:
                 texts = [excerpt.human for excerpt in batch]
             else:
                 baseline_labels, processors = self._baselines(decoding)
-                drawn = (scorer.name, use, decoding, json.dumps(how, sort_keys=True), str(seed), str(number))
+                drawn = (scorer.name, use, decoding, json.dumps(plain(how), sort_keys=True), str(seed), str(number))
                 texts = self.work.write(
                     scorer,
                     batch,
@@ -241,6 +254,7 @@ class Writer:
 
     def _baselines(self, decoding: str) -> "tuple[list[str], list[LogitsProcessor]]":
         """The baselines that `generate()` lacks: the setting, which goes into the names of parts, and the processor."""
+        from ugap.profile.profile import LIKE
         from ugap.sampling import profile_of
 
         if decoding not in (MIROSTAT, TOP_N_SIGMA):
@@ -249,8 +263,10 @@ class Writer:
         if decoding == TOP_N_SIGMA:
             return [], [baselines.TopNSigmaLogitsProcessor(1.0)]
         a = self.arguments
-        profile = profile_of(self.scorer.model, a.profile, self.scorer.tokenizer)
-        surprisal = profile.kind(a.domain).positions.mean_surprisal(a.prefix_tokens, a.max_new_tokens)
+        profile = profile_of(self.scorer.model, a.profile, self.scorer.tokenizer, like=self.like or None)
+        surprisal = profile.kind(LIKE if self.like else a.domain).positions.mean_surprisal(
+            a.prefix_tokens, a.max_new_tokens
+        )
         return [f"surprisal {surprisal}"], [baselines.MirostatLogitsProcessor(surprisal)]
 
 
@@ -318,7 +334,8 @@ def markdown(entry: Mapping[str, Any]) -> str:
         f"distinct-4 {figure(people['distinct_4']['human'], '.4f')}, "
         f"repetition {figure(people['repetition']['human'], '.4f')} "
         f"({people['n']} pairs of {people['n_sources']} texts).\n\n"
-        "| decoding | surprisal | gap [95%] | gap, % | W1 surprisal | W1 deviation | entropy | distinct-4, % "
+        + (f"Written like {entry['like']}.\n\n" if "like" in entry else "")
+        + "| decoding | surprisal | gap [95%] | gap, % | W1 surprisal | W1 deviation | entropy | distinct-4, % "
         "| repetition, % |\n"
         "|---|---|---|---|---|---|---|---|---|\n"
     )

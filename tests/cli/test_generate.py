@@ -9,6 +9,7 @@ import pytest
 import torch
 from rich.progress import Progress
 
+import ugap.models
 import ugap.profile.fitting
 import ugap.sampling.generation
 from ugap.cli.generate import Arguments
@@ -149,9 +150,17 @@ def test_texts_to_write_like(
     assert capsys.readouterr().out == printed.out
     few = write_rows(rows[:1], "few.jsonl")
     assert re.search(
-        r"the 1 texts to write like have \d+ tokens to learn from, and 400 is the least", refused(*like, few)
+        r"the texts to write like have \d+ tokens to learn from, and 400 is the least", refused(*like, few)
     )
     assert "not both" in refused(*like, file, "--kind", "creative")
+    texts = [row["text"] for row in rows]
+    assert "all 12 texts to write like are texts to continue" in refused(*words, "--like", file, "--prompt", *texts)
+
+
+def test_an_unknown_kind_is_refused_before_the_model_is_loaded(refused, monkeypatch):
+    monkeypatch.setattr(ugap.models, "load_model", None)
+    line = refused("generate", "--model", "gemma-3-270m", "--prompt", "Once", "--kind", "sermon")
+    assert "the human profile has no kind 'sermon'; it has academic, story" in line
 
 
 def test_modes_are_weights(written):

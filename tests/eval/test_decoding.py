@@ -155,3 +155,24 @@ def test_the_tuned_temperature_is_where_the_levels_cross(monkeypatch):
 
     assert decoding.tuned_temperature(Fake(), []) == pytest.approx(0.9, abs=2e-3)
     assert Fake.tried == [None, 0.9, 1.0, 1.1]
+
+
+def test_texts_to_write_like(words, texts, tiny_folder, make_profile, refused, tmp_path, caplog):
+    make_profile(load_model(str(tiny_folder))[0], level=3.0).save(tmp_path / "profile.json")
+    mine = tmp_path / "mine.txt"
+    mine.write_text("\n\n".join(" ".join(f"{i}. {STORY}".split()[::-1] * 2) for i in range(9)))
+    few = ["--seeds", "1", "--decoding", "ugap-creative", "mirostat-2", "--profile", str(tmp_path / "profile.json")]
+    like = [*words, *few, "--like", str(mine)]
+    assert main([*words, *few, "--output", str(tmp_path / "plain")]) == 0
+    assert main([*like, "--output", str(tmp_path / "like")]) == 0
+    plain, followed = read(tmp_path / "plain"), read(tmp_path / "like")
+    assert "9 texts: human level" in followed["models"][0]["like"]
+    assert "Written like 9 texts" in (tmp_path / "like" / "decoding.md").read_text()
+    assert plain["models"][0]["rows"][0]["model_value"] != followed["models"][0]["rows"][0]["model_value"]
+    mine.write_text(mine.read_text() + "!")
+    caplog.clear()  # the tiny model writes bytes that are no text
+    assert "like" in refused(*like, "--output", str(tmp_path / "like"), "--resume")
+    rows = (texts / "test.jsonl").read_text().splitlines()[:4]
+    data = str(tmp_path / "data.jsonl")
+    Path(data).write_text("\n".join(rows))
+    assert "are texts to continue" in refused(*words, *few, "--like", data, "--output", str(tmp_path / "none"))

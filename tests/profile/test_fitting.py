@@ -1,12 +1,15 @@
 """Profiles that are fitted on the fly: cuts of texts, texts of a user, and models that nobody prepared."""
 
+import shutil
+
 import numpy as np
 import pytest
 
 import ugap.profile.fitting
 from ugap.errors import InputError
+from ugap.models import load_model
 from ugap.profile import HumanProfile, like_texts
-from ugap.profile.fitting import BESIDE, by_kind, cut_text
+from ugap.profile.fitting import BESIDE, by_kind, check_like, cut_text, named_profile
 from ugap.scoring import Scorer
 
 
@@ -58,6 +61,37 @@ class TestLike:
         assert like_texts(profile, scorer, [*texts, texts[0]]).to_dict() == like.to_dict()
         assert len(list(cache.glob("like-*"))) == 1
 
+    def test_few_texts_are_a_warning(self, make_profile, tiny_model, scorer, text_rows, cache, caplog):
+        profile = make_profile(tiny_model, level=3.0)
+        texts = [f"{row['text']} {row['text']}" for row in text_rows[:3]]
+        for _ in range(2):
+            like_texts(profile, scorer, texts)
+        (record,) = caplog.records
+        assert record.getMessage().startswith("3 texts to write like are few")
+
+    def test_of_many_texts_some_are_read(self, make_profile, tiny_model, scorer, text_rows, cache, monkeypatch):
+        monkeypatch.setattr(ugap.profile.fitting, "LIKE_TEXTS", 9)
+        profile = make_profile(tiny_model, level=3.0)
+        texts = [f"{i} {text_rows[i % 12]['text']} {text_rows[i % 12]['text']}" for i in range(20)]
+        every_other = [texts[int(i * 20 / 9)] for i in range(9)]
+        assert like_texts(profile, scorer, texts).to_dict() == like_texts(profile, scorer, every_other).to_dict()
+
+    def test_texts_that_are_continued_are_refused(self, caplog):
+        prompt = "It was late when the ferry left, and the old man at the rail had not said a word since noon."
+        mine = ["Another text.", f"{prompt} Then he spoke."]
+        with pytest.raises(InputError, match="all 2 texts to write like are texts to continue, or hold one"):
+            check_like([prompt, mine[1]], [prompt])
+        assert not caplog.records
+        check_like(mine, [prompt])
+        assert [record.getMessage() for record in caplog.records] == [
+            "1 of 2 texts to write like are texts to continue, or hold one"
+        ]
+        caplog.clear()
+        # Many texts hold a short prompt by chance.
+        check_like([f"{start} there was." for start in ("Once upon a time", "Once")], ["Once upon a time", "Once"])
+        check_like([], [prompt])
+        assert not caplog.records
+
     def test_texts_of_another_language_are_refused(self, make_profile, tiny_model, scorer, text_rows, cache):
         profile = make_profile(tiny_model, level=0.2)
         texts = [f"{row['text']} {row['text']} {i}" for i, row in enumerate(text_rows)]
@@ -86,12 +120,20 @@ class TestForModel:
         assert HumanProfile.for_model(tiny_model, tokenizer).to_dict() == profile.to_dict()
 
     def test_the_profile_in_the_folder_of_a_model_comes_first(self, tiny_folder, make_profile, tmp_path, cache):
-        import shutil
-
-        from ugap.models import load_model
-
         folder = shutil.copytree(tiny_folder, tmp_path / "model")
         model, tokenizer = load_model(str(folder))
         profile = make_profile(model)
         profile.save(folder / BESIDE)
         assert HumanProfile.for_model(model, tokenizer).to_dict() == profile.to_dict()
+
+    def test_what_a_name_tells(self, tiny_folder, make_profile, tmp_path):
+        shipped = named_profile("gemma-3-270m")
+        assert shipped is not None
+        assert shipped.scorer_name == "gemma-3-270m"
+        assert named_profile("org/model") is None
+        assert named_profile(str(tmp_path)) is None
+        profile = make_profile(load_model(str(tiny_folder))[0])
+        profile.save(tmp_path / BESIDE)
+        beside = named_profile(str(tmp_path))
+        assert beside is not None
+        assert beside.to_dict() == profile.to_dict()

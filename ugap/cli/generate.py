@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from ugap.cli.arguments import option
+from ugap.cli.human import like_option, parts_of, read_like, selection_of
 from ugap.cli.model import ModelOptions
 
 if TYPE_CHECKING:
@@ -55,13 +56,7 @@ class Arguments(ModelOptions):
         group="decoding",
         metavar="KIND",
     )
-    like: str | None = option(
-        "write like the texts of this file: .jsonl(.gz), .csv(.gz) or .parquet with a column text, or plain text with "
-        "an empty line between two texts",
-        default=None,
-        group="decoding",
-        metavar="FILE",
-    )
+    like: str | None = like_option("decoding")
     profile: str | None = option(
         "human profile of the model: a file or a name (default: the model's own)",
         default=None,
@@ -93,7 +88,7 @@ def run(arguments: Arguments) -> None:
     from ugap.files import output_file
     from ugap.models import load_model
     from ugap.profile import HumanProfile
-    from ugap.profile.fitting import certainty
+    from ugap.profile.fitting import certainty, check_like, named_profile
     from ugap.profile.profile import LIKE
     from ugap.sampling import human_params, profile_of, weight_of
     from ugap.sampling.generation import generate_batches
@@ -107,11 +102,13 @@ def run(arguments: Arguments) -> None:
         output_file(arguments.output)
     profile = None if arguments.profile is None else HumanProfile.load(arguments.profile)
     kind = selection_of(arguments.kind)
-    if profile is not None:
-        human_params(profile, kind, tail)
+    known = profile or named_profile(arguments.model)
+    if known is not None:
+        human_params(known, kind, tail)
     if arguments.like is not None and arguments.kind != ["auto"]:
         raise InputError("give --like or --kind, not both")
-    like = None if arguments.like is None else read_like(arguments.like)
+    like = read_like(arguments.like) or None
+    check_like(like or [], prompts)
     model, tokenizer = load_model(arguments.model, **arguments.loading())
     if arguments.chat and tokenizer.chat_template is None:
         raise InputError(f"{arguments.model} has no chat template: leave out --chat")
@@ -156,46 +153,6 @@ def run(arguments: Arguments) -> None:
         console.print(f"{total} texts written to {arguments.output}", markup=False)
 
 
-def selection_of(words: list[str]) -> "str | dict[str, float]":
-    """A selection of kinds from its words: one name, or `KIND=WEIGHT` for each kind of a mixture.
-
-    Raises:
-        InputError: A weight is no number, or several kinds come without weights.
-
-    Example:
-        >>> selection_of(["news"]), selection_of(["news=2", "letter=1"])
-        ('news', {'news': 2.0, 'letter': 1.0})
-    """
-    from ugap.errors import InputError
-
-    if len(words) == 1 and "=" not in words[0]:
-        return words[0]
-    weights: dict[str, float] = {}
-    for word in words:
-        name, _, weight = word.rpartition("=")
-        try:
-            weights[name] = float(weight)
-        except ValueError:
-            name = ""
-        if not name:
-            raise InputError(f"--kind {word!r}: of several kinds each needs its weight, as in news=2 letter=1")
-    return weights
-
-
-def read_like(name: str) -> list[str]:
-    """The texts of a file for `--like`.
-
-    Raises:
-        InputError: The file cannot be read, or holds no text.
-    """
-    from ugap.data import load_texts
-    from ugap.data.readers import SUFFIXES
-
-    if name.lower().endswith(SUFFIXES):
-        return [row.text for row in load_texts(name, domain="like")]
-    return [text for _, text in _parts(name, b"\n\n")]
-
-
 def _prompts(arguments: Arguments) -> list[str]:
     """The prompts, from the command line or a file.
 
@@ -216,7 +173,7 @@ def _prompts(arguments: Arguments) -> list[str]:
     named = (
         [(f"--prompt {i}", prompt) for i, prompt in enumerate(arguments.prompt, start=1)]
         if arguments.input is None
-        else _parts(arguments.input, b"\n")
+        else parts_of(arguments.input, b"\n")
     )
     for name, prompt in named:
         if not prompt.strip():
@@ -224,28 +181,6 @@ def _prompts(arguments: Arguments) -> list[str]:
         if fault := text_fault(prompt):
             raise InputError(f"{name}: {fault}")
     return [prompt for _, prompt in named]
-
-
-def _parts(source: str, separator: bytes) -> list[tuple[str, str]]:
-    """Name (file and row) and text of every part of a file that is not blank."""
-    from ugap.errors import InputError
-    from ugap.files import regular_file
-
-    content = regular_file(source).read_bytes()
-    # Split by hand: splitlines() of a text also splits at U+2028 and others, which a prompt may hold.
-    named = []
-    for number, line in enumerate(
-        content.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").split(separator), start=1
-    ):
-        try:
-            text = line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{source}, row {number}: invalid UTF-8 at byte {error.start + 1}") from error
-        if text.strip():
-            named.append((f"{source}, row {number}", text))
-    if not named:
-        raise InputError(f"{source}: there is no text")
-    return named
 
 
 def _show(
@@ -271,7 +206,10 @@ def _show(
     text = Text.assemble((visible(prompt), "dim"), "\n" if arguments.chat else "", written)
     console.print(text)
     wrote = f"{one.nll:.2f} nats per token" if one.token_ids else "the model ended the text at once"
-    console.print(f"{wrote}; people: {one.human_level:.2f} (kind: {visible(one.target.named)})\n", markup=False)
+    people = f"people: {one.human_level:.2f} (kind: {visible(one.target.named)})"
+    if (reading := one.target.reading) is not None:
+        people += f", {one.aim:.2f} to the reader {visible(reading.reader)}"
+    console.print(f"{wrote}; {people}\n", markup=False)
 
 
 def _line(prompt: str, one: "Generation") -> str:
@@ -285,6 +223,7 @@ def _line(prompt: str, one: "Generation") -> str:
         "entropy": one.entropy,
         "nll": one.nll if one.token_ids else None,  # JSON has no NaN
         "human_level": one.human_level,
+        "aim": one.aim,
     }
     return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
 

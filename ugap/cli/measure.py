@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ugap.cli.arguments import option
+from ugap.cli.human import like_option, read_like
 from ugap.cli.report import report_study
 from ugap.cli.texts import Texts, read_texts
 from ugap.study.options import GapOptions, values
@@ -19,9 +20,9 @@ examples:
   ugap measure --scorer gemma-3-270m --data rewrites.jsonl --candidate gpt=gpt_text --output runs/given
 
 decodings: ancestral (T=1), top-p-0.9, temperature-0.7, top-k-50, min-p-0.1, typical-p-0.95, greedy; eta-0.0009,
-top-h-0.4; ugap-creative, ugap-balanced (the sampler at human uncertainty); or NAME=setting:value,setting:value with
-any settings of generate(), or human_weight and human_kind of the sampler: "warm=temperature:1.1",
-"half=human_weight:0.5", "news=human_weight:1,human_kind:news".
+top-h-0.4; ugap-creative, ugap-balanced (the modes of the sampler), ugap-own (the human level in the model's own eyes);
+or NAME=setting:value,setting:value with any settings of generate(), or human_mode, human_weight, human_reader and
+human_kind of the sampler: "warm=temperature:1.1", "half=human_weight:0.5", "news=human_mode:creative,human_kind:news".
 
 The folder gets report.html, gap.json, gap.md, scores.parquet (every text with its per-token scores) and plots."""
 
@@ -34,6 +35,7 @@ class Models:
     decoding: list[str] = option(
         "decodings (default: ancestral to greedy of the list above)", default=[], group="study", metavar="NAME"
     )
+    like: str | None = like_option("study")
     model: list[str] = option(
         "models that continue the prefixes: assets, folders, .gguf files or Hub ids",
         default=[],
@@ -103,6 +105,7 @@ def run(arguments: Arguments) -> None:
         scorers=arguments.scorer,
         decodings=parse_decodings(arguments.decoding or list(STUDIED)) if arguments.model else {},
         promptings=arguments.prompting,
+        like=read_like(arguments.like),
         stages=_pairs("stage", arguments.stage, STAGES),
         **values(arguments, GapOptions),
     )

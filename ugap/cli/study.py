@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ugap.cli.arguments import option
+from ugap.cli.human import like_option, read_like
 from ugap.cli.report import command_line, print_page
 from ugap.cli.texts import Texts, read_texts
 from ugap.study.options import MultiOptions, values
@@ -37,6 +38,7 @@ class Models:
     decoding: list[str] = option(
         "decodings: see ugap measure --help", default=["ancestral"], group="study", metavar="NAME"
     )
+    like: str | None = like_option("study")
     models: list[dict[str, Any]] | str | None = option(
         "the list of models, in the YAML file", default=None, group="models", metavar="YAML"
     )
@@ -74,6 +76,7 @@ def run(arguments: Arguments) -> None:
     from ugap.report.multi import PLOT, RECORD, TABLE, write_multi
     from ugap.report.page import write_page
     from ugap.study import parse_decodings
+    from ugap.study.following import like_hash
     from ugap.study.multi.contrasts import contrast_multi, read_cells
     from ugap.study.multi.run import MultiSettings, model_folder, parse_models, read_lock, run_multi
     from ugap.terminal import Terminal
@@ -82,6 +85,7 @@ def run(arguments: Arguments) -> None:
         models=parse_models(_listed(arguments.models)),
         scorers=arguments.scorer,
         decodings=parse_decodings(arguments.decoding),
+        like=read_like(arguments.like),
         **values(arguments, MultiOptions),
     )
     shard = _shard(arguments.shard)
@@ -107,7 +111,7 @@ def run(arguments: Arguments) -> None:
     finished = [one for one in outcomes if one.status == "finished"]
     cells = [cell for one in finished for cell in read_cells(arguments.output, one.model)]
     gaps, contrasts = contrast_multi(cells, seed=settings.seed)
-    recorded = {**asdict(settings), "data": arguments.data}
+    recorded = {**asdict(settings), "like": like_hash(settings.like), "data": arguments.data}
     for sentence in write_multi(gaps, contrasts, outcomes, recorded, arguments.output, command=command_line()):
         console.print(f"- {sentence}", markup=False)
     console.print(f"\n{arguments.output}: {TABLE}, {RECORD}, {PLOT}", markup=False)

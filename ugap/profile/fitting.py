@@ -3,9 +3,11 @@
 Both are kept in the cache folder, by the fingerprint of the weights and that of the texts.
 """
 
+import logging
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from ugap.scoring import Scorer, ScorerId
     from ugap.scoring.records import TokenScores
 
+logger = logging.getLogger(__name__)
+
 PREFIX_TOKENS = 64
 MAX_TOKENS = 256
 MIN_TOKENS = 16
@@ -31,11 +35,13 @@ FEW_TEXTS = 8
 BESIDE = "ugap_profile.json"  # in the folder of a model
 EMBEDDED_TEXTS = 48  # of each kind
 EMBEDDED_TOKENS = 128
-_EMBEDDED_KINDS = {"creative": "fairy-tale", "functional": "manual"}
+EMBEDDED_KINDS = {"creative": "fairy-tale", "functional": "manual"}
 _LENDER = "smollm2-135m-instruct"
 _FILE = "profile.json"
 _BATCH = 8
 LIKE_TOKENS = 400  # in all: fewer say nothing of a level
+LIKE_TEXTS = 256  # at most: more would change the level by less than 1%, and take minutes
+_OVERLAP = 64  # characters: two texts do not share so many by chance
 
 
 class HumanText(NamedTuple):
@@ -93,7 +99,7 @@ def like_texts(profile: HumanProfile, scorer: "Scorer", texts: Sequence[str], *,
         profile (`HumanProfile`): The profile of the scorer.
         scorer (`Scorer`): The scorer.
         texts (`Sequence[str]`): The texts. One of fewer than 32 tokens does not count, and a repeated one
-            counts once.
+            counts once. Of more than 256 texts, 256 count, evenly spaced.
         seed (`int`, *optional*, defaults to `0`): Seed of the curve's band.
 
     Raises:
@@ -101,24 +107,56 @@ def like_texts(profile: HumanProfile, scorer: "Scorer", texts: Sequence[str], *,
             than every kind it knows, as text of another language is.
     """
     profile.check(scorer.id)
-    cuts = [cut for text in dict.fromkeys(texts) if (cut := cut_text(scorer.tokenizer, text)) is not None]
+    distinct = list(dict.fromkeys(texts))
+    step = max(1, len(distinct) / LIKE_TEXTS)
+    taken = [distinct[int(i * step)] for i in range(min(len(distinct), LIKE_TEXTS))]
+    cuts = [cut for text in taken if (cut := cut_text(scorer.tokenizer, text)) is not None]
     # Also of the profile: a kind is held by what its other kinds share.
     key = content_hash([scorer.id.weight_hash, list(map(tuple, cuts)), seed, profile.to_dict()])
 
     def build(folder: Path) -> None:
-        _fit_like(profile, scorer, cuts, len(texts), seed).save(folder / _FILE)
+        _fit_like(profile, scorer, cuts, seed).save(folder / _FILE)
 
-    return HumanProfile.load(ensure_entry(cache_dir() / "profiles" / f"like-{key}", build) / _FILE)
+    fitted = HumanProfile.load(ensure_entry(cache_dir() / "profiles" / f"like-{key}", build) / _FILE)
+    if (n := fitted.kinds[LIKE].n_texts) < FEW_TEXTS:
+        _warn_of_few(key, n)
+    return fitted
 
 
-def _fit_like(
-    profile: HumanProfile, scorer: "Scorer", cuts: Sequence[HumanText], n_texts: int, seed: int
-) -> HumanProfile:
+@cache
+def _warn_of_few(key: str, n: int) -> None:
+    # Once for the texts: a study asks for their profile again and again.
+    logger.warning("%d texts to write like are few: take their human level as a guess, or give %d", n, FEW_TEXTS)
+
+
+def check_like(texts: Sequence[str], continued: Iterable[str]) -> None:
+    """Refuse to write like the texts that are continued: the sampler would copy the level of what it should predict.
+
+    Args:
+        texts (`Sequence[str]`): The texts to write like.
+        continued (`Iterable[str]`): The prompts, or the human texts that they are cut from.
+
+    Raises:
+        InputError: If every text is or holds one that is continued. Where some do, a warning is logged.
+    """
+    starts = {text.strip() for text in continued}
+    long = [start for start in starts if len(start) >= _OVERLAP]
+    n = sum(text.strip() in starts or any(start in text for start in long) for text in texts)
+    if texts and n == len(texts):
+        raise InputError(
+            f"all {n} texts to write like are texts to continue, or hold one: the sampler would copy their level; "
+            "give other texts"
+        )
+    if n:
+        logger.warning("%d of %d texts to write like are texts to continue, or hold one", n, len(texts))
+
+
+def _fit_like(profile: HumanProfile, scorer: "Scorer", cuts: Sequence[HumanText], seed: int) -> HumanProfile:
     scores = scorer.score([cut.text for cut in cuts], [cut.prefix for cut in cuts], pmi=True) if cuts else []
     n_tokens = sum(len(one) for one in scores)
     if n_tokens < LIKE_TOKENS:
         raise InputError(
-            f"the {n_texts} texts to write like have {n_tokens} tokens to learn from, and {LIKE_TOKENS} is the "
+            f"the texts to write like have {n_tokens} tokens to learn from, and {LIKE_TOKENS} is the "
             "least: the first 64 tokens of a text, or half of a shorter one, only begin it"
         )
     level = float(np.nanmean(np.concatenate([one.surprisal for one in scores])))
@@ -175,11 +213,30 @@ def _profile_of(path: str, scorer_id: "ScorerId", scorer: "Callable[[], Scorer]"
     return HumanProfile.load(ensure_entry(cache_dir() / "profiles" / scorer_id.weight_hash, build) / _FILE)
 
 
+def named_profile(model: str) -> HumanProfile | None:
+    """The profile of a model as far as its name tells: the one in its folder, or the shipped one of an asset.
+
+    It serves to refuse an unknown kind before the model is loaded, which takes seconds.
+
+    Args:
+        model (`str`): Asset, folder, `.gguf` file or Hub id.
+
+    Raises:
+        InputError: If the profile in the folder is damaged.
+    """
+    from ugap.models.assets import ASSETS
+
+    beside = Path(model) / BESIDE
+    if beside.is_file():
+        return HumanProfile.load(beside)
+    return HumanProfile.load(model) if model in ASSETS and not Path(model).exists() else None
+
+
 def embedded_profile(scorer: "Scorer") -> HumanProfile:
     """A profile fitted to the embedded texts: `EMBEDDED_TEXTS` of each kind, 64 + 128 tokens of each."""
     kinds: dict[str, list[HumanText]] = {}
     for row in load_texts(DEMO):
-        texts = kinds.setdefault(_EMBEDDED_KINDS[row.domain], [])
+        texts = kinds.setdefault(EMBEDDED_KINDS[row.domain], [])
         if len(texts) < EMBEDDED_TEXTS:
             cut = cut_text(scorer.tokenizer, row.text, max_tokens=EMBEDDED_TOKENS)
             if cut is not None:
@@ -197,7 +254,7 @@ def embedded_profile(scorer: "Scorer") -> HumanProfile:
     profile = HumanProfile.fit(
         scores,
         prefixes=prefixes,
-        domains={kind: domain for domain, kind in _EMBEDDED_KINDS.items()},
+        domains={kind: domain for domain, kind in EMBEDDED_KINDS.items()},
         source="embedded texts: fairy tales and the Python language reference",
     )
     borrowed = HumanProfile.load(_LENDER).prompt
@@ -211,8 +268,7 @@ def certainty(profile: HumanProfile) -> str:
     if n < 2:
         return f"1 text: human level {kind.means['surprisal']:.2f}; a single text does not show how far it is off"
     words = f"{n} texts: human level {kind.means['surprisal']:.2f} +- {kind.error:.2f}"
-    few = f" (fewer than {FEW_TEXTS} texts: take the level as a guess)" if n < FEW_TEXTS else ""
-    return f"{words}; {2 * n} would give about +- {kind.error / np.sqrt(2):.2f}{few}"
+    return f"{words}; {2 * n} would give about +- {kind.error / np.sqrt(2):.2f}"
 
 
 def by_kind(rows: Iterable[tuple[str, str]]) -> Mapping[str, str]:

@@ -236,6 +236,17 @@ def _own(contrasts: Iterable[ContrastRow]) -> list[ContrastRow]:
     ]
 
 
+def like_sentences(settings: Mapping[str, Any]) -> list[str]:
+    """For each model that wrote like given texts, how certain their human level is.
+
+    Example:
+        >>> like_sentences({"like_levels": {"base": "32 texts: human level 3.54 +- 0.10"}})
+        ['base writes like 32 texts: human level 3.54 +- 0.10.']
+    """
+    levels = settings.get("like_levels")
+    return [f"{model} writes like {words}." for model, words in levels.items()] if isinstance(levels, dict) else []
+
+
 def findings(gaps: Sequence[Mapping[str, Any]], contrasts: Sequence[Mapping[str, Any]]) -> list[str]:
     """State what was found about surprisal, in about ten plain sentences.
 

@@ -9,7 +9,7 @@ from ugap.files import replacing
 from ugap.report.labels import named, with_prompting
 from ugap.report.plots import plot_calibration, plot_distributions, plot_gap
 from ugap.report.tables import console_table, markdown
-from ugap.report.words import findings
+from ugap.report.words import findings, like_sentences
 from ugap.study import StudyResult
 from ugap.study.pairs import Cell
 from ugap.terminal import Terminal, one_line
@@ -32,8 +32,10 @@ def write_report(result: StudyResult, folder: str | Path, *, command: str, conso
     both = len({row["prompting"] for row in result.record["gaps"]}) > 1
     gaps = [named(row, both) for row in result.record["gaps"]]
     contrasts = [named(row, both) for row in result.record["contrasts"]]
+    settings = result.record["settings"]
+    sentences = [*findings(gaps, contrasts), *like_sentences(settings)]
     with replacing(folder / "gap.md") as temporary:
-        temporary.write_text(markdown(gaps, contrasts, result.record["settings"], command), encoding="utf-8")
+        temporary.write_text(markdown(gaps, contrasts, settings, command, sentences=sentences), encoding="utf-8")
     plot_gap(gaps, folder / PLOTS[0])
     surprisals: dict[str, dict[str, np.ndarray]] = {}
     points: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
@@ -48,7 +50,7 @@ def write_report(result: StudyResult, folder: str | Path, *, command: str, conso
     plot_distributions(surprisals, folder / PLOTS[1])
     plot_calibration(points, folder / PLOTS[2])
     console.print(console_table(gaps))
-    for sentence in findings(gaps, contrasts):
+    for sentence in sentences:
         console.print(f"- {sentence}", markup=False)
     console.print(f"\nThe whole table, plots and per-token scores are in {one_line(str(folder))}", markup=False)
 

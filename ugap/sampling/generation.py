@@ -11,11 +11,13 @@ from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokeniz
 from ugap.errors import InputError
 from ugap.models import chat_ids
 from ugap.profile import HumanProfile, Target
+from ugap.profile.fitting import check_like
 from ugap.profile.profile import AUTO, LIKE, Selection
 from ugap.sampling.batch import continue_contexts, decode_after, drawn_config, padding_token, suppressed_tokens
 from ugap.sampling.params import TAIL, profile_of, weight_of
 from ugap.sampling.portable.params_processor import ALONE
 from ugap.sampling.processor import DrawRecorder, HumanEntropyLogitsProcessor
+from ugap.scoring import Scorer
 
 Prompt = str | Sequence[Mapping[str, str]]
 
@@ -47,6 +49,12 @@ class Generation:
         return self.target.factor * positions.mean_surprisal(self.target.position, n)
 
     @property
+    def aim(self) -> float:
+        """The level that `creative` text should have under this model: the share of `human_level` that is human to the
+        profile's reader; all of it where the profile has no reader, or a weight was given."""
+        return self.target.share * self.human_level
+
+    @property
     def nll(self) -> float:
         """Mean surprisal in nats per token; NaN for an empty text."""
         return sum(self.surprisal) / len(self.surprisal) if self.surprisal else float("nan")
@@ -60,6 +68,7 @@ def generation_kwargs(
     weight: float | None = None,
     profile: HumanProfile | str | Path | None = None,
     like: Sequence[str] | None = None,
+    reader: str | Scorer | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     tail: float | None = TAIL,
     seed: int | None = None,
@@ -74,11 +83,13 @@ def generation_kwargs(
         model (`PreTrainedModel`): The model that will generate.
         kind (`str` or `Mapping[str, float]`, *optional*, defaults to `"auto"`): Kind, domain or mixture of kinds of
             the human profile; with `auto` the prompt decides.
-        mode (`str`, *optional*): `"creative"` (the default), `"balanced"` or `"precise"`.
-        weight (`float`, *optional*): Share of the human level in [0, 1], instead of a mode.
+        mode (`str`, *optional*): `"creative"` (the default), `"balanced"` or `"precise"`: see [`generate`][].
+        weight (`float`, *optional*): Share of the model's own human level in [0, 1], instead of a mode.
         profile (`HumanProfile`, `str` or `Path`, *optional*): Human profile of the model. By default it is the
             shipped one; with a `tokenizer` it is that of [`profile_for`][ugap.profile.profile_for].
         like (`Sequence[str]`, *optional*): Texts to write like, instead of a kind; needs a `tokenizer`.
+        reader (`str` or `Scorer`, *optional*): A model that the texts should be human to, instead of the one that the
+            profile was calibrated for. A model that it was not calibrated for takes minutes, once.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): The model's. Its special tokens are not drawn, except for
             those that end a text. By default it is read from the model's folder or the local cache, which takes
             seconds. Without a tokenizer, only the special tokens that the model's configs name are not drawn.
@@ -94,11 +105,11 @@ def generation_kwargs(
         model.generate(**inputs, **generation_kwargs(model, mode="creative"), max_new_tokens=200)
         ```
     """
-    weight = weight_of(mode, weight)
     processor = HumanEntropyLogitsProcessor(
-        profile_of(model, profile, tokenizer, like=like),
+        profile_of(model, profile, tokenizer, like=like, reader=reader),
         kind if like is None else LIKE,
         weight,
+        mode=mode,
         tail=tail,
         draw=True,
         generator=_generator(model, seed),
@@ -119,6 +130,7 @@ def generate(
     weight: float | None = None,
     profile: HumanProfile | str | Path | None = None,
     like: Sequence[str] | None = None,
+    reader: str | Scorer | None = None,
     tail: float | None = TAIL,
     max_new_tokens: int = 128,
     num_return_sequences: int = 1,
@@ -135,11 +147,14 @@ def generate(
         kind (`str` or `Mapping[str, float]`, *optional*, defaults to `"auto"`): Kind, domain or mixture of kinds of
             the human profile; with `auto` the prompt decides.
         mode (`str`, *optional*): `"creative"` (the default: as uncertain as people), `"balanced"` (half of that, or as
-            near as the likeliest tokens come) or `"precise"` (greedy).
-        weight (`float`, *optional*): Share of the human level in [0, 1], instead of a mode.
+            near as the likeliest tokens come) or `"precise"` (greedy). As uncertain as people to the reader that the
+            profile was calibrated for, such as a shipped one; without a reader, to the model itself.
+        weight (`float`, *optional*): Share of the model's own human level in [0, 1], instead of a mode.
         profile (`HumanProfile`, `str` or `Path`, *optional*): Human profile of the model; by default that of
             [`profile_for`][ugap.profile.profile_for].
         like (`Sequence[str]`, *optional*): Texts to write like, instead of a kind.
+        reader (`str` or `Scorer`, *optional*): A model that the texts should be human to, instead of the one that the
+            profile was calibrated for. A model that it was not calibrated for takes minutes, once.
         tail (`float`, *optional*, defaults to `0.999`): Tokens beyond the rank that holds this share of human tokens
             are cut; `None` cuts nothing.
         max_new_tokens (`int`, *optional*, defaults to `128`): Longest text in tokens.
@@ -153,7 +168,7 @@ def generate(
 
     Raises:
         InputError: Before anything is generated, if a prompt is empty or a chat without a chat template, a number is
-            less than 1; else see [`generation_kwargs`][].
+            less than 1, or every text of `like` is or holds a prompt; else see [`generation_kwargs`][].
 
     Example:
         ```python
@@ -171,6 +186,7 @@ def generate(
         weight=weight,
         profile=profile,
         like=like,
+        reader=reader,
         tail=tail,
         max_new_tokens=max_new_tokens,
         num_return_sequences=num_return_sequences,
@@ -190,6 +206,7 @@ def generate_batches(
     weight: float | None,
     profile: HumanProfile | str | Path | None,
     like: Sequence[str] | None = None,
+    reader: str | Scorer | None = None,
     tail: float | None,
     max_new_tokens: int,
     num_return_sequences: int,
@@ -204,19 +221,24 @@ def generate_batches(
     ):
         if number < 1:
             raise InputError(f"{name}: expected a positive number, got {number}")
-    profile, weight = profile_of(model, profile, tokenizer, like=like), weight_of(mode, weight)
+    weight_of(mode, weight)  # checked before a profile is fitted
+    listed = _listed(prompts)
+    if like is not None:
+        check_like(like, [prompt for prompt in listed if isinstance(prompt, str)])
+    profile = profile_of(model, profile, tokenizer, like=like, reader=reader)
     if len(tokenizer) > model.get_output_embeddings().weight.shape[0]:
         raise InputError(
             f"the tokenizer has {len(tokenizer)} tokens and the model {model.get_output_embeddings().weight.shape[0]}: "
             "they do not belong together"
         )
-    requests = [(prompt, _context(tokenizer, prompt, i)) for i, prompt in enumerate(_listed(prompts))]
+    requests = [(prompt, _context(tokenizer, prompt, i)) for i, prompt in enumerate(listed)]
     requests = [request for request in requests for _ in range(num_return_sequences)]
     generator = _generator(model, seed)
     processor = HumanEntropyLogitsProcessor(
         profile,
         kind if like is None else LIKE,
         weight,
+        mode=mode,
         tail=tail,
         draw=True,
         generator=generator,

@@ -19,8 +19,9 @@ from ugap.data import PartStore, part_key
 from ugap.errors import InputError
 from ugap.sampling import profile_of
 from ugap.scoring import Scorer, TokenScores
-from ugap.study.decodings import Settings, decoder
+from ugap.study.decodings import Settings, decoder, is_human
 from ugap.study.excerpts import Excerpt
+from ugap.study.following import plain
 from ugap.study.generation import chat_context, generate_continuations
 from ugap.study.pairs import HUMAN, ScoredText
 from ugap.study.store import GENERATED, SCORED, from_row, no_scores, to_row
@@ -112,12 +113,10 @@ class Continuations:
             InputError: As in `ugap.study.generation.generate_continuations`, or there is no chat template.
         """
         contexts = contexts_of(writer, batch, prompting)
-        shown = json.dumps(dict(how), sort_keys=True)
-        # A decoding at the human level changes with the profile, which its settings only name.
+        shown = json.dumps(plain(how), sort_keys=True)
+        # A decoding at the human level changes with the profile, which its settings name at most.
         profile = (
-            profile_of(writer.model, how.get("human_profile"), writer.tokenizer).to_dict()
-            if "human_weight" in how
-            else None
+            profile_of(writer.model, how.get("human_profile"), writer.tokenizer).to_dict() if is_human(how) else None
         )
         # Everything that the texts depend on: a change of any of it must give the part another name.
         made_of = (contexts, shown, profile, max_new_tokens, seed, domain, skip_bad)

@@ -485,3 +485,54 @@ def test_a_prompt_and_a_text_that_goes_on_in_its_line(study, text_rows, tiny_fol
         if text["decoding"] == "human":
             border = text["text"][:1].isspace() or text["prefix"].removesuffix("\n\n")[-1:].isspace()
             assert text["prefix"].endswith("\n\n") != border
+
+
+class TestLike:
+    """`--like`: the decodings at human uncertainty follow given texts."""
+
+    @pytest.fixture
+    def words(self, write_rows, text_rows, tiny_folder, make_profile, tmp_path):
+        # Of the level that texts of random words have to a random model.
+        make_profile(load_model(str(tiny_folder))[0], level=3.0).save(tmp_path / "profile.json")
+        ours = f"ours=human_weight:1,human_profile:{tmp_path / 'profile.json'}"
+        sizes = ["--prefix_tokens", "8", "--max_new_tokens", "16", "--limit", "2", "--decoding", "ancestral", ours]
+        return ["measure", "--model", str(tiny_folder), "--data", write_rows(text_rows), *sizes]
+
+    @pytest.fixture
+    def mine(self, write_rows, text_rows):
+        return write_rows([{"text": " ".join(row["text"].split()[::-1] * 2)} for row in text_rows], "mine.jsonl")
+
+    def test_the_report_says_what_was_followed(
+        self, words, mine, text_rows, write_rows, refused, tmp_path, capsys, caplog
+    ):
+        named = words[-1].replace("ours=", "named=") + ",human_kind:creative"
+        assert main([*words, named, "--like", mine, "--output", str(tmp_path / "like")]) == 0
+        said = "writes like 12 texts: human level "
+        assert said in capsys.readouterr().out
+        assert said in (tmp_path / "like" / "gap.md").read_text()
+        assert said in (tmp_path / "like" / "report.html").read_text()
+        record = json.loads((tmp_path / "like" / "gap.json").read_text())
+        assert len(record["settings"]["like"]) == 16
+        assert "tailor" not in json.dumps(record)  # a fingerprint, no text
+        rows = pq.read_table(tmp_path / "like" / "scores.parquet").to_pylist()
+        followed, creative = ([row["text"] for row in rows if row["decoding"] == name] for name in ("ours", "named"))
+        assert len(followed) == len(creative) == 4
+        assert followed != creative
+        # Resumed with other texts it would be another study.
+        caplog.clear()  # the tiny model writes bytes that are no text
+        other = write_rows([{"text": row["text"] * 2 + "!"} for row in text_rows], "mine.jsonl")
+        assert "like" in refused(*words, named, "--like", other, "--output", str(tmp_path / "like"), "--resume")
+
+    def test_what_is_refused_before_a_model_is_loaded(self, words, mine, refused, tmp_path, monkeypatch):
+        monkeypatch.setattr(Scorer, "from_pretrained", None)
+        output = ["--output", str(tmp_path / "out")]
+        data = words[words.index("--data") + 1]
+        assert "all 12 texts to write like are texts to continue" in refused(*words, *output, "--like", data)
+        at = words.index("--decoding")
+        assert "no decoding follows the texts to write like" in refused(*words[: at + 2], *output, "--like", mine)
+        profile = words[-1].partition("human_profile:")[2]
+        unknown = f"x=human_weight:1,human_kind:sermon,human_profile:{profile}"
+        line = refused(*words[: at + 1], unknown, *output)
+        assert "decoding 'x': the human profile has no kind 'sermon'; it has creative, functional" in line
+        shipped = [*words[: at + 1], "x=human_weight:1,human_kind:sermon", *output, "--model", "gemma-3-270m"]
+        assert "has no kind 'sermon'; it has academic" in refused(*shipped)

@@ -32,7 +32,17 @@ from ugap.report.page.series import colours, panels
 from ugap.report.plots import DOMAIN_COLOURS, OTHER_COLOURS
 from ugap.report.rows import GapRow, preferred_scorer, read_gaps
 from ugap.report.tables import DEFINITIONS
-from ugap.report.words import ANCESTRAL, MEASURES, NO_GAP, decimals, findings, people_clause, tally, writer
+from ugap.report.words import (
+    ANCESTRAL,
+    MEASURES,
+    NO_GAP,
+    decimals,
+    findings,
+    like_sentences,
+    people_clause,
+    tally,
+    writer,
+)
 from ugap.study.pairs import GIVEN, SELF
 from ugap.terminal import visible
 
@@ -162,7 +172,7 @@ def _words(run: Run, name: str) -> dict[str, Any]:
     """The words of the template about a run."""
     both = len({row["prompting"] for row in run.gaps}) > 1
     gaps, contrasts = ([named(row, both) for row in rows] for rows in (run.gaps, run.contrasts))
-    said = findings(gaps, contrasts)
+    said = [*findings(gaps, contrasts), *like_sentences(run.settings)]
     rest = dict(run.settings)
     environment = rest.pop("environment", {})
     hashes = rest.pop("weight_hashes", {})

@@ -22,6 +22,7 @@ from ugap.scoring import Scorer
 from ugap.study.continuations import CHAT, RAW, Continuations, Text, batches, check_writer
 from ugap.study.decodings import DECODINGS, STUDIED, Settings
 from ugap.study.excerpts import Excerpt, cut_excerpts
+from ugap.study.following import check_kinds, check_texts, following, like_hash
 from ugap.study.gap.table import contrast_table, gap_table
 from ugap.study.generation import seed_of
 from ugap.study.options import GapOptions
@@ -45,6 +46,7 @@ class StudySettings(GapOptions):
             those of `ugap.study.decodings.STUDIED`.
         promptings (`list[str]`, *optional*, defaults to `["raw"]`): `"raw"` continues the bare prefix, `"chat"` asks
             for a continuation through the model's chat template.
+        like (`Sequence[str]`, *optional*): Texts that decodings at human uncertainty without a kind write like.
         stages (`dict[str, str]`, *optional*): `"base"`, `"instruct"` or `"reasoning"` by model, for the contrasts.
         prefix_tokens (`int`, *optional*, defaults to `64`): Tokens of a prefix, where a text has no prompt.
         prompt_separator (`str`, *optional*): Text between a prompt and its text; by default that which
@@ -66,6 +68,7 @@ class StudySettings(GapOptions):
     scorers: list[str] = field(default_factory=lambda: [SELF])
     decodings: Mapping[str, Settings] = field(default_factory=lambda: {name: DECODINGS[name] for name in STUDIED})
     promptings: list[str] = field(default_factory=lambda: ["raw"])
+    like: Sequence[str] = ()
     stages: dict[str, str] = field(default_factory=dict)
     revisions: dict[str, str] = field(default_factory=dict)
 
@@ -122,11 +125,14 @@ def run_locked(
 ) -> StudyResult:
     """[`run_study`][] in a folder whose lock the caller holds; the parts in it are used."""
     _check(settings, rows)
-    recorded = {**asdict(settings), "data": list(data), "data_hash": rows_hash(rows)}
+    # Of the texts to write like, the fingerprint alone: a resumed study must have the same.
+    like = {"like": like_hash(settings.like)}
+    recorded = {**asdict(settings), **like, "data": list(data), "data_hash": rows_hash(rows)}
     work = Continuations(output / PARTS, recorded)
     try:
         with progress_bar(disable=not progress) as bar:
-            keys, hashes = _Study(settings, rows, work, bar).run()
+            study = _Study(settings, rows, work, bar)
+            keys, hashes = study.run()
     except InputError:
         work.clear_if_unused()
         raise
@@ -138,7 +144,12 @@ def run_locked(
     record = without_nan(
         {
             "version": VERSION,
-            "settings": {**recorded, "weight_hashes": hashes, "environment": environment()},
+            "settings": {
+                **recorded,
+                **({"like_levels": study.like_levels} if study.like_levels else {}),
+                "weight_hashes": hashes,
+                "environment": environment(),
+            },
             "gaps": gaps,
             "contrasts": contrast_table(cells, settings.stages, seed=settings.seed),
         }
@@ -153,6 +164,8 @@ class _Study:
     rows: Sequence[TextRow]
     work: Continuations
     bar: Progress
+    # By model, how certain the human level of the texts to write like is.
+    like_levels: dict[str, str] = field(default_factory=dict)
 
     def run(self) -> tuple[list[str], dict[str, str]]:
         """Do the parts that are missing; the keys of all scored parts in order, and the weight hash of every scorer."""
@@ -178,11 +191,12 @@ class _Study:
     def _write(self, model: str, keys: list[str]) -> tuple[list["_Unit"], str]:
         """Let a model continue its prefixes and, where asked, read itself and people; what it wrote, and its hash."""
         s, scorer = self.settings, self._load(model)
+        decodings = self._follow(scorer)
         units = self._units(scorer)
         total = sum(len(unit.batch) for unit in units) * len(s.decodings)
         task = self.bar.add_task(f"{scorer.name} writes", total=total)
         for prompting in s.promptings:
-            for decoding, how in s.decodings.items():
+            for decoding, how in decodings.items():
                 for unit in units:
                     if unit.prompting != prompting:
                         continue
@@ -228,8 +242,15 @@ class _Study:
         )
         if name in s.models:
             domains = dict.fromkeys(row.domain for row in self.rows)
-            check_writer(scorer, s.decodings.values(), domains, s.promptings)
+            check_writer(scorer, self._follow(scorer).values(), domains, s.promptings)
         return scorer
+
+    def _follow(self, scorer: Scorer) -> dict[str, Settings]:
+        """The decodings of a model that writes; where they write like given texts, with the profile of these."""
+        follow = following(self.settings.decodings, scorer.model, scorer.tokenizer, self.settings.like)
+        if follow.certainty:
+            self.like_levels[scorer.name] = follow.certainty
+        return follow.decodings
 
     def _units(self, scorer: Scorer) -> list["_Unit"]:
         """The units of work: batches of prefixes of one domain, once for every prompting."""
@@ -322,6 +343,8 @@ def _check(settings: StudySettings, rows: Sequence[TextRow]) -> None:
     for model in settings.stages:
         if model not in settings.models:
             raise InputError(f"stage of {model!r}: there is no such model in the study")
+    check_kinds(settings.decodings, settings.models)
+    check_texts(settings.like, settings.decodings, [row.text for row in rows])
     seen: set[str] = set()
     for row in rows:
         if row.id in seen:

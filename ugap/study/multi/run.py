@@ -30,6 +30,7 @@ from ugap.files import locked, refuse_results, replacing, write_json
 from ugap.models.hub import is_commit, is_local, resolve_commit
 from ugap.study.contrasts import STAGES
 from ugap.study.decodings import DECODINGS, Settings
+from ugap.study.following import like_hash
 from ugap.study.gap.run import PARTS, StudySettings, run_locked
 from ugap.study.options import Dtype, MultiOptions, values
 from ugap.study.pairs import SELF
@@ -156,6 +157,7 @@ class MultiSettings(MultiOptions):
         models (`list[ModelEntry]`): The models.
         scorers (`list[str]`, *optional*, defaults to `["self"]`): Who scores.
         decodings (`dict[str, dict]`, *optional*): By default ancestral sampling alone.
+        like (`Sequence[str]`, *optional*): Texts that decodings at human uncertainty without a kind write like.
         prefix_tokens (`int`, *optional*, defaults to `64`): Tokens of a prefix.
         prompt_separator (`str`, *optional*): Text between a prompt and its text.
         max_new_tokens (`int`, *optional*, defaults to `128`): Tokens of a continuation.
@@ -171,6 +173,7 @@ class MultiSettings(MultiOptions):
     models: list[ModelEntry]
     scorers: list[str] = field(default_factory=lambda: [SELF])
     decodings: Mapping[str, Settings] = field(default_factory=lambda: {"ancestral": DECODINGS["ancestral"]})
+    like: Sequence[str] = ()
 
     def of(self, model: ModelEntry, commit: str | None) -> StudySettings:
         """The settings of one model's study; `commit` pins a Hub id."""
@@ -181,6 +184,7 @@ class MultiSettings(MultiOptions):
             models=[model.name],
             scorers=self.scorers,
             decodings=self.decodings,
+            like=self.like,
             promptings=CHATS[model.chat],
             stages={model.name: model.stage},
             revisions={} if commit is None else {model.name: commit},
@@ -350,6 +354,7 @@ def _same_study(path: Path, settings: MultiSettings, texts: Mapping[str, Any]) -
         InputError: If a setting, or a model that was there, differs.
     """
     common = {name: value for name, value in asdict(settings).items() if name != "models"}
+    common["like"] = like_hash(settings.like)
     # Through JSON, so that tuples and lists, and int and str keys, compare equal to what was read.
     now = json.loads(json.dumps({**common, **texts, "models": {m.title: asdict(m) for m in settings.models}}))
     old = _read(path)

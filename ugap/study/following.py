@@ -1,0 +1,109 @@
+"""Which human text the decodings of a study follow: known kinds, or given texts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ugap.data import content_hash
+from ugap.errors import InputError
+from ugap.profile import HumanProfile
+from ugap.profile.fitting import certainty, check_like, named_profile
+from ugap.profile.profile import AUTO, LIKE
+from ugap.sampling import profile_of
+from ugap.study.named import Settings, is_human
+
+
+@dataclass(frozen=True)
+class Following:
+    """The decodings of one model.
+
+    Args:
+        decodings (`dict[str, Mapping[str, Any]]`): Settings by name.
+        certainty (`str`): How certain the human level of the given texts is, in words; empty without texts.
+    """
+
+    decodings: dict[str, Settings]
+    certainty: str = ""
+
+
+def check_kinds(decodings: Mapping[str, Settings], models: Sequence[str]) -> None:
+    """Refuse kinds of text that no profile has, as far as that is known before a model is loaded.
+
+    Args:
+        decodings (`Mapping[str, Mapping[str, Any]]`): Settings by name.
+        models (`Sequence[str]`): Names of the models that write.
+
+    Raises:
+        InputError: If a profile lacks a kind, or cannot be read; the message lists the kinds that it has.
+    """
+    for name, how in decodings.items():
+        if not is_human(how):
+            continue
+        given = how.get("human_profile")
+        profiles = [named_profile(model) for model in models] if given is None else [HumanProfile.load(given)]
+        for profile in profiles:
+            try:
+                if profile is not None:
+                    profile.weights(how.get("human_kind") or AUTO)
+            except InputError as error:
+                raise InputError(f"decoding {name!r}: {error}") from error
+
+
+def check_texts(like: Sequence[str], decodings: Mapping[str, Settings], continued: Sequence[str]) -> None:
+    """Refuse texts to write like that no decoding follows, or that are continued.
+
+    Args:
+        like (`Sequence[str]`): The texts; none are right for all decodings.
+        decodings (`Mapping[str, Mapping[str, Any]]`): Settings by name.
+        continued (`Sequence[str]`): The human texts whose prefixes are continued.
+
+    Raises:
+        InputError: See above; as `ugap.profile.fitting.check_like`.
+    """
+    if not like:
+        return
+    if not _steered(decodings):
+        raise InputError(
+            "no decoding follows the texts to write like: name ugap-creative, or another one at human uncertainty "
+            "without a kind"
+        )
+    check_like(like, continued)
+
+
+def following(
+    decodings: Mapping[str, Settings], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, like: Sequence[str]
+) -> Following:
+    """The decodings of a model; those at human uncertainty that name no kind write like given texts.
+
+    Args:
+        decodings (`Mapping[str, Mapping[str, Any]]`): Settings by name.
+        model (`PreTrainedModel`): The model that generates.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        like (`Sequence[str]`): The texts; none leave the decodings as they are.
+
+    Raises:
+        InputError: If a profile is of another model, or the texts are too few.
+    """
+    out, certain = dict(decodings), ""
+    for name in _steered(decodings) if like else ():
+        how = decodings[name]
+        profile = profile_of(model, how.get("human_profile"), tokenizer, like=like)
+        out[name] = {**how, "human_kind": LIKE, "human_profile": profile}
+        certain = certainty(profile)
+    return Following(out, certain)
+
+
+def like_hash(like: Sequence[str]) -> str | None:
+    """A fingerprint of the texts to write like, for the settings of a study: it holds figures, and no text."""
+    return content_hash(list(like)) if like else None
+
+
+def plain(settings: Settings) -> dict[str, Any]:
+    """The settings that JSON can hold: without a human profile, unless it is named by its file."""
+    return {name: value for name, value in settings.items() if not isinstance(value, HumanProfile)}
+
+
+def _steered(decodings: Mapping[str, Settings]) -> list[str]:
+    return [name for name, how in decodings.items() if is_human(how) and how.get("human_kind") in (None, AUTO)]

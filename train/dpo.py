@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from peft import PeftModel
 from trl import DPOConfig
 
 from ugap.cli.arguments import option
@@ -15,13 +14,17 @@ from ugap.cli.training import (
     Data,
     DataOptions,
     EvaluationOptions,
+    HumanOptions,
     PolicyOptions,
+    base_scorer,
     check_trackers,
     data_of,
     decoding_of,
     frozen_scorer,
+    human_of,
     in_one_line,
     policy_of,
+    read_human,
     say,
     settings_of,
     train,
@@ -29,7 +32,6 @@ from ugap.cli.training import (
 from ugap.data.domain import CREATIVE
 from ugap.errors import InputError
 from ugap.progress import progress_bar
-from ugap.scoring import Scorer, SharedScorer
 from ugap.study.excerpts import cut_excerpts
 from ugap.training import UncertaintyReward
 from ugap.training.policy import Policy
@@ -58,7 +60,7 @@ PAIRS = "pairs.jsonl"
 
 
 @dataclass(kw_only=True)
-class Arguments(EvaluationOptions, DataOptions, PolicyOptions):
+class Arguments(EvaluationOptions, HumanOptions, DataOptions, PolicyOptions):
     """Arguments of `ugap train dpo`, in addition to those of the trainer's config."""
 
     prompts: int = option("creative prompts", default=256, group="pairs")
@@ -67,15 +69,6 @@ class Arguments(EvaluationOptions, DataOptions, PolicyOptions):
     sample_temperature: float = option("temperature of the continuations", default=1.0, group="pairs")
     sample_tokens: int = option("longest continuation, in tokens", default=64, group="pairs")
     min_margin: float = option("smallest difference of the rewards of a pair", default=0.1, group="pairs")
-    profile: str | None = option(
-        "human profile of the scorer, a file or the name of a shipped one (default: the shipped one)",
-        default=None,
-        group="pairs",
-        metavar="NAME",
-    )
-    kind: str = option(
-        "kind of text or domain of the profile that completions are compared with", default=CREATIVE, group="pairs"
-    )
 
 
 def run(arguments: Arguments, config: DPOConfig) -> None:
@@ -84,7 +77,8 @@ def run(arguments: Arguments, config: DPOConfig) -> None:
     Raises:
         InputError: The input is bad, or no two continuations differ enough.
     """
-    settings = settings_of(NAME, arguments)
+    like = read_human(arguments)
+    settings = settings_of(NAME, arguments, like)
     # Before anything is loaded: a folder with another run is refused at once.
     checkpoint = open_run(config.output_dir, config.resume_from_checkpoint, settings)
     evaluated_by = decoding_of(arguments.eval_decoding, {"temperature": arguments.sample_temperature})
@@ -94,7 +88,9 @@ def run(arguments: Arguments, config: DPOConfig) -> None:
     policy = policy_of(arguments, config)
     data = data_of(arguments, policy.tokenizer)
     scorer = frozen_scorer(arguments, config)
-    reward = UncertaintyReward(arguments.profile, scorer or base_scorer(policy), kind=arguments.kind)
+    ranking = scorer or base_scorer(policy)
+    profile, kind = human_of(arguments, ranking, like)
+    reward = UncertaintyReward(profile, ranking, kind=kind)
     reward.bind(policy.model, policy.tokenizer)
     # Recorded before the pairs, so that a run that ends while drawing them can resume.
     note_run(config.output_dir, settings)
@@ -110,15 +106,7 @@ def run(arguments: Arguments, config: DPOConfig) -> None:
             processing_class=policy.tokenizer,
             peft_config=policy.lora,
         )
-    train(NAME, trainer, arguments, data, checkpoint=checkpoint, scorer=scorer, decoding=evaluated_by)
-
-
-def base_scorer(policy: Policy) -> Scorer:
-    """The policy's base as the scorer of the pairs."""
-    if isinstance(policy.model, PeftModel):
-        return SharedScorer(policy.model, policy.tokenizer)
-    # The pairs are ranked before training: without an adapter to continue, the policy still is its base.
-    return Scorer(policy.model, policy.tokenizer)
+    train(NAME, trainer, arguments, data, checkpoint=checkpoint, scorer=scorer, decoding=evaluated_by, like=like)
 
 
 def make_pairs(

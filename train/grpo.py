@@ -1,7 +1,7 @@
 """GRPO toward human uncertainty: one reward for closeness to people, one for right answers."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ugap.cli.arguments import option
@@ -9,19 +9,23 @@ from ugap.cli.main import main
 from ugap.cli.training import (
     DataOptions,
     EvaluationOptions,
+    HumanOptions,
     PolicyOptions,
+    base_scorer,
     check_trackers,
     data_of,
     decoding_of,
     frozen_scorer,
+    human_of,
     in_one_line,
     policy_of,
+    read_human,
     say,
     settings_of,
     train,
 )
-from ugap.data.domain import CREATIVE
 from ugap.errors import InputError
+from ugap.profile import HumanProfile
 from ugap.sampling import HumanEntropyLogitsProcessor, profile_of
 from ugap.sampling.batch import suppressed_tokens
 from ugap.training import (
@@ -56,19 +60,10 @@ DEFAULTS: dict[str, Any] = {"max_completion_length": 64}
 
 
 @dataclass(kw_only=True)
-class Arguments(EvaluationOptions, DataOptions, PolicyOptions):
+class Arguments(EvaluationOptions, HumanOptions, DataOptions, PolicyOptions):
     """Arguments of `ugap train grpo`, in addition to those of the trainer's config."""
 
     per_text: int = option("prompts of one text, at most", default=4, group="data")
-    profile: str | None = option(
-        "human profile of the scorer, a file or the name of a shipped one (default: the shipped one)",
-        default=None,
-        group="rewards",
-        metavar="NAME",
-    )
-    kind: str = option(
-        "kind of text or domain of the profile that completions are compared with", default=CREATIVE, group="rewards"
-    )
     answers: Literal["exact", "contrastive"] = option(
         "a completion is right if it starts with the answer (exact), or names it before a wrong one (contrastive)",
         default="exact",
@@ -85,9 +80,12 @@ def run(arguments: Arguments, config: UncertaintyGRPOConfig) -> None:
     Raises:
         InputError: The input is bad, or most rewards of a step are NaN.
     """
-    checkpoint = open_run(config.output_dir, config.resume_from_checkpoint, settings_of(NAME, arguments))
+    like = read_human(arguments)
+    if arguments.full and arguments.rollouts == "human":
+        raise InputError("rollouts at human uncertainty need the human profile of the policy, which --full changes")
+    checkpoint = open_run(config.output_dir, config.resume_from_checkpoint, settings_of(NAME, arguments, like))
     # Evaluations decode as training does, unless --eval_decoding says otherwise.
-    evaluated_by = decoding_of(arguments.eval_decoding, rolled_out(arguments, config))
+    evaluated_by = decoding_of(arguments.eval_decoding, {"temperature": config.temperature})
     check_trackers(config)
     policy = policy_of(arguments, config)
     data = data_of(arguments, policy.tokenizer)
@@ -104,7 +102,16 @@ def run(arguments: Arguments, config: UncertaintyGRPOConfig) -> None:
     domains = list(dataset["domain"])
     say(f"prompts: {', '.join(f'{domains.count(domain)} {domain}' for domain in sorted(set(domains)))}")
     scorer = frozen_scorer(arguments, config)
-    rewards = [UncertaintyReward(arguments.profile, scorer, kind=arguments.kind), FactualityReward(arguments.answers)]
+    profile, kind = human_of(arguments, scorer or base_scorer(policy), like)
+    rewards = [UncertaintyReward(profile, scorer, kind=kind), FactualityReward(arguments.answers)]
+    processor = None
+    if arguments.rollouts == "human":
+        # --profile belongs to the scorer, which is the policy's base unless --scorer names another model.
+        base = base_scorer(policy)
+        own, kind = (profile, kind) if scorer is None else human_of(replace(arguments, profile=None), base, like)
+        processor = sampler(policy, own, kind)
+        if arguments.eval_decoding is None:
+            evaluated_by = {"human_weight": 1.0, "human_kind": kind, "human_profile": own}
     with in_one_line():
         trainer = UncertaintyGRPOTrainer(
             policy.model,
@@ -114,40 +121,17 @@ def run(arguments: Arguments, config: UncertaintyGRPOConfig) -> None:
             processing_class=policy.tokenizer,
             peft_config=policy.lora,
             # Drawn with torch's own generator, whose state a checkpoint holds.
-            rollout_func=SampledRollouts(sampler(arguments, policy)),
+            rollout_func=SampledRollouts(processor),
         )
-    train(NAME, trainer, arguments, data, checkpoint=checkpoint, scorer=scorer, decoding=evaluated_by)
+    train(NAME, trainer, arguments, data, checkpoint=checkpoint, scorer=scorer, decoding=evaluated_by, like=like)
 
 
-def rolled_out(arguments: Arguments, config: UncertaintyGRPOConfig) -> dict[str, Any]:
-    """The decoding of the rollouts, for the evaluations."""
-    if arguments.rollouts == "policy":
-        return {"temperature": config.temperature}
-    profile = policy_profile(arguments)
-    return {
-        "human_weight": 1.0,
-        "human_kind": arguments.kind,
-        **({} if profile is None else {"human_profile": profile}),
-    }
-
-
-def sampler(arguments: Arguments, policy: Policy) -> HumanEntropyLogitsProcessor | None:
+def sampler(policy: Policy, profile: HumanProfile, kind: str) -> HumanEntropyLogitsProcessor:
     """The sampler of `--rollouts human`, with the human profile of the policy's base."""
-    if arguments.rollouts == "policy":
-        return None
-    if arguments.full:
-        raise InputError("rollouts at human uncertainty need the human profile of the policy, which --full changes")
     # With a new adapter, the trainer wraps the model later.
     model = policy.model if policy.lora is not None else policy.model.get_base_model()
     suppressed = suppressed_tokens(model, policy.tokenizer)
-    profile = profile_of(model, policy_profile(arguments))
-    return HumanEntropyLogitsProcessor(profile, arguments.kind, draw=True, suppress_tokens=suppressed)
-
-
-def policy_profile(arguments: Arguments) -> str | None:
-    """The human profile of the policy's base, if it was given."""
-    # --profile belongs to the scorer, which is the policy's base unless --scorer names another model.
-    return arguments.profile if arguments.scorer is None else None
+    return HumanEntropyLogitsProcessor(profile_of(model, profile), kind, 1.0, draw=True, suppress_tokens=suppressed)
 
 
 if __name__ == "__main__":

@@ -67,6 +67,15 @@ def profile_file(tmp_path_factory, tiny_folder) -> str:
 
 
 @pytest.fixture(scope="session")
+def like_file(tmp_path_factory, text_rows) -> str:
+    """Twenty texts to write like."""
+    path = tmp_path_factory.mktemp("like") / "mine.txt"
+    texts = [f"{i} {text_rows[i % len(text_rows)]['text']}" for i in range(20)]
+    path.write_text("\n\n".join(texts), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="session")
 def words(tiny_folder, texts_file, profile_file) -> Callable[..., list[str]]:
     """`words(program, folder, *more, data=None)`: the command line of a short run."""
 

@@ -1,6 +1,7 @@
 """`ugap train grpo` on a tiny model: what a run leaves, how it goes on, and where completions come from."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,6 +56,21 @@ def test_rollouts_at_human_uncertainty(train, tmp_path):
     folder = train("grpo", tmp_path / "run", *more)
     assert "(human_weight 1.0, human_kind creative" in (folder / "README.md").read_text()
     assert len([log for log in history(folder, 2) if "reward" in log]) == 2
+
+
+def test_texts_to_write_like(train, words, like_file, refused, tmp_path, capsys, caplog):
+    mine = tmp_path / "mine.txt"
+    mine.write_text(Path(like_file).read_text())
+    more = ("--rollouts", "human", "--max_steps", "1", "--eval_every", "0", "--save_steps", "1", "--like", str(mine))
+    folder = train("grpo", tmp_path / "run", *more)
+    assert "compares with 20 texts: human level" in capsys.readouterr().out
+    assert "(human_weight 1.0, human_kind like" in (folder / "README.md").read_text()
+    (log,) = [log for log in history(folder, 1) if "reward" in log]
+    assert log["rewards/uncertainty_reward/mean"] is not None
+    # Resumed with other texts it would be another run.
+    caplog.clear()
+    mine.write_text(mine.read_text() + "!")
+    assert "the run there has like_hash" in refused(*words("grpo", folder, *more), "--resume_from_checkpoint", "yes")
 
 
 def test_the_adaptive_entropy_of_trl(train, tmp_path):

@@ -129,6 +129,26 @@ class TestRewards:
         assert "profile" in line
         assert "chat" in line
 
+    @pytest.mark.parametrize("program", ["grpo", "dpo"])
+    def test_human_texts_before_a_model_is_loaded(self, program, said, like_file, tmp_path, monkeypatch):
+        monkeypatch.setattr("ugap.training.policy.load_policy", None)
+        few = tmp_path / "few.txt"
+        assert said(program, "--kind", "sermon") == (
+            "the human profile has no kind 'sermon'; it has creative, functional"
+        )
+        assert said(program, "--kind", "creative", "--like", like_file) == "give --like or --kind, not both"
+        assert said(program, "--like", str(few)).startswith(f"{few}: ")
+        if program == "grpo":
+            line = said("grpo", "--full", "--rollouts", "human")
+            assert line.startswith("rollouts at human uncertainty need the human profile of the policy")
+
+    def test_too_few_texts_to_write_like(self, said, like_file, tmp_path):
+        few = tmp_path / "few.txt"
+        with open(like_file, encoding="utf-8") as file:
+            few.write_text("\n\n".join(file.read().split("\n\n")[:10]))
+        line = said("dpo", "--like", str(few))
+        assert line == "too few of the texts to write like are long enough to compare whole texts with: give 16"
+
     def test_no_two_continuations_differ_enough(self, words, tmp_path, capsys):
         assert main(words("dpo", tmp_path / "run", "--min_margin", "0.99")) == 2
         line = "ugap: error: no prompt has two of 3 continuations whose rewards differ by 0.99: "

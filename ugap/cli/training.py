@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from ugap.cli.arguments import option
+from ugap.cli.human import like_option, read_like
+from ugap.data.domain import CREATIVE
 from ugap.errors import InputError, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
     from ugap.data import TextRow
     from ugap.data.facts import Fact
+    from ugap.profile import HumanProfile
     from ugap.scoring import Scorer
     from ugap.study.excerpts import Excerpt
     from ugap.training.policy import Policy
@@ -66,6 +69,24 @@ class DataOptions:
     functional_share: float = option("share of functional rows", default=0.3, group="data")
     limit: int | None = option("texts of each domain and file", default=None, group="data")
     prefix_tokens: int = option("tokens of a prompt that is cut from a text", default=64, group="data")
+
+
+@dataclass(kw_only=True)
+class HumanOptions:
+    """The human text that completions are compared with."""
+
+    profile: str | None = option(
+        "human profile of the scorer, a file or the name of a shipped one (default: the scorer's own)",
+        default=None,
+        group="rewards",
+        metavar="NAME",
+    )
+    kind: str | None = option(
+        f"kind of text or domain of the profile that completions are compared with (default: {CREATIVE})",
+        default=None,
+        group="rewards",
+    )
+    like: str | None = like_option("rewards")
 
 
 @dataclass(kw_only=True)
@@ -200,6 +221,67 @@ def frozen_scorer(arguments: Any, config: Any) -> "Scorer | None":
     return Scorer.from_pretrained(name, device=_device(config), trust_remote_code=_trusted(config))
 
 
+def read_human(arguments: Any) -> list[str]:
+    """The texts to write like; checks the other `HumanOptions` as far as it can be done before a model is loaded.
+
+    Raises:
+        InputError: The profile or the file cannot be read, the profile lacks the kind, or options exclude each other.
+    """
+    from ugap.profile import HumanProfile
+    from ugap.profile.fitting import named_profile
+
+    given = arguments.profile
+    if arguments.like is not None and arguments.kind is not None:
+        raise InputError("give --like or --kind, not both")
+    profile = named_profile(arguments.scorer or arguments.model) if given is None else HumanProfile.load(given)
+    if profile is not None:
+        profile.weights(arguments.kind or CREATIVE)
+    return read_like(arguments.like)
+
+
+def human_of(arguments: Any, scorer: "Scorer", like: Sequence[str]) -> "tuple[HumanProfile, str]":
+    """The human profile of a scorer, and the kind of it to compare with.
+
+    Args:
+        arguments (`Any`): The options; `HumanOptions` are among them.
+        scorer (`Scorer`): The scorer of the completions.
+        like (`Sequence[str]`): The texts to write like; none where a kind is followed.
+
+    Raises:
+        InputError: The profile is of another model, lacks the kind, or the texts are too few.
+    """
+    from ugap.profile import HumanProfile
+    from ugap.profile.fitting import certainty, like_texts
+    from ugap.profile.profile import LIKE
+    from ugap.profile.texts import FEWEST_TEXTS
+
+    own = HumanProfile.for_scorer(scorer) if arguments.profile is None else HumanProfile.load(arguments.profile)
+    own.check(scorer.id)
+    if not like:
+        kind = arguments.kind or CREATIVE
+        own.weights(kind)
+        return own, kind
+    own = like_texts(own, scorer, like)
+    if own.kinds[LIKE].texts is None:
+        raise InputError(
+            f"too few of the texts to write like are long enough to compare whole texts with: give {FEWEST_TEXTS}"
+        )
+    say(f"{scorer.name} compares with {certainty(own)}")
+    return own, LIKE
+
+
+def base_scorer(policy: "Policy") -> "Scorer":
+    """The policy's base as a scorer, before training."""
+    from peft import PeftModel
+
+    from ugap.scoring import Scorer, SharedScorer
+
+    if isinstance(policy.model, PeftModel):
+        return SharedScorer(policy.model, policy.tokenizer)
+    # Without an adapter to continue, the policy still is its base.
+    return Scorer(policy.model, policy.tokenizer)
+
+
 def decoding_of(word: str | None, default: Mapping[str, Any]) -> Mapping[str, Any]:
     """A decoding by its name, or by its settings alone.
 
@@ -218,10 +300,20 @@ def decoding_of(word: str | None, default: Mapping[str, Any]) -> Mapping[str, An
     return settings
 
 
-def settings_of(program: str, arguments: Any) -> dict[str, Any]:
-    """The settings that a resumed run has to share with the run before."""
+def settings_of(program: str, arguments: Any, like: Sequence[str] = ()) -> dict[str, Any]:
+    """The settings that a resumed run has to share with the run before, with the fingerprint of texts to write like."""
     fields = [field for field in dataclasses.fields(arguments) if field.metadata.get("group") not in FREE]
-    return {"program": program, **{field.name: getattr(arguments, field.name) for field in fields}}
+    return {
+        "program": program,
+        **{field.name: getattr(arguments, field.name) for field in fields},
+        **_like_content(like),
+    }
+
+
+def _like_content(like: Sequence[str]) -> dict[str, str | None]:
+    from ugap.study.following import like_hash
+
+    return {"like_hash": like_hash(like)} if like else {}
 
 
 @contextmanager
@@ -261,6 +353,7 @@ def train(
     checkpoint: Path | None,
     scorer: "Scorer | None" = None,
     decoding: Mapping[str, Any],
+    like: Sequence[str] = (),
 ) -> None:
     """Train with evaluations of the gap; then save, print the evaluations, push and close, as TRL's scripts do.
 
@@ -272,6 +365,7 @@ def train(
         checkpoint (`Path`, *optional*): The checkpoint to resume from.
         scorer (`Scorer`, *optional*): The frozen scorer; by default the policy's base.
         decoding (`Mapping[str, Any]`): Decoding of the policy in evaluations.
+        like (`Sequence[str]`, *optional*): The texts to write like, for the record.
 
     Raises:
         InputError: The evaluations do not fit the training, a tracker does not begin, memory does not suffice, or
@@ -295,7 +389,7 @@ def train(
         eval_every=arguments.eval_every,
     )
     trainer.add_callback(gap)
-    content = trained_on(trainer, data)
+    content = {**trained_on(trainer, data), **_like_content(like)}
     # A checkpoint may be that of a run in another folder, whose settings count then.
     check_settings(args.output_dir if checkpoint is None else checkpoint.parent, content)
     begin_trackers(trainer)

@@ -66,7 +66,7 @@ class Arguments:
         "scorer: asset, folder, .gguf file or Hub id", default="gemma-3-270m", group="scorer", metavar="NAME"
     )
     profile: str | None = option(
-        "human profile of the scorer, a file or the name of a shipped one (default: the shipped one, if there is one)",
+        "human profile of the scorer, a file or the name of a shipped one (default: the scorer's own)",
         default=None,
         group="scorer",
         metavar="NAME",
@@ -136,7 +136,7 @@ def run(arguments: Arguments) -> None:
                 },
                 "n_texts": len(texts),
                 "means": means(texts),
-                "human": {} if profile is None else human_means(profile),
+                "human": human_means(profile),
                 "relations": relate(texts, measures, resamples=arguments.resamples, seed=arguments.seed),
                 "texts": [
                     {
@@ -161,20 +161,15 @@ def run(arguments: Arguments) -> None:
         console.print(f"All numbers are in {output / f'{NAME}.json'}", markup=False, soft_wrap=True)
 
 
-def find_profile(arguments: Arguments, scorer: "Scorer") -> "tuple[KindProfile | None, str | None]":
-    """The human profile and where it came from; without one the distances from people are left out."""
-    from ugap.errors import InputError
+def find_profile(arguments: Arguments, scorer: "Scorer") -> "tuple[KindProfile, str]":
+    """The human profile, and where its texts came from."""
     from ugap.profile import HumanProfile
 
-    if arguments.profile is not None:
+    if arguments.profile is None:
+        profile = HumanProfile.for_scorer(scorer)
+    else:
         profile = HumanProfile.load(arguments.profile)
         profile.check(scorer.id)
-    else:
-        try:
-            profile = HumanProfile.shipped_for(scorer.id)
-        except InputError as error:
-            print(f"distances from people are left out: {error}", file=sys.stderr)
-            return None, None
     return profile.kind(arguments.domain), profile.source
 
 

@@ -6,7 +6,7 @@ Nothing is built before a test asks for it.
 import copy
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+import ugap.profile.fitting
 from ugap.cli.main import main
 from ugap.profile import HumanProfile
 from ugap.scoring import Scorer, ScorerId, TokenScores
@@ -53,6 +54,16 @@ ARCHITECTURES = ("llama", "gemma3", "gemma2", "cohere", "granite", "gpt2", "phi"
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device, and there is none")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fitted_profiles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Profiles that are fitted on the fly go into a folder of the tests, and rest on few of the embedded texts."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ugap.profile.fitting, "cache_dir", lambda: folder)
+        patch.setattr(ugap.profile.fitting, "EMBEDDED_TEXTS", 16)
+        yield folder
 
 
 def _train_tokenizer(bos: bool) -> PreTrainedTokenizerFast:

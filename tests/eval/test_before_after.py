@@ -109,8 +109,8 @@ def test_the_record(finished, chat_folder, tiny_folder):
             assert found["ci95"][0] <= found["gap"] <= found["ci95"][1]
         assert 0 < row["distinct_4"]["human"] <= 1
         assert 0 <= row["repetition"]["human"] <= 1
-        # The profile is of the base alone.
-        assert (row["to_profile"] is None) == (row["scorer"] != "self")
+        # The base has the given profile, and the other scorer one that is fitted for it.
+        assert row["to_profile"].keys() == {"surprisal", "deviation", "pmi"}
     assert 0.5 <= record["matched"]["temperature"] <= 2
     assert only(record["rows"], decoding="temperature-matched", scorer="self")["settings"] == {
         "temperature": record["matched"]["temperature"]
@@ -156,10 +156,11 @@ def test_shares_are_those_of_the_gaps(finished):
 
 def test_rewards_are_beside_those_of_the_base(finished):
     record = read(finished)
-    # The profile is of the base alone, and the matched temperature stands beside each decoding.
-    assert [row["scorer"] for row in record["rewards"]] == ["self"] * 4 * len(DECODINGS)
-    assert record["scorers"][1]["human"]["reward"] is None
-    assert 0 < record["scorers"][0]["human"]["reward"] <= 1
+    # The matched temperature stands beside each decoding.
+    of = [row["scorer"] for row in record["rewards"]]
+    assert of == [scorer["scorer"] for scorer in record["scorers"] for _ in range(4 * len(DECODINGS))]
+    for scorer in record["scorers"]:
+        assert 0 < scorer["human"]["reward"] <= 1
     for row in record["rewards"]:
         assert row["rise"] == pytest.approx(row["after"] - row["before"])
         assert row["ci95"][0] <= row["rise"] <= row["ci95"][1]
@@ -195,7 +196,7 @@ def test_one_row_from_scratch(finished, files, tiny_folder, adapters, profile):
     expected = wasserstein_distance(z[1], np.interp(fine, known.levels, known.values))
     assert row["to_profile"]["deviation"] == pytest.approx(expected, rel=0.05)
     judged = UncertaintyReward(HumanProfile.load(profile), scorer).judge(prefixes, texts)
-    risen = only(read(finished)["rewards"], writer="other", decoding="temperature-0.7")
+    risen = only(read(finished)["rewards"], writer="other", decoding="temperature-0.7", scorer="self")
     assert risen["after"] == pytest.approx(np.mean([one.reward for one in judged]), rel=1e-4)
 
 

@@ -119,13 +119,12 @@ def test_it_goes_on_and_prints_the_same(words, finished, capsys):
     assert "yes" in [row[-1] for row in rows if row[:1] == ["nll"]]
 
 
-def test_without_a_profile_distances_are_left_out(words, tmp_path, capsys):
+def test_a_scorer_that_nobody_prepared_gets_a_profile(words, tmp_path):
     rest = [word for word in words if "profile" not in word]
     assert main([*rest, "--output", str(tmp_path / "out"), "--rating", "best"]) == 0
-    assert "distances from people are left out: no shipped human profile" in capsys.readouterr().err
     record = read(tmp_path / "out")
-    assert record["human"] == {}
-    assert not [row for row in record["relations"] if "distance" in row["measure"]]
+    assert record["settings"]["profile"].startswith("embedded texts")
+    assert record["human"]["nll"] > 0
 
 
 def test_pmi(words, tmp_path):

@@ -21,7 +21,7 @@ class CompareOptions(BeforeAfterOptions):
         "scorers: self (the frozen base), or other models by name", default=["self"], group="scorers", metavar="NAME"
     )
     profile: list[str] = option(
-        "human profiles of scorers: files, or names of shipped ones (default: the shipped ones)",
+        "human profiles of scorers: files, or names of shipped ones (default: the scorers' own)",
         default=[],
         group="scorers",
         metavar="NAME",

@@ -95,5 +95,4 @@ def test_the_distance_from_a_profile_that_lacks_a_measure(make_profile, tiny_sco
     assert found is not None
     assert found.keys() == {"surprisal", "deviation"}
     assert all(value > 0 for value in found.values())
-    assert distances_to_profile(scores, None) is None
     assert distances_to_profile([], domain) is None

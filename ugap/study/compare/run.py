@@ -84,7 +84,7 @@ class BeforeAfterSettings(BeforeAfterOptions):
         base_scorer (`str`, *optional*): The frozen model behind `"self"`; by default the base.
         scorers (`Sequence[str]`, *optional*, defaults to `("self",)`): Who reads: `"self"`, and other models by name.
         profiles (`Sequence[HumanProfile]`, *optional*): Human profiles of scorers; a scorer that has none among them
-            takes the shipped one, if there is one.
+            takes its own, see [`profile_for`][ugap.profile.profile_for].
         domain (`str`, *optional*, defaults to `"creative"`): Domain of the texts.
         prefix_tokens (`int`, *optional*, defaults to `64`): Tokens of a prefix, by the base's tokenizer.
         max_new_tokens (`int`, *optional*, defaults to `128`): Tokens of a continuation.
@@ -154,7 +154,7 @@ def measure_before_after(
         `dict`: In the types of JSON, `None` for what cannot be estimated: `version`, `settings`, `models`, `matched`
         (the temperature, and what was tried), `scorers` (and what people's texts are to them), `rows` (a writer and
         decoding under a scorer), `shares` (closed, of the base's absolute gap in surprisal), `rewards` (before, after
-        and their difference; empty without a human profile of whole texts), `facts` and `questions` (accuracies,
+        and their difference; empty where the human profile is not of whole texts), `facts` and `questions` (accuracies,
         comparisons with the base and answers; `None` where none were asked).
 
     Raises:
@@ -230,7 +230,7 @@ class _Work:
         # All scorers are known already: a profile of another is refused before hours of writing.
         if list(s.scorers) == [SELF]:
             self._refuse_unused_profiles([ruler.id])
-        profile = self._profile(ruler.id)
+        profile = self._profile(ruler)
         excerpts = self._cut(base, rows)
         matched = self._match(base, ruler, self._cut(base, tune)) if tune else None
         decodings = {**s.decodings, **({MATCHED: {"temperature": matched["temperature"]}} if matched else {})}
@@ -249,7 +249,7 @@ class _Work:
         readings = []
         for label in s.scorers:
             scorer = ruler if label == SELF else self._load(label)
-            scorer_profile = profile if label == SELF else self._profile(scorer.id)
+            scorer_profile = profile if label == SELF else self._profile(scorer)
             readings.append(self._reading(label, scorer, scorer_profile, excerpts, written))
         self._refuse_unused_profiles([ruler.id, *(reading.scorer for reading in readings)])
         return {
@@ -352,7 +352,7 @@ class _Work:
         self,
         label: str,
         scorer: Scorer,
-        profile: KindProfile | None,
+        profile: KindProfile,
         excerpts: Sequence[Excerpt],
         written: Mapping[Origin, list[list[str]]],
     ) -> Reading:
@@ -438,14 +438,10 @@ class _Work:
             np.array([row["right"] for row in kept], np.bool_),
         )
 
-    def _profile(self, scorer: ScorerId) -> KindProfile | None:
-        """The human profile of a scorer: one that was given, else the shipped one, else none."""
-        profile = next((one for one in self.settings.profiles if one.weight_hash == scorer.weight_hash), None)
-        if profile is None:
-            try:
-                profile = HumanProfile.shipped_for(scorer)
-            except InputError:
-                return None
+    def _profile(self, scorer: Scorer) -> KindProfile:
+        """The human profile of a scorer: one that was given, else its own."""
+        given = (one for one in self.settings.profiles if one.weight_hash == scorer.id.weight_hash)
+        profile = next(given, None) or HumanProfile.for_scorer(scorer)
         return profile.kind(self.settings.domain)
 
     def _refuse_unused_profiles(self, scorers: Sequence[ScorerId]) -> None:

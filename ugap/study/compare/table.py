@@ -34,14 +34,14 @@ class Reading:
     Args:
         label (`str`): The scorer as it was named, `"self"` for the frozen base.
         scorer (`ScorerId`): The model behind it.
-        profile (`KindProfile`, *optional*): What human text of the domain looks like to it.
+        profile (`KindProfile`): What human text of the domain looks like to it.
         human (`list[ScoredText]`): How people went on.
         written (`Mapping[tuple[str, str], list[list[ScoredText]]]`): By writer and decoding, the texts of each seed.
     """
 
     label: str
     scorer: ScorerId
-    profile: KindProfile | None
+    profile: KindProfile
     human: list[ScoredText]
     written: Mapping[Origin, list[list[ScoredText]]]
 
@@ -130,8 +130,8 @@ class Reading:
                     yield named, (BASE, decoding), (writer, written_under)
 
     def _closeness(self, texts: Sequence[ScoredText]) -> list[float]:
-        """How near each text is to people's; NaN where there is no human profile of whole texts."""
-        if self.profile is None or self.profile.texts is None:
+        """How near each text is to people's; NaN where the human profile is not of whole texts."""
+        if self.profile.texts is None:
             return [math.nan] * len(texts)
         features = [self.profile.text_features(text.scores) for text in texts]
         return [
@@ -154,7 +154,7 @@ class Reading:
         }
 
 
-def distances_to_profile(texts: Sequence[TokenScores], profile: KindProfile | None) -> dict[str, float] | None:
+def distances_to_profile(texts: Sequence[TokenScores], profile: KindProfile) -> dict[str, float] | None:
     """1-Wasserstein distances of the pooled tokens of texts from a human profile's quantiles.
 
     A profile is of other texts, and mostly of longer ones, in which the prefix tells less about each token: people's
@@ -162,13 +162,13 @@ def distances_to_profile(texts: Sequence[TokenScores], profile: KindProfile | No
 
     Args:
         texts (`Sequence[TokenScores]`): Texts, scored by the profile's scorer.
-        profile (`KindProfile`, *optional*): The profile of their domain.
+        profile (`KindProfile`): The profile of their domain.
 
     Returns:
         `dict[str, float]` or `None`: In nats for `surprisal` and `pmi`, in standard deviations for `deviation`; a
-        measure that the profile or the texts lack is left out. `None` without a profile or a text.
+        measure that the profile or the texts lack is left out. `None` without a text.
     """
-    if profile is None or not texts:
+    if not texts:
         return None
     out = {}
     for name, measure in PROFILED.items():

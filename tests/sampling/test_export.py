@@ -56,7 +56,9 @@ class TestFolder:
             assert (code / name).read_bytes() == (resources.files("ugap.sampling.portable") / own).read_bytes()
         values: dict = {}
         exec((code / "hub_params.py").read_text(), values)  # noqa: S102
-        assert values["PARAMS"] == {kind: human_params(profile, kind) for kind in (*profile.kinds, *profile.domains)}
+        kinds = ("auto", *profile.kinds, *profile.domains)
+        assert values["PARAMS"] == {kind: human_params(profile, kind) for kind in kinds}
+        assert values["PARAMS"]["auto"] == values["PARAMS"]["creative"]
         assert values["SCORER"] == ("tiny", profile.weight_hash)
 
     def test_it_imports_what_transformers_stands_on_alone(self, folder):
@@ -121,7 +123,7 @@ class TestFolder:
         assert len(re.findall(r"(?<!\\)\|", row)) == 5
         values: dict = {}
         exec((tmp_path / "odd" / "custom_generate" / "hub_params.py").read_text(encoding="utf-8"), values)  # noqa: S102
-        assert list(values["PARAMS"]) == [name]
+        assert values["PARAMS"].keys() == {"auto", name}
         assert values["SCORER"] == (name, profile.weight_hash)
 
     def test_the_tail_is_fixed_at_export(self, profile, tmp_path):
@@ -169,6 +171,14 @@ class TestGenerate:
         own = generation_kwargs(tiny_model, kind, profile=profile, tokenizer=tokenizer, seed=5, **share)
         expected = tiny_model.generate(**inputs, **NEW, **own)
         assert run(kind=kind, **share).tolist() == expected.tolist()
+
+    def test_a_profile_without_creative_kinds(self, profile, tmp_path):
+        functional = dataclasses.replace(profile, kinds={"functional": profile.kind("functional")})
+        folder = export_custom_generate(tmp_path / "folder", functional)
+        values: dict = {}
+        exec((folder / "custom_generate" / "hub_params.py").read_text(), values)  # noqa: S102
+        assert values["PARAMS"]["auto"] == human_params(profile, "functional")
+        assert 'kind="functional"' in (folder / "README.md").read_text()
 
     def test_seeds_and_rows_differ(self, run):
         assert run().tolist() != run(seed=6).tolist()
@@ -228,7 +238,7 @@ class TestGenerate:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"kind": "sermons"}, "unknown kind 'sermons': there are creative, functional"),
+            ({"kind": "sermons"}, "unknown kind 'sermons': there are auto, creative, functional"),
             ({"mode": "wild"}, "unknown mode 'wild'"),
             ({"weight": 1.5}, "weight: expected a number"),
             ({"mode": "creative", "weight": 1.0}, "not both"),

@@ -19,6 +19,7 @@ from ugap.errors import InputError
 from ugap.files import replacing
 from ugap.profile import HumanProfile
 from ugap.profile.positions import REFERENCE, band
+from ugap.profile.profile import AUTO
 from ugap.sampling.params import TAIL, human_params
 from ugap.terminal import one_line
 
@@ -44,8 +45,8 @@ def export_custom_generate(
     """Write a self-contained folder for `model.generate(custom_generate=folder, trust_remote_code=True, ...)`.
 
     The folder is what the Hub takes as a repository: a `README.md` with a model card, and `custom_generate/` with the
-    sampler and the parameters of every kind and domain of the profile. Each file is written whole or not at all, and
-    `generate.py` last.
+    sampler and the parameters of every kind and domain of the profile, and of `auto`, the creative kinds. Each file is
+    written whole or not at all, and `generate.py` last.
 
     Args:
         folder (`str` or `Path`): Where to write: a new or empty folder, or one of an earlier export. Files whose names
@@ -74,7 +75,7 @@ def export_custom_generate(
         except HFValidationError as error:
             raise InputError(f"base_model {base_model!r}: no Hub id: {str(error).splitlines()[0]}") from error
     loaded = profile if isinstance(profile, HumanProfile) else HumanProfile.load(profile)
-    params = {kind: human_params(loaded, kind, tail) for kind in sorted({*loaded.kinds, *loaded.domains})}
+    params = {kind: human_params(loaded, kind, tail) for kind in sorted({*loaded.kinds, *loaded.domains, AUTO})}
     if loaded.readings:
         for kind, own in params.items():
             to_reader = human_params(loaded.read_by(), kind, tail)
@@ -127,7 +128,8 @@ def _readme(
     if base_model is not None:
         front["base_model"] = base_model
     rows = []
-    for kind, values in params.items():
+    named = {kind: values for kind, values in params.items() if kind != AUTO}
+    for kind, values in named.items():
         human = profile.kind(kind)
         level = values["mean_surprisal"][band(REFERENCE)]
         rows.append(f"| {_code(kind)} | {human.n_texts:,} | {human.n_tokens:,} | {level:.3f} |")
@@ -143,8 +145,8 @@ def _readme(
         if tail is None
         else f"Tokens beyond the rank that holds {100 * tail:g}% of people's tokens there are never drawn.",
         rows="\n".join(rows),
-        kind_literal=_literal("creative" if "creative" in params else next(iter(params))),
-        kinds=", ".join(_code(_literal(kind)) for kind in params),
+        kind_literal=_literal("creative" if "creative" in params else next(iter(profile.kinds))),
+        kinds=", ".join(_code(_literal(kind)) for kind in named),
     )
     return "\n".join(["---", yaml.safe_dump(front, sort_keys=False).rstrip(), "---", "", text])
 

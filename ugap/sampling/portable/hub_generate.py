@@ -22,7 +22,7 @@ def generate(
     inputs: torch.Tensor | None = None,
     *,
     model: "PreTrainedModel",
-    kind: str = "creative",
+    kind: str = "auto",
     mode: str | None = None,
     weight: float | None = None,
     seed: int | None = None,
@@ -38,7 +38,8 @@ def generate(
     Args:
         inputs (`torch.Tensor` of shape `(B, T)`, *optional*): As for `model.generate()`; or give `input_ids`.
         model (`PreTrainedModel`): The model that the parameters were fitted with.
-        kind (`str`, *optional*, defaults to `"creative"`): Kind or domain of the human texts to follow.
+        kind (`str`, *optional*, defaults to `"auto"`): Kind or domain of the human texts to follow; `auto` is the
+            creative kinds, or those of the first domain where none is creative. The prompt does not change it.
         mode (`str`, *optional*): `"creative"` (the default: as uncertain as people), `"balanced"` (half of that) or
             `"precise"` (greedy).
         weight (`float`, *optional*): Share of the model's own human level in [0, 1], instead of a mode.

@@ -181,8 +181,10 @@ def profile_of(
     else:
         own = profile if isinstance(profile, HumanProfile) else HumanProfile.load(profile)
         own.check(scorer)
-    if reader is not None and reader in own.readings and like is None:
-        return own.read_by(str(reader))
+    if own.reader is not None:
+        reader = None  # The given profile has one.
+    if isinstance(reader, str) and reader in own.readings and like is None:
+        return own.read_by(reader)
     if like is None and reader is None:
         return own
     if tokenizer is None:

@@ -74,7 +74,7 @@ class Arguments:
         f"other human texts, to tune the temperature of {TUNED} on", default=None, group="texts", metavar="FILE"
     )
     profile: str | None = option(
-        "human profile of the model (default: the shipped one)", default=None, group="models", metavar="NAME"
+        "human profile of the model (default: its own)", default=None, group="models", metavar="NAME"
     )
     like: str | None = like_option("decodings")
     domain: str = option("domain of the texts that are taken", default="creative", group="texts")
@@ -98,20 +98,17 @@ def run(arguments: Arguments) -> None:
     from ugap.data import content_hash
     from ugap.data.domain import load_domain
     from ugap.errors import InputError
-    from ugap.study.decodings import is_human, parse_decodings
-    from ugap.study.following import check_kinds, check_texts, like_hash
+    from ugap.study.decodings import parse_decodings
+    from ugap.study.following import check_kinds, check_texts, like_hash, with_profile
 
     special = [name for name in arguments.decoding if name in (TUNED, MIROSTAT, TOP_N_SIGMA)]
-    decodings: dict[str, dict[str, Any]] = {
+    decodings: dict[str, Mapping[str, Any]] = {
         **parse_decodings([name for name in arguments.decoding if name not in special]),
         **{name: {} for name in special},
     }
     # In the order that was typed: tables and plots keep it.
-    decodings = {name.partition("=")[0]: decodings[name.partition("=")[0]] for name in arguments.decoding}
-    if arguments.profile is not None:
-        for how in decodings.values():
-            if is_human(how):
-                how.setdefault("human_profile", arguments.profile)
+    names = [name.partition("=")[0] for name in arguments.decoding]
+    decodings = with_profile({name: decodings[name] for name in names}, arguments.profile)
     if TUNED in decodings and arguments.tune is None:
         raise InputError(f"{TUNED} needs --tune: other human texts, to tune the temperature on")
     for name, number in (("seeds", arguments.seeds), ("limit", arguments.limit), ("batch_size", arguments.batch_size)):

@@ -36,6 +36,12 @@ class Models:
         "decodings (default: ancestral to greedy of the list above)", default=[], group="study", metavar="NAME"
     )
     like: str | None = like_option("study")
+    profile: str | None = option(
+        "human profile of the model, for the decodings at human uncertainty (default: its own)",
+        default=None,
+        group="study",
+        metavar="FILE",
+    )
     model: list[str] = option(
         "models that continue the prefixes: assets, folders, .gguf files or Hub ids",
         default=[],
@@ -97,13 +103,15 @@ def run(arguments: Arguments) -> None:
     from ugap.errors import require
     from ugap.study import STUDIED, StudySettings, parse_decodings, run_study
     from ugap.study.contrasts import STAGES
+    from ugap.study.following import with_profile
 
     # Before the measurement, which can take hours.
     require("report")
+    decodings = parse_decodings(arguments.decoding or list(STUDIED)) if arguments.model else {}
     settings = StudySettings(
         models=arguments.model,
         scorers=arguments.scorer,
-        decodings=parse_decodings(arguments.decoding or list(STUDIED)) if arguments.model else {},
+        decodings=with_profile(decodings, arguments.profile),
         promptings=arguments.prompting,
         like=read_like(arguments.like),
         stages=_pairs("stage", arguments.stage, STAGES),

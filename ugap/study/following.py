@@ -28,6 +28,19 @@ class Following:
     certainty: str = ""
 
 
+def with_profile(decodings: Mapping[str, Settings], profile: str | None) -> dict[str, Settings]:
+    """The decodings; those at human uncertainty that name no human profile take this one.
+
+    Example:
+        >>> with_profile({"greedy": {"do_sample": False}, "half": {"human_weight": 0.5}}, "mine.json")
+        {'greedy': {'do_sample': False}, 'half': {'human_profile': 'mine.json', 'human_weight': 0.5}}
+    """
+    return {
+        name: {"human_profile": profile, **how} if profile is not None and is_human(how) else how
+        for name, how in decodings.items()
+    }
+
+
 def check_kinds(decodings: Mapping[str, Settings], models: Sequence[str]) -> None:
     """Refuse kinds of text that no profile has, as far as that is known before a model is loaded.
 

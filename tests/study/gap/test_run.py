@@ -494,9 +494,9 @@ class TestLike:
     def words(self, write_rows, text_rows, tiny_folder, make_profile, tmp_path):
         # Of the level that texts of random words have to a random model.
         make_profile(load_model(str(tiny_folder))[0], level=3.0).save(tmp_path / "profile.json")
-        ours = f"ours=human_weight:1,human_profile:{tmp_path / 'profile.json'}"
-        sizes = ["--prefix_tokens", "8", "--max_new_tokens", "16", "--limit", "2", "--decoding", "ancestral", ours]
-        return ["measure", "--model", str(tiny_folder), "--data", write_rows(text_rows), *sizes]
+        sizes = ["--prefix_tokens", "8", "--max_new_tokens", "16", "--limit", "2"]
+        data = ["--data", write_rows(text_rows), "--profile", str(tmp_path / "profile.json")]
+        return ["measure", "--model", str(tiny_folder), *data, *sizes, "--decoding", "ancestral", "ours=human_weight:1"]
 
     @pytest.fixture
     def mine(self, write_rows, text_rows):
@@ -505,7 +505,7 @@ class TestLike:
     def test_the_report_says_what_was_followed(
         self, words, mine, text_rows, write_rows, refused, tmp_path, capsys, caplog
     ):
-        named = words[-1].replace("ours=", "named=") + ",human_kind:creative"
+        named = "named=human_weight:1,human_kind:creative"
         assert main([*words, named, "--like", mine, "--output", str(tmp_path / "like")]) == 0
         said = "writes like 12 texts: human level "
         assert said in capsys.readouterr().out
@@ -530,9 +530,9 @@ class TestLike:
         assert "all 12 texts to write like are texts to continue" in refused(*words, *output, "--like", data)
         at = words.index("--decoding")
         assert "no decoding follows the texts to write like" in refused(*words[: at + 2], *output, "--like", mine)
-        profile = words[-1].partition("human_profile:")[2]
-        unknown = f"x=human_weight:1,human_kind:sermon,human_profile:{profile}"
+        unknown = "x=human_weight:1,human_kind:sermon"
         line = refused(*words[: at + 1], unknown, *output)
         assert "decoding 'x': the human profile has no kind 'sermon'; it has creative, functional" in line
-        shipped = [*words[: at + 1], "x=human_weight:1,human_kind:sermon", *output, "--model", "gemma-3-270m"]
+        at = words.index("--profile")
+        shipped = [*words[:at], *words[at + 2 : -2], unknown, *output, "--model", "gemma-3-270m"]
         assert "has no kind 'sermon'; it has academic" in refused(*shipped)

@@ -17,6 +17,7 @@ from ugap.cli.programs import configs_folder
 from ugap.data import TextRow
 from ugap.errors import InputError
 from ugap.files import locked
+from ugap.models import load_model
 from ugap.models.hub import resolve_commit
 from ugap.scoring import Scorer
 from ugap.statistics import holm, paired_gap
@@ -496,6 +497,36 @@ def test_a_local_model_that_was_trained_further_is_run_again(rows, tmp_path, mak
         model.save_pretrained(folder)
     assert hashes[0] != hashes[1]
     assert len(names) == 2
+
+
+def test_texts_to_write_like(rows, tiny_folder, make_profile, tmp_path, loaded):
+    names, _, _ = loaded
+    make_profile(load_model(str(tiny_folder))[0], level=3.0).save(tmp_path / "profile.json")
+    ours = {"human_weight": 1.0, "human_profile": str(tmp_path / "profile.json")}
+    like = [" ".join(row.text.split()[::-1] * 2) for row in rows]
+    settings = MultiSettings(
+        models=[ModelEntry(name=str(tiny_folder), label="tiny", family="tiny", stage="base")],
+        decodings={"ours": ours},
+        like=like,
+        prefix_tokens=8,
+        max_new_tokens=16,
+        limit=2,
+        per_text=1,
+    )
+    for wrong, message in (
+        (replace(settings, like=[row.text for row in rows]), "are texts to continue"),
+        (replace(settings, decodings={"ancestral": {}}), "no decoding follows the texts"),
+        (replace(settings, decodings={"ours": {**ours, "human_kind": "sermon"}}), "has no kind 'sermon'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run_multi(rows, wrong, tmp_path / "out")
+    assert not names
+    run_multi(rows, settings, tmp_path / "out")
+    record = json.loads((model_folder(tmp_path / "out", settings.models[0]) / "gap.json").read_text())
+    (said,) = record["settings"]["like_levels"].values()
+    assert said.startswith("12 texts: human level ")
+    with pytest.raises(InputError, match="the study there has like"):
+        run_multi(rows, replace(settings, like=like[1:]), tmp_path / "out", resume=True)
 
 
 def test_a_model_that_another_process_runs_is_not_skipped(settings, rows, tmp_path):

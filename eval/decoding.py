@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ugap.scoring import Scorer
     from ugap.study.continuations import Continuations
     from ugap.study.excerpts import Excerpt
-    from ugap.study.pairs import ScoredText
+    from ugap.study.pairs import Cell, ScoredText
 
 DESCRIPTION = """\
 Compare ways to decode on held-out human texts: surprisal, its distribution, repetition and variety against people's.
@@ -77,6 +77,12 @@ class Arguments:
         "human profile of the model (default: its own)", default=None, group="models", metavar="NAME"
     )
     like: str | None = like_option("decodings")
+    reader: str | None = option(
+        "a stronger model that reads all texts; modes aim at what is human to it",
+        default=None,
+        group="models",
+        metavar="NAME",
+    )
     domain: str = option("domain of the texts that are taken", default="creative", group="texts")
     limit: int = option("prefixes", default=46, group="texts")
     per_text: int = option("prefixes of one text", default=2, group="texts")
@@ -108,7 +114,7 @@ def run(arguments: Arguments) -> None:
     }
     # In the order that was typed: tables and plots keep it.
     names = [name.partition("=")[0] for name in arguments.decoding]
-    decodings = with_profile({name: decodings[name] for name in names}, arguments.profile)
+    decodings = with_profile({name: decodings[name] for name in names}, arguments.profile, arguments.reader)
     if TUNED in decodings and arguments.tune is None:
         raise InputError(f"{TUNED} needs --tune: other human texts, to tune the temperature on")
     for name, number in (("seeds", arguments.seeds), ("limit", arguments.limit), ("batch_size", arguments.batch_size)):
@@ -155,6 +161,12 @@ def measure(
 
     work = Continuations(Path(arguments.output) / PARTS, dict(settings))
     records = []
+    # In the type that it is stored in: a stronger model is a larger one.
+    reader = None
+    if arguments.reader is not None:
+        reader = Scorer.from_pretrained(
+            arguments.reader, dtype="auto", device=arguments.device, trust_remote_code=arguments.trust_remote_code
+        )
     for name in arguments.model:
         scorer = Scorer.from_pretrained(
             name,
@@ -163,11 +175,12 @@ def measure(
             trust_remote_code=arguments.trust_remote_code,
         )
         # Before the first text: a decoding that the model cannot do would be found after hours.
-        follow = following(decodings, scorer.model, scorer.tokenizer, like)
+        readers = {reader.name: reader} if reader else {}
+        follow = following(decodings, scorer.model, scorer.tokenizer, like, readers)
         check_writer(scorer, follow.decodings.values(), [arguments.domain])
         how_of = follow.decodings
         with progress_bar() as bar:
-            writer = Writer(scorer, arguments, work, bar, like)
+            writer = Writer(scorer, reader or scorer, arguments, work, bar, like)
             excerpts = writer.cut(rows)
             human = writer.texts("test", excerpts, HUMAN, {}, 0)
             # On other texts than those of the table: a temperature fitted on them would match them by construction.
@@ -186,16 +199,18 @@ def measure(
                 for decoding, how in how_of.items()
             ]
         likes = {"like": follow.certainty} if follow.certainty else {}
-        records.append({"model": name, "weight_hash": scorer.id.weight_hash, **likes, "rows": table})
+        read_by = {} if reader is None else {"reader": reader.name}
+        records.append({"model": name, "weight_hash": scorer.id.weight_hash, **read_by, **likes, "rows": table})
     recorded = {**settings, "decodings": arguments.decoding, "seeds": arguments.seeds, "environment": environment()}
     return dict(without_nan({"version": VERSION, "settings": recorded, "models": records}))
 
 
 @dataclass(frozen=True)
 class Writer:
-    """One model that continues prefixes and reads what was written."""
+    """One model that continues prefixes, and the one that reads what was written."""
 
     scorer: "Scorer"
+    reader: "Scorer"
     arguments: Arguments
     work: "Continuations"
     bar: "Progress"
@@ -245,7 +260,7 @@ class Writer:
                     processors=processors,
                 )
             read = [Text(one, scorer.name, decoding, text) for one, text in zip(batch, texts, strict=True)]
-            out += self.work.scores(self.work.read(scorer, read, scorer.name, decoding, pmi=False))
+            out += self.work.scores(self.work.read(self.reader, read, scorer.name, decoding, pmi=False))
             self.bar.advance(task, len(batch))
         return out
 
@@ -305,6 +320,7 @@ def compare(human: "Sequence[ScoredText]", seeds: "Sequence[Sequence[ScoredText]
         "n_sources": nll["n_sources"],
         "n_dropped": cell.n_dropped,
         **{name: nll[name] for name in ("human", "model_value", "gap", "ci95", "p_value")},
+        "text_distance": text_distance(cell),
         "wasserstein_surprisal": nll["wasserstein"],
         "wasserstein_deviation": measures.get("deviation", nll)["wasserstein"],
         **{measure: {side: measures.get(measure, nll)[side] for side in sides} for measure in ("entropy", "deviation")},
@@ -315,6 +331,15 @@ def compare(human: "Sequence[ScoredText]", seeds: "Sequence[Sequence[ScoredText]
             for name, values in varied.items()
         },
     }
+
+
+def text_distance(cell: "Cell") -> float | None:
+    """Mean distance of the mean surprisals of the two texts of a prefix, nats per token; `None` without a pair."""
+    import numpy as np
+
+    if not cell.human:
+        return None
+    return float(np.mean([abs(one.nll - other.nll) for one, other in zip(cell.human, cell.generated, strict=True)]))
 
 
 def markdown(entry: Mapping[str, Any]) -> str:
@@ -331,10 +356,11 @@ def markdown(entry: Mapping[str, Any]) -> str:
         f"distinct-4 {figure(people['distinct_4']['human'], '.4f')}, "
         f"repetition {figure(people['repetition']['human'], '.4f')} "
         f"({people['n']} pairs of {people['n_sources']} texts).\n\n"
+        + (f"Read by {entry['reader']}.\n\n" if "reader" in entry else "")
         + (f"Written like {entry['like']}.\n\n" if "like" in entry else "")
-        + "| decoding | surprisal | gap [95%] | gap, % | W1 surprisal | W1 deviation | entropy | distinct-4, % "
-        "| repetition, % |\n"
-        "|---|---|---|---|---|---|---|---|---|\n"
+        + "| decoding | surprisal | gap [95%] | gap, % | per text | W1 surprisal | W1 deviation | entropy "
+        "| distinct-4, % | repetition, % |\n"
+        "|---|---|---|---|---|---|---|---|---|---|\n"
     )
     lines = []
     for row in rows:
@@ -344,6 +370,7 @@ def markdown(entry: Mapping[str, Any]) -> str:
             figure(row["model_value"], ".3f"),
             with_interval(row["gap"], row["ci95"], "+.3f"),
             f"{100 * row['gap'] / row['human']:+.1f}" if row["n"] else MISSING,
+            figure(row["text_distance"], ".3f"),
             figure(row["wasserstein_surprisal"], ".3f"),
             figure(row["wasserstein_deviation"], ".4f"),
             figure(row["entropy"]["model_value"], ".3f"),

@@ -1,6 +1,7 @@
 """The comparison of decodings as a program, on a tiny model: its record, its tables, resuming, bad input."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,11 @@ import pytest
 import ugap.study.continuations
 from eval import decoding
 from ugap.cli.main import main
+from ugap.data import TextRow
 from ugap.models import load_model
+from ugap.profile.reading import Reading, Share
 from ugap.scoring import Scorer
+from ugap.study.excerpts import cut_excerpts
 from ugap.study.pairs import MIN_TOKENS
 
 STORY = (
@@ -176,3 +180,29 @@ def test_texts_to_write_like(words, texts, tiny_folder, make_profile, refused, t
     data = str(tmp_path / "data.jsonl")
     Path(data).write_text("\n".join(rows))
     assert "are texts to continue" in refused(*words, *few, "--like", data, "--output", str(tmp_path / "none"))
+
+
+def test_another_reader(words, texts, tiny_folder, save_model, make_model, make_profile, tmp_path):
+    folder = save_model("reader", make_model("gpt2"))
+    reader = Scorer.from_pretrained(str(folder))
+    profile = make_profile(load_model(str(tiny_folder))[0], level=0.8)
+    shares = {"creative": Share(0.5, 0.02, 3.0, 32)}
+    path, output = tmp_path / "profile.json", tmp_path / "read"
+    replace(profile, readings={folder.name: Reading(folder.name, reader.id.weight_hash, shares)}).save(path)
+    options = ["--reader", str(folder), "--profile", str(path), "--seeds", "1", "--output", str(output)]
+    assert main([*words, *options, "--decoding", "ugap-creative", "ugap-own"]) == 0
+    (model,) = read(output)["models"]
+    assert model["reader"] == str(folder)
+    assert f"Read by {folder}." in (output / "decoding.md").read_text()
+    (creative, own) = model["rows"]
+    assert creative["settings"] == {"human_mode": "creative", "human_reader": str(folder)}
+    assert "human_reader" not in own["settings"]
+    # The reader reads people too.
+    rows = [json.loads(line) for line in (texts / "test.jsonl").read_text().splitlines()][:4]
+    excerpts = cut_excerpts(
+        [TextRow(**row) for row in rows], load_model(str(tiny_folder))[1], prefix_tokens=8, max_new_tokens=16
+    )
+    scores = reader.score([one.human for one in excerpts], [one.prefix for one in excerpts])
+    kept = [one.nll for one in scores]
+    assert creative["human"] == pytest.approx(np.mean(kept), rel=0.02)
+    assert creative["text_distance"] > 0

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from ugap.cli.arguments import option
-from ugap.cli.human import like_option, parts_of, read_like, selection_of
+from ugap.cli.human import like_option, parts_of, read_like, reader_option, selection_of
 from ugap.cli.model import ModelOptions
 
 if TYPE_CHECKING:
@@ -45,11 +45,14 @@ class Arguments(ModelOptions):
         "send each prompt as a user's message through the chat template", default=False, group="prompts"
     )
     mode: Literal["creative", "balanced", "precise"] | None = option(
-        "creative: as surprising as people (the default); balanced: half of that; precise: greedy",
+        "creative: as surprising as people to the profile's reader (the default); balanced: half of that; "
+        "precise: greedy",
         default=None,
         group="decoding",
     )
-    weight: float | None = option("share of the human level, 0 to 1, instead of a mode", default=None, group="decoding")
+    weight: float | None = option(
+        "share of the model's own human level, 0 to 1, instead of a mode", default=None, group="decoding"
+    )
     kind: list[str] = option(
         "kind of text, domain, or a mixture as KIND=WEIGHT; auto: the prompt decides",
         default=["auto"],
@@ -57,6 +60,7 @@ class Arguments(ModelOptions):
         metavar="KIND",
     )
     like: str | None = like_option("decoding")
+    reader: str | None = reader_option("decoding")
     profile: str | None = option(
         "human profile of the model: a file or a name (default: the model's own)",
         default=None,
@@ -112,7 +116,7 @@ def run(arguments: Arguments) -> None:
     model, tokenizer = load_model(arguments.model, **arguments.loading())
     if arguments.chat and tokenizer.chat_template is None:
         raise InputError(f"{arguments.model} has no chat template: leave out --chat")
-    profile = profile_of(model, profile, tokenizer, like=like)
+    profile = profile_of(model, profile, tokenizer, like=like, reader=arguments.reader)
     if like is not None:
         print(certainty(profile), file=sys.stderr)
     batches = generate_batches(

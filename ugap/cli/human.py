@@ -16,6 +16,17 @@ def like_option(group: str) -> Any:
     )
 
 
+def reader_option(group: str) -> Any:
+    """The option `--reader`."""
+    return option(
+        "a stronger model that text should be human to, instead of the profile's reader: asset, folder, .gguf file or "
+        "Hub id; minutes at first use",
+        default=None,
+        group=group,
+        metavar="NAME",
+    )
+
+
 def selection_of(words: list[str]) -> "str | dict[str, float]":
     """A selection of kinds from its words: one name, or `KIND=WEIGHT` for each kind of a mixture.
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ugap.cli.arguments import option
-from ugap.cli.human import like_option, read_like
+from ugap.cli.human import like_option, read_like, reader_option
 from ugap.cli.report import report_study
 from ugap.cli.texts import Texts, read_texts
 from ugap.study.options import GapOptions, values
@@ -36,6 +36,7 @@ class Models:
         "decodings (default: ancestral to greedy of the list above)", default=[], group="study", metavar="NAME"
     )
     like: str | None = like_option("study")
+    reader: str | None = reader_option("study")
     profile: str | None = option(
         "human profile of the model, for the decodings at human uncertainty (default: its own)",
         default=None,
@@ -111,7 +112,7 @@ def run(arguments: Arguments) -> None:
     settings = StudySettings(
         models=arguments.model,
         scorers=arguments.scorer,
-        decodings=with_profile(decodings, arguments.profile),
+        decodings=with_profile(decodings, arguments.profile, arguments.reader),
         promptings=arguments.prompting,
         like=read_like(arguments.like),
         stages=_pairs("stage", arguments.stage, STAGES),

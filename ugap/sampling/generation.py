@@ -50,8 +50,10 @@ class Generation:
 
     @property
     def aim(self) -> float:
-        """The level that `creative` text should have under this model: the share of `human_level` that is human to the
-        profile's reader; all of it where the profile has no reader, or a weight was given."""
+        """The share of `human_level` that is human to the profile's reader: the level of `creative` text.
+
+        All of it where the profile has no reader, or a weight was given.
+        """
         return self.target.share * self.human_level
 
     @property

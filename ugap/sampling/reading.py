@@ -119,7 +119,7 @@ def calibrate(
         batch_size (`int`, *optional*, defaults to `16`): Prefixes that are continued together.
         seed (`int`, *optional*, defaults to `0`): Seed of the continuations and of the resampling.
         known (`Mapping[str, Share]`, *optional*): Shares of an interrupted calibration, as `done` got them.
-        done (`Callable[[str, Share], None]`, *optional*): Called with each new kind and its share, before the shrinkage.
+        done (`Callable[[str, Share], None]`, *optional*): Called with each new kind and its share, not shrunk yet.
 
     Raises:
         InputError: If writer and reader are the same model, the profile is of another writer, there is no kind, or

@@ -12,6 +12,7 @@ from ugap.profile import HumanProfile
 from ugap.profile.fitting import certainty, check_like, named_profile
 from ugap.profile.profile import AUTO, LIKE
 from ugap.sampling import profile_of
+from ugap.scoring import Scorer
 from ugap.study.named import Settings, is_human
 
 
@@ -28,17 +29,23 @@ class Following:
     certainty: str = ""
 
 
-def with_profile(decodings: Mapping[str, Settings], profile: str | None) -> dict[str, Settings]:
-    """The decodings; those at human uncertainty that name no human profile take this one.
+def with_profile(
+    decodings: Mapping[str, Settings], profile: str | None = None, reader: str | None = None
+) -> dict[str, Settings]:
+    """The decodings; those at human uncertainty that name no human profile take this one, and modes this reader.
 
     Example:
         >>> with_profile({"greedy": {"do_sample": False}, "half": {"human_weight": 0.5}}, "mine.json")
         {'greedy': {'do_sample': False}, 'half': {'human_profile': 'mine.json', 'human_weight': 0.5}}
     """
-    return {
-        name: {"human_profile": profile, **how} if profile is not None and is_human(how) else how
-        for name, how in decodings.items()
-    }
+    out: dict[str, Settings] = dict(decodings)
+    for name, how in decodings.items():
+        if profile is not None and is_human(how):
+            out[name] = {"human_profile": profile, **how}
+        if reader is not None and "human_mode" in how:
+            # A weight is a share of the level in the writer's own eyes.
+            out[name] = {"human_reader": reader, **out[name]}
+    return out
 
 
 def check_kinds(decodings: Mapping[str, Settings], models: Sequence[str]) -> None:
@@ -86,25 +93,40 @@ def check_texts(like: Sequence[str], decodings: Mapping[str, Settings], continue
 
 
 def following(
-    decodings: Mapping[str, Settings], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, like: Sequence[str]
+    decodings: Mapping[str, Settings],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    like: Sequence[str],
+    readers: Mapping[str, Scorer] | None = None,
 ) -> Following:
-    """The decodings of a model; those at human uncertainty that name no kind write like given texts.
+    """The decodings of a model: with texts to write like, or another reader, the profile for them is made, once.
 
     Args:
         decodings (`Mapping[str, Mapping[str, Any]]`): Settings by name.
         model (`PreTrainedModel`): The model that generates.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
-        like (`Sequence[str]`): The texts; none leave the decodings as they are.
+        like (`Sequence[str]`): The texts that decodings at human uncertainty write like, where they name no kind.
+        readers (`Mapping[str, Scorer]`, *optional*): Readers that are loaded already, by the name in the settings.
 
     Raises:
-        InputError: If a profile is of another model, or the texts are too few.
+        InputError: If a profile is of another model, the texts are too few, or a reader cannot be loaded.
     """
     out, certain = dict(decodings), ""
-    for name in _steered(decodings) if like else ():
-        how = decodings[name]
-        profile = profile_of(model, how.get("human_profile"), tokenizer, like=like)
-        out[name] = {**how, "human_kind": LIKE, "human_profile": profile}
-        certain = certainty(profile)
+    steered = _steered(decodings) if like else []
+    for name, how in decodings.items():
+        reader = how.get("human_reader")
+        if name in steered or reader is not None:
+            profile = profile_of(
+                model,
+                how.get("human_profile"),
+                tokenizer,
+                like=like if name in steered else None,
+                reader=None if reader is None else (readers or {}).get(reader, reader),
+            )
+            out[name] = {**how, "human_profile": profile}
+        if name in steered:
+            out[name] = {**out[name], "human_kind": LIKE}
+            certain = certainty(profile)
     return Following(out, certain)
 
 

@@ -153,8 +153,23 @@ def test_texts_to_write_like(
         r"the texts to write like have \d+ tokens to learn from, and 400 is the least", refused(*like, few)
     )
     assert "not both" in refused(*like, file, "--kind", "creative")
+    # Far above what the other profile of the model knows.
+    other = [*words[: words.index("--max_new_tokens")], "--prompt", "Once", "--like", file]
+    assert "the model may not read their language" in refused(*other)
     texts = [row["text"] for row in rows]
     assert "all 12 texts to write like are texts to continue" in refused(*words, "--like", file, "--prompt", *texts)
+
+
+def test_few_texts_to_write_like(words, make_profile, tiny_folder, write_rows, text_rows, tmp_path, caplog):
+    make_profile(load_model(str(tiny_folder))[0], level=3.0).save(tmp_path / "profile.json")
+    rows = [{"text": f"{row['text']} {row['text']}"} for row in text_rows[:7]]
+    held = write_rows([*rows[:6], {"text": f"{rows[6]['text'][:80]} and more"}])
+    given = ["--profile", str(tmp_path / "profile.json"), "--prompt", rows[6]["text"][:80], "--like", held]
+    assert main([*words, *given]) == 0
+    assert [record.getMessage() for record in caplog.records] == [
+        "1 of 7 texts to write like are texts to continue, or hold one",
+        "6 texts to write like are few: take their human level as a guess, or give 8",
+    ]
 
 
 def test_an_unknown_kind_is_refused_before_the_model_is_loaded(refused, monkeypatch):

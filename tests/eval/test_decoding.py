@@ -200,7 +200,11 @@ def test_another_reader(words, texts, tiny_folder, save_model, make_model, make_
     # The reader reads people too.
     rows = [json.loads(line) for line in (texts / "test.jsonl").read_text().splitlines()][:4]
     excerpts = cut_excerpts(
-        [TextRow(**row) for row in rows], load_model(str(tiny_folder))[1], prefix_tokens=8, max_new_tokens=16
+        [TextRow(**row) for row in rows],
+        load_model(str(tiny_folder))[1],
+        prefix_tokens=8,
+        max_new_tokens=16,
+        per_text=1,
     )
     scores = reader.score([one.human for one in excerpts], [one.prefix for one in excerpts])
     kept = [one.nll for one in scores]

@@ -160,9 +160,9 @@ def measure(
         **{name: getattr(arguments, name) for name in ("domain", "max_new_tokens", "batch_size", "dtype")},
         "writer": list(writer.id),
         "scorer": list(scorer.id),
-        "profile": reward.profile.source,
+        "profile": reward.first.profile.source,
         "prefixes_hash": content_hash([excerpt.prefix + excerpt.human for excerpt in excerpts]),
-        "profile_hash": content_hash(reward.profile.to_dict()),
+        "profile_hash": content_hash(reward.first.profile.to_dict()),
     }
     columns = [("text", pa.string()), ("reward", pa.float64()), ("standardised", pa.list_(pa.float64()))]
     parts = PartStore(Path(arguments.output) / PARTS, pa.schema(columns), settings)
@@ -263,9 +263,10 @@ def judge(
             for one, text, details in zip(batch, texts, judged, strict=True):
                 if math.isnan(details.reward):
                     raise InputError(
-                        f"{one.where}, text {one.id!r} ({name}): the logits of {reward.scorer.name} are not finite"
+                        f"{one.where}, text {one.id!r} ({name}): the scorer has logits that are not finite"
                     )
-                z = None if details.standardised is None else details.standardised.tolist()
+                standardised = details.judged[0].standardised
+                z = None if standardised is None else standardised.tolist()
                 rows.append({"text": text, "reward": details.reward, "standardised": z})
             parts.write(key, rows)
         for one, row in zip(batch, parts.read(key), strict=True):

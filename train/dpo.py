@@ -90,7 +90,7 @@ def run(arguments: Arguments, config: DPOConfig) -> None:
     scorer = frozen_scorer(arguments, config)
     ranking = scorer or base_scorer(policy)
     profile, kind = human_of(arguments, ranking, like)
-    reward = UncertaintyReward(profile, ranking, kind=kind)
+    reward = UncertaintyReward(profile, ranking, kind=kind, length=arguments.sample_tokens)
     reward.bind(policy.model, policy.tokenizer)
     # Recorded before the pairs, so that a run that ends while drawing them can resume.
     note_run(config.output_dir, settings)

@@ -135,7 +135,9 @@ def test_closeness_falls_with_the_distance_and_needs_a_few_tokens(domain):
     scores = text(700, 64)
     features = domain.text_features(scores)
     d2 = domain.texts.distance(features, 64)
-    assert domain.texts.closeness(features, 64) == pytest.approx(1 / (1 + d2 / 4))
+    # 1.2774 is the third quartile of chi-squared over its eight degrees of freedom.
+    assert domain.texts.closeness(features, 64) == pytest.approx(1 / (1 + max(0, d2 - 1.2774) / 4), rel=1e-4)
+    assert domain.texts.closeness(features + 1, 64) < 0.5
     assert domain.texts.closeness(domain.texts.at(64)[0], 64) == 1
     assert domain.texts.closeness(features, 3) == 0
 

@@ -21,7 +21,7 @@ def history(folder, step):
 def test_both_rewards_and_the_constraint_are_logged(finished):
     logs = [log for log in history(finished, 4) if "reward" in log]
     assert [log["step"] for log in logs] == [1, 2, 3, 4]
-    assert all(0 <= log["rewards/uncertainty_reward/mean"] <= 1 for log in logs)
+    assert all(-1 <= log["rewards/uncertainty_reward/mean"] <= 2 for log in logs)
     assert any(log.get("rewards/factuality_reward/mean") is not None for log in logs)
     assert all(log["constraint/factuality/limit"] == pytest.approx(1.02) for log in logs)
     assert all(log["completions/max_length"] <= 12 for log in logs)

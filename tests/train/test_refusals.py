@@ -150,8 +150,8 @@ class TestRewards:
         assert line == "too few of the texts to write like are long enough to compare whole texts with: give 16"
 
     def test_no_two_continuations_differ_enough(self, words, tmp_path, capsys):
-        assert main(words("dpo", tmp_path / "run", "--min_margin", "0.99")) == 2
-        line = "ugap: error: no prompt has two of 3 continuations whose rewards differ by 0.99: "
+        assert main(words("dpo", tmp_path / "run", "--min_margin", "9")) == 2
+        line = "ugap: error: no prompt has two of 3 continuations whose rewards differ by 9.0: "
         assert capsys.readouterr().err.startswith(line)
         assert not (tmp_path / "run" / "pairs.jsonl").exists()
 
@@ -159,7 +159,7 @@ class TestRewards:
         ("more", "line"),
         [
             (["--samples_per_prompt", "1"], "samples_per_prompt is 1, and a pair needs 2"),
-            (["--min_margin", "0"], "min_margin is 0.0, not in (0, 1]: rewards are in [0, 1]"),
+            (["--min_margin", "0"], "min_margin is 0.0, and a pair needs rewards that differ"),
         ],
     )
     def test_options(self, words, refused, tmp_path, more, line):

@@ -37,6 +37,8 @@ GRPO: dict[str, dict[str, Any]] = {
     "functional_beta": {"functional_beta": 2.0, "target_entropy_coef": 0.0, **CONSTRAINT},
     "entropy": {"target_entropy_coef": 1.0},
     "both": {"functional_beta": 0.5, "target_entropy_coef": 0.5, **CONSTRAINT},
+    # Of two processes, each has half of the only group.
+    "straddling": {"num_generations": 8, "target_entropy_coef": 0.0},
 }
 SETTINGS: dict[str, Any] = {
     "use_cpu": True,

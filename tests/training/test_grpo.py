@@ -112,11 +112,11 @@ def test_a_few_steps_move_the_policy_and_log_what_they_should(make_trainer):
 
 def test_the_reward_shares_the_base(make_trainer):
     trainer = make_trainer()
-    assert isinstance(trainer.uncertainty.scorer, SharedScorer)
-    assert trainer.uncertainty.scorer.policy is trainer.model
+    assert isinstance(trainer.uncertainty.first.scorer, SharedScorer)
+    assert trainer.uncertainty.first.scorer.policy is trainer.model
 
 
-def test_advantages_are_weighted_after_they_are_normalised():
+def test_advantages_are_weighted_after_they_are_scaled():
     torch.manual_seed(0)
     rewards = torch.rand(12, 2)
     rewards[:8, 1] = torch.nan
@@ -127,10 +127,16 @@ def test_advantages_are_weighted_after_they_are_normalised():
     torch.testing.assert_close(two[:8], one[:8])
     torch.testing.assert_close(two[8:], 2 * one[8:])
     assert one[3] == 0
-    group = rewards[4:8, 0]
-    torch.testing.assert_close(one[4:8], (group - group.mean()) / (group.std() + 1e-4))
-    others = rewards[[0, 1, 2], 0]
-    torch.testing.assert_close(one[:3], (others - others.mean()) / (others.std() + 1e-4))
+    groups = [rewards[[0, 1, 2], 0], rewards[4:8, 0]]
+    centred = [group - group.mean() for group in groups]
+    # One scale for both groups: a group of nearly equal rewards is not blown up.
+    scale = ((centred[0] ** 2).sum() + (centred[1] ** 2).sum()).div(2 + 3).sqrt() + 1e-4
+    torch.testing.assert_close(one[:3], centred[0] / scale)
+    torch.testing.assert_close(one[4:8], centred[1] / scale)
+    own = weighted_advantages(rewards, torch.tensor([1.0, 1.0]), 4, scale="group")
+    torch.testing.assert_close(own[4:8], centred[1] / (groups[1].std() + 1e-4))
+    plain = weighted_advantages(rewards, torch.tensor([1.0, 1.0]), 4, scale="none")
+    torch.testing.assert_close(plain[4:8], centred[1])
 
 
 def test_twice_the_multiplier_is_twice_the_functional_part(make_trainer):
@@ -334,7 +340,7 @@ def test_a_scorer_of_other_tokens_compares_means_of_its_own(make_trainer, human_
     trainer = make_trainer(rewards=[reward, Lucky()], target_entropy_coef=1.0)
     batch, rows = scored_batch(trainer)
     said = trainer.processing_class.batch_decode(batch["completion_ids"], True)
-    told = [one.nll for one in reward.judge([row["prompt"] for row in rows], said)]
+    told = [one.judged[0].nll for one in reward.judge([row["prompt"] for row in rows], said)]
     assert scorer_nlls(trainer, batch)[batch["creative"]].tolist() == pytest.approx(told[:4], rel=1e-4)
 
 
@@ -372,7 +378,7 @@ def test_the_scorer_reads_what_the_policy_reads(chat, make_trainer, prompts, own
         config = {"chat_template_kwargs": {"mood": " the forest"}}
     trainer = make_trainer(target_entropy_coef=1.0, data=prompts, **config)
     read, reward = [], trainer.uncertainty
-    score, token_nlls = reward.scorer.score, reward.token_nlls
+    score, token_nlls = reward.first.scorer.score, reward.first.token_nlls
 
     def noted_score(texts, prefixes, *args, **kwargs):
         read.extend(prefixes)
@@ -382,8 +388,8 @@ def test_the_scorer_reads_what_the_policy_reads(chat, make_trainer, prompts, own
         read.extend(before[:4])
         return token_nlls(before, own, details)
 
-    monkeypatch.setattr(reward.scorer, "score", noted_score)
-    monkeypatch.setattr(reward, "token_nlls", noted_nlls)
+    monkeypatch.setattr(reward.first.scorer, "score", noted_score)
+    monkeypatch.setattr(reward.first, "token_nlls", noted_nlls)
     batch, _ = scored_batch(trainer)
     own = batch["prompt_ids"][0][batch["prompt_mask"][0].bool()].tolist()
     expected = "<|im_end|>Once upon a time<eos> the forest<|im_end|>" if chat else "<bos>Once upon a time"
@@ -396,7 +402,7 @@ def test_targets_by_domain_and_prompt(make_trainer, human_profile):
     trainer = make_trainer()
     batch, rows = scored_batch(trainer)
     creative = torch.tensor([row["domain"] == "creative" for row in rows])
-    levels = trainer.uncertainty.human_levels([rows[0]["prompt"]], [rows[0]["human_completion"]])
+    levels = trainer.uncertainty.first.human_levels([rows[0]["prompt"]], [rows[0]["human_completion"]])
     torch.testing.assert_close(batch["entropy_target"][creative], torch.full((4,), levels[0]), check_dtype=False)
     # On functional prompts: the base's own entropy on the same completion, at the sampling temperature.
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
@@ -474,8 +480,7 @@ def test_full_fine_tuning_needs_a_scorer_of_its_own(make_trainer, human_profile,
         ({"target_entropy_coef": -1.0}, "target_entropy_coef is -1.0"),
         ({"functional_beta": -1.0}, "functional_beta is -1.0"),
         ({"entropy_coef": 0.1}, "pull at one entropy"),
-        ({"scale_rewards": "batch"}, "scale_rewards='batch'"),
-        ({"scale_rewards": False}, "scale_rewards='none'"),
+        ({"scale_rewards": "rows"}, "scale_rewards='rows': choose of batch, group, none"),
         ({"use_vllm": True}, "use_vllm=True"),
         ({"constraint_limit": 0.1, "constraint_margin": 0.1}, "give one"),
         ({"constraint_limit": 0.1, "reward_weights": [1.0, 0.0]}, "weight of the FactualityReward is 0"),

@@ -16,11 +16,6 @@ from ugap.training.samples import Sample, sample_continuations
 SAMPLES = [Sample("Once", f" text {i}", [2, 3], [10 + i]) for i in range(4)]
 
 
-def given(*rewards):
-    """A reward function that says `rewards`."""
-    return lambda prompts, completions, completion_ids, domain: list(rewards)
-
-
 def by_length(prompts, completions, completion_ids, domain):
     """More rewarded where there are more of one byte's tokens; always between 0 and 1."""
     assert domain == ["creative"] * len(prompts)
@@ -29,7 +24,7 @@ def by_length(prompts, completions, completion_ids, domain):
 
 class TestBestAndWorst:
     def test_the_ends_are_paired(self):
-        pair = best_and_worst(SAMPLES, given(0.4, 0.9, 0.1, 0.5), 0.1)
+        pair = best_and_worst(SAMPLES, (0.4, 0.9, 0.1, 0.5), 0.1)
         assert pair == {
             "prompt": "Once",
             "chosen": " text 1",
@@ -43,13 +38,13 @@ class TestBestAndWorst:
         }
 
     def test_what_has_no_reward_is_in_no_pair(self):
-        pair = best_and_worst(SAMPLES, given(None, 0.6, math.nan, 0.5), 0.05)
+        pair = best_and_worst(SAMPLES, (None, 0.6, math.nan, 0.5), 0.05)
         assert pair is not None
         assert (pair["chosen"], pair["rejected"]) == (" text 1", " text 3")
 
     @pytest.mark.parametrize("rewards", [(0.5, 0.55, 0.5, 0.5), (None,) * 4, (0.9, None, math.nan, None)])
     def test_none_where_the_rewards_differ_too_little(self, rewards):
-        assert best_and_worst(SAMPLES, given(*rewards), 0.1) is None
+        assert best_and_worst(SAMPLES, rewards, 0.1) is None
 
 
 class TestCreativePairs:
@@ -70,6 +65,17 @@ class TestCreativePairs:
             for side in ("chosen", "rejected"):
                 assert len(pair[f"{side}_ids"]) <= 9
                 assert by_length([""], [""], [pair[f"{side}_ids"]], ["creative"]) == [pair[f"{side}_reward"]]
+
+    def test_the_continuations_of_many_prompts_are_rewarded_together(self, make, monkeypatch):
+        monkeypatch.setattr("ugap.training.preferences.POOL", 2)
+        seen = []
+
+        def noted(prompts, *args, **kwargs):
+            seen.append(len(prompts))
+            return by_length(prompts, *args, **kwargs)
+
+        assert make(reward=noted) == make()
+        assert seen == [2 * 3, 1 * 3]
 
     def test_the_seed_says_what_is_drawn(self, make):
         assert make(seed=1) == make(seed=1)

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ugap.profile.calibration import EntropyBins, figures
 from ugap.profile.plain import FloatArray, array, member, plain
@@ -41,6 +42,7 @@ LENGTHS = (16, 32, 64, 128, 256)
 FEWEST_TOKENS = 4  # fewer say nothing about a level
 FEWEST_TEXTS = 16  # of a length, for its covariance to be worth anything
 SHRINKAGE = 0.1
+INSIDE = 0.75  # share of human texts that are as near as can be
 NOTHING = 1e-12  # what is left, by rounding, of the variance of a feature that does not vary
 _FIELDS = ("lengths", "n_texts", "mean", "covariance")
 
@@ -162,6 +164,26 @@ class TextReference:
             counts.append(sum(float(np.interp(length, one.lengths, one.n_texts)) for one, _ in kept))
         return cls(lengths, np.array(counts), np.array(means), np.array(covariances))
 
+    def whitened(self, features: FloatArray, n: int, which: Sequence[str] = FEATURES) -> FloatArray:
+        """A text as a point `(8,)` among human texts of `n` tokens: they have mean 0 and covariance 1 there.
+
+        `L^-1 (f - mean)`, with `L` the Cholesky factor of the covariance. A coordinate is NaN where `which` lacks the
+        feature, human texts do not vary in it, or the text has none.
+
+        Args:
+            features (`np.ndarray` of shape `(8,)`): As of `text_features`.
+            n (`int`): Tokens of the human texts to compare with.
+            which (`Sequence[str]`, *optional*): The features that count.
+        """
+        mean, covariance = self.at(n)
+        known = np.isfinite(features) & np.isfinite(mean) & (np.diag(covariance) > NOTHING)
+        index = [i for i, name in enumerate(FEATURES) if name in which and known[i]]
+        shrunk = covariance[np.ix_(index, index)]
+        shrunk = (1 - SHRINKAGE) * shrunk + SHRINKAGE * np.diag(np.diag(shrunk))
+        out = np.full(len(FEATURES), np.nan)
+        out[index] = np.linalg.solve(np.linalg.cholesky(shrunk), (features - mean)[index])
+        return out
+
     def distance(self, features: FloatArray, n: int, which: Sequence[str] = FEATURES) -> float:
         """Squared Mahalanobis distance of a text of `n` tokens from human texts, over the number of features.
 
@@ -173,28 +195,19 @@ class TextReference:
             n (`int`): Tokens of the text.
             which (`Sequence[str]`, *optional*): The features that count.
         """
-        mean, covariance = self.at(n)
-        known = np.isfinite(features) & np.isfinite(mean) & (np.diag(covariance) > NOTHING)
-        index = [i for i, name in enumerate(FEATURES) if name in which and known[i]]
-        if not index:
-            return float("nan")
-        off = (features - mean)[index]
-        shrunk = covariance[np.ix_(index, index)]
-        shrunk = (1 - SHRINKAGE) * shrunk + SHRINKAGE * np.diag(np.diag(shrunk))
-        return float(off @ np.linalg.solve(shrunk, off)) / len(index)
+        return float(squared_distance(self.whitened(features, n, which)))
 
     def closeness(self, features: FloatArray, n: int, which: Sequence[str] = FEATURES) -> float:
-        """How near a text of `n` tokens is to human texts: `1 / (1 + d² / 4)`, with `d²` the `distance`.
+        """How near a text of `n` tokens is to human texts of that length: the `closeness` of its point.
 
-        In [0, 1], 1 at the human mean and about 0.8 for a human text. It falls slowly, so that far away there is still
-        a slope. 0 for a text of fewer than 4 tokens; NaN as the distance.
+        In [0, 1]; 0 for a text of fewer than 4 tokens; NaN as the distance.
 
         Args:
             features (`np.ndarray` of shape `(8,)`): As of `text_features`.
             n (`int`): Tokens of the text.
             which (`Sequence[str]`, *optional*): The features that count.
         """
-        return 1 / (1 + self.distance(features, n, which) / 4) if n >= FEWEST_TOKENS else 0.0
+        return float(closeness(self.whitened(features, n, which))) if n >= FEWEST_TOKENS else 0.0
 
     def standardised(self, features: FloatArray, n: int) -> FloatArray:
         """Each feature of a text of `n` tokens less its human mean, in human standard deviations: shape `(8,)`.
@@ -233,6 +246,33 @@ class TextReference:
         if member(entry, "features") != list(FEATURES):
             raise ValueError(f"the features of whole texts are others than {', '.join(FEATURES)}")
         return cls(**{name: array(member(entry, name), name) for name in _FIELDS})
+
+
+def squared_distance(points: FloatArray) -> FloatArray:
+    """Mean square of the known coordinates of whitened points `(..., 8)`: shape `(...)`; NaN where none is known."""
+    known = np.isfinite(points)
+    total = np.where(known, points, 0.0)
+    with np.errstate(invalid="ignore"):
+        return np.asarray((total**2).sum(-1) / known.sum(-1))
+
+
+def closeness(points: FloatArray) -> FloatArray:
+    """How near whitened points `(..., 8)` are to human texts: shape `(...)`, in [0, 1].
+
+    `1 / (1 + max(0, d² - q) / 4)`, with `d²` the `squared_distance` and `q` the third quartile of chi-squared over its
+    degrees of freedom: 1.28 for eight features. So it is 1 for three human texts of four, as no text is better for
+    being average. It falls slowly, so that far away there is still a slope.
+    """
+    degrees = np.maximum(np.isfinite(points).sum(-1), 1)
+    outside = np.maximum(squared_distance(points) - chi_squared_quantile(INSIDE, degrees) / degrees, 0)
+    return np.asarray(1 / (1 + outside / 4))
+
+
+def chi_squared_quantile(share: float, degrees: ArrayLike) -> FloatArray:
+    """The value that a share of a chi-squared distribution does not exceed, by degrees of freedom."""
+    from scipy.special import gammaincinv  # the sampler imports this module, and never needs it
+
+    return np.asarray(2 * gammaincinv(np.asarray(degrees) / 2, share))
 
 
 def _is_covariance(matrix: FloatArray) -> bool:

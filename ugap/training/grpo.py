@@ -3,9 +3,11 @@
 The trainer below reads from top to bottom as one step: completions, rewards, advantages, references, loss. TRL calls
 the stages; a `Step` holds what they know.
 
-- *Advantages.* Each reward is normalised within its group of completions, then weighted, then summed. So a weight acts
-  between domains. Normalising after the weighting would cancel the weight of a reward that alone applies to its rows.
-  The multiplier of the constraint weighs the constrained reward too.
+- *Advantages.* From each reward, the mean of its group of completions is taken, and the rest is divided by one scale of
+  the batch: the deviation within groups. The rewards are then weighted, then summed. So a weight acts between domains.
+  Normalising after the weighting would cancel the weight of a reward that alone applies to its rows. Dividing each
+  group by its own deviation would blow up the noise of a group whose completions are equally good. The multiplier of
+  the constraint weighs the constrained reward too.
 - *Entropy term.* A reward on the text does not see the policy's own entropy. A deterministic text can have any
   surprisal, and the policy's entropy collapses while the reward rises. So the loss gets `coef * mean((entropy -
   target)^2)` over completions. The term is two-sided, and each completion has its own target. The policy's entropy is
@@ -61,7 +63,7 @@ from ugap.training.rollouts import SampledGRPOTrainer
 
 logger = logging.getLogger(__name__)
 
-EPSILON = 1e-4  # added to the spread of a group, as in TRL
+EPSILON = 1e-4  # added to the scale, as in TRL
 
 
 @dataclass(eq=False)
@@ -140,6 +142,7 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
         uncertain = [reward for reward in rewards if isinstance(reward, UncertaintyReward)]
         for reward in uncertain:
             reward.bind(policy, self.processing_class)
+            reward.check(train_dataset)
         self.uncertainty = next((reward for reward in uncertain if reward.domain == CREATIVE), None)
         if args.target_entropy_coef and self.uncertainty is None:
             raise InputError(
@@ -151,7 +154,9 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
                 "functional_beta needs the frozen base, and a policy that is trained whole has none: set it to 0, or "
                 "beta above 0, which loads one"
             )
-        self._tokens_shared = self.uncertainty is not None and self.uncertainty.shares_tokens(self.processing_class)
+        self._tokens_shared = self.uncertainty is not None and self.uncertainty.first.shares_tokens(
+            self.processing_class
+        )
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
         """Train, as TRL does, after the cost of the untrained model is measured for the constraint.
@@ -209,14 +214,13 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
             "log_extra": self._log_completion_extra,
             "log_metric": self._log_metric,
         }
-        human = columns.get("human_completion", [None] * len(prompts)) if self.args.target_entropy_coef else None
         if self.environments is not None:
             columns["environments"] = self.environments
         local = torch.zeros(len(prompts), len(self.reward_funcs), device=self.accelerator.device)  # (B, K)
         for k, (reward, name) in enumerate(zip(self.reward_funcs, self.reward_func_names, strict=True)):
             with profiling_context(self, name):
                 if isinstance(reward, UncertaintyReward) and reward is self.uncertainty:
-                    step.details = reward.details(**{**columns, "human_completion": human})
+                    step.details = reward.details(**columns, levels=self.args.target_entropy_coef > 0)
                     values = [None if one is None else one.reward for one in step.details]
                 else:
                     values = reward(**columns)
@@ -244,7 +248,8 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
         if self.constraint is not None:
             weights[self.factual] *= self.constraint.value
         group = self.num_generations if self.model.training else self.num_generations_eval
-        advantages = weighted_advantages(step.rewards, weights.to(step.rewards.device), group)
+        weights = weights.to(step.rewards.device)
+        advantages = weighted_advantages(step.rewards, weights, group, scale=self.args.scale_rewards)
         logged = self._logs["advantages"]  # a deque of bounded length, with TRL's advantages at its end
         for _ in range(min(len(advantages), len(logged))):
             logged.pop()
@@ -265,7 +270,7 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
         mask = output["completion_mask"].bool()
         base_logps, target = self._base_on_functional(step, output)
         if self.args.target_entropy_coef:
-            levels = [one.human_level for one in step.details if one is not None]
+            levels = [one.judged[0].human_level for one in step.details if one is not None]
             target[step.creative] = torch.tensor(levels).to(target)
             ahead = self._ahead(step, output)
         else:
@@ -328,12 +333,13 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
     def _scorer_nlls(self, step: Step, output: dict[str, Any], compared: torch.Tensor) -> torch.Tensor:
         """Mean surprisal `(B,)` of creative completions to the scorer, nats per token; NaN where there is none."""
         assert self.uncertainty is not None
+        judged = [None if one is None else one.judged[0] for one in step.details]
         if not self._tokens_shared:
             # The means are over the scorer's own tokens of the text.
-            return torch.tensor([math.nan if one is None or one.nll is None else one.nll for one in step.details])
+            return torch.tensor([math.nan if one is None or one.nll is None else one.nll for one in judged])
         prompts = _ids_of(output["prompt_ids"], output["prompt_mask"].bool())
         drawn = _ids_of(output["completion_ids"], compared & step.creative.unsqueeze(1))
-        return torch.tensor(self.uncertainty.token_nlls(prompts, drawn, step.details))
+        return torch.tensor(self.uncertainty.first.token_nlls(prompts, drawn, judged))
 
     def _completion_values(self, model: Any, output: dict[str, Any], rows: torch.Tensor, entropy: bool = False) -> Any:
         """Log-probabilities `(R, T)` and, if asked for, entropies of the completions of some rows, nats."""
@@ -399,8 +405,10 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
         return "train" if self.model.training else "eval"
 
 
-def weighted_advantages(rewards: torch.Tensor, weights: torch.Tensor, group: int) -> torch.Tensor:
-    """Advantages of completions from several rewards: normalised within each group, then weighted, then summed.
+def weighted_advantages(
+    rewards: torch.Tensor, weights: torch.Tensor, group: int, *, scale: str = "batch"
+) -> torch.Tensor:
+    """Advantages of completions from several rewards: centred within each group, scaled, weighted, then summed.
 
     The last step of TRL's `normalize_then_sum`, a normalisation over the batch, is left out: it would divide the
     weights by each other. Twice the weight of a reward is twice its part of the advantage.
@@ -410,6 +418,8 @@ def weighted_advantages(rewards: torch.Tensor, weights: torch.Tensor, group: int
             reward does not apply.
         weights (`torch.Tensor` of shape `(K,)`): Weight of each reward.
         group (`int`): Completions of one prompt.
+        scale (`str`, *optional*, defaults to `"batch"`): What each reward is divided by: its deviation within groups
+            over the whole batch, that of each `"group"`, or nothing (`"none"`).
 
     Returns:
         `torch.Tensor` of shape `(N,)`: 0 where no reward applies.
@@ -424,8 +434,12 @@ def weighted_advantages(rewards: torch.Tensor, weights: torch.Tensor, group: int
     n = applies.sum(1, keepdim=True)
     mean = grouped.nan_to_num().sum(1, keepdim=True) / n.clamp(min=1)
     centred = torch.where(applies, grouped - mean, 0.0)
-    spread = (centred**2).sum(1, keepdim=True).div((n - 1).clamp(min=1)).sqrt()
-    return (centred / (spread + EPSILON) * weights).sum(-1).view(-1)
+    squares, degrees = (centred**2).sum(1, keepdim=True), (n - 1).clamp(min=0)
+    if scale == "batch":
+        squares, degrees = squares.sum(0, keepdim=True), degrees.sum(0, keepdim=True)
+    if scale != "none":
+        centred = centred / (squares.div(degrees.clamp(min=1)).sqrt() + EPSILON)
+    return (centred * weights).sum(-1).view(-1)
 
 
 def _some(rows: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,8 @@ from trl import GRPOConfig
 from ugap.errors import InputError
 from ugap.training.constrained import ConstrainedConfig
 
+SCALES = ("batch", "group", "none")
+
 
 @dataclass
 class UncertaintyGRPOConfig(ConstrainedConfig, GRPOConfig):
@@ -15,7 +17,15 @@ class UncertaintyGRPOConfig(ConstrainedConfig, GRPOConfig):
 
     multi_objective_aggregation: str = field(
         default="normalize_then_sum",
-        metadata={"help": "Each reward is normalised within its group before it is weighted. No other value works."},
+        metadata={"help": "Each reward is centred and scaled before it is weighted. No other value works."},
+    )
+    scale_rewards: str = field(
+        default="batch",
+        metadata={
+            "help": "What the advantages of each reward are divided by: its deviation within groups over the whole "
+            "batch ('batch'), that of each group ('group'), or nothing ('none'). A group's own deviation blows up the "
+            "noise of completions that are equally good."
+        },
     )
     constraint_margin: float | None = field(
         default=None,
@@ -58,8 +68,8 @@ class UncertaintyGRPOConfig(ConstrainedConfig, GRPOConfig):
                 f"multi_objective_aggregation={self.multi_objective_aggregation!r} would undo the weight of a reward "
                 "of one domain, and the constraint would do nothing: use 'normalize_then_sum'"
             )
-        if self.scale_rewards != "group":
-            raise InputError(f"scale_rewards={self.scale_rewards!r}: each reward is scaled by its group: leave 'group'")
+        if self.scale_rewards not in SCALES:
+            raise InputError(f"scale_rewards={self.scale_rewards!r}: choose of {', '.join(SCALES)}")
         if self.constraint_limit is not None and self.constraint_margin is not None:
             raise InputError("constraint_limit and constraint_margin both say the limit: give one")
         for name in ("target_entropy_coef", "functional_beta"):

@@ -1,7 +1,8 @@
 """Preference pairs for DPO: the best and the worst of the policy's own continuations, ranked by a reward.
 
 - *Creative pairs.* The policy continues each prompt several times, and the reward ranks the continuations. The best and
-  the worst make a pair if their rewards differ enough. A pair within the reward's noise would teach noise.
+  the worst make a pair if their rewards differ enough. A pair within the reward's noise would teach noise. The reward
+  sees the continuations of 64 prompts together, so that it can tell a varied policy from a narrow one.
 - *Functional pairs.* A fact with its right and a wrong answer, so that the policy keeps its knowledge.
 
 Rows hold the drawn token ids in addition to the texts. TRL's `DPOTrainer` would tokenise the texts anew and end each
@@ -27,6 +28,7 @@ from ugap.training.data import start_with_bos
 from ugap.training.evaluation.card import MeasuredCard
 from ugap.training.samples import Sample, over_processes, sample_continuations
 
+POOL = 64  # prompts whose continuations are rewarded together
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 Reward = Callable[..., Sequence[float | None]]
@@ -57,7 +59,7 @@ def creative_pairs(
         samples_per_prompt (`int`, *optional*, defaults to `4`): Continuations of each.
         temperature (`float`, *optional*, defaults to `1.0`): Temperature of the draws.
         max_new_tokens (`int`, *optional*, defaults to `64`): Longest continuation in tokens.
-        min_margin (`float`, *optional*, defaults to `0.1`): Smallest difference of the two rewards.
+        min_margin (`float`, *optional*, defaults to `0.1`): Smallest difference of the two rewards, above 0.
         batch_size (`int`, *optional*, defaults to `16`): Continuations drawn at once.
         seed (`int`, *optional*, defaults to `0`): Seed of the draws.
         advance (`Callable[[int], object]`, *optional*): Called with the number of samples drawn since the last call.
@@ -71,8 +73,8 @@ def creative_pairs(
     """
     if samples_per_prompt < 2:
         raise InputError(f"samples_per_prompt is {samples_per_prompt}, and a pair needs 2")
-    if not 0 < min_margin <= 1:
-        raise InputError(f"min_margin is {min_margin}, not in (0, 1]: rewards are in [0, 1]")
+    if not 0 < min_margin < math.inf:
+        raise InputError(f"min_margin is {min_margin}, and a pair needs rewards that differ")
     samples = sample_continuations(
         policy,
         tokenizer,
@@ -85,11 +87,14 @@ def creative_pairs(
         advance=advance,
     )
 
-    # The reward scores the samples of one prompt together: they share the context.
-    def work(number: int) -> dict[str, Any] | None:
-        return best_and_worst(samples[number], reward, min_margin)
+    def work(number: int) -> list[dict[str, Any] | None]:
+        pool = samples[number * POOL : (number + 1) * POOL]
+        rewards = iter(rewarded([sample for group in pool for sample in group], reward))
+        return [best_and_worst(group, [next(rewards) for _ in group], min_margin) for group in pool]
 
-    pairs = [pair for pair in over_processes(len(samples), work) if pair is not None]
+    # Rounded up: the last pool may be smaller.
+    pools = over_processes(-(-len(samples) // POOL), work)
+    pairs = [pair for pool in pools for pair in pool if pair is not None]
     if not pairs:
         raise InputError(
             f"no prompt has two of {samples_per_prompt} continuations whose rewards differ by {min_margin}: "
@@ -98,14 +103,20 @@ def creative_pairs(
     return pairs
 
 
-def best_and_worst(samples: Sequence[Sample], reward: Reward, min_margin: float) -> dict[str, Any] | None:
-    """The pair of one prompt, or `None` if the rewards of its samples differ by less than `min_margin`."""
-    rewards = reward(
+def rewarded(samples: Sequence[Sample], reward: Reward) -> Sequence[float | None]:
+    """The rewards of continuations that are judged together."""
+    return reward(
         [sample.prompt for sample in samples],
         [sample.text for sample in samples],
         [sample.ids for sample in samples],
         domain=[CREATIVE] * len(samples),
     )
+
+
+def best_and_worst(
+    samples: Sequence[Sample], rewards: Sequence[float | None], min_margin: float
+) -> dict[str, Any] | None:
+    """The pair of one prompt, or `None` if the rewards of its samples differ by less than `min_margin`."""
     ranked = [
         (value, sample)
         for value, sample in zip(rewards, samples, strict=True)

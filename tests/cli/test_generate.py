@@ -73,7 +73,7 @@ def test_texts_and_their_figures_are_printed(written, words, capsys, profile_fil
     assert figures == [(f"{row['nll']:.2f}", f"{row['human_level']:.2f}") for row in rows]
     for row in rows:
         assert first.out.count(row["prompt"]) == 2
-        assert list(row) == ["prompt", "text", "token_ids", "surprisal", "entropy", "nll", "human_level"]
+        assert list(row) == ["prompt", "text", "token_ids", "surprisal", "entropy", "nll", "human_level", "aim"]
         assert row["human_level"] == positions.mean_surprisal(20, len(row["token_ids"]))
     assert "4 texts written to " in first.out
     # The same without a file.
@@ -105,6 +105,7 @@ def test_rows_are_what_the_library_gives(written, tiny_folder, profile_file, mor
             "entropy": one.entropy,
             "nll": one.nll,
             "human_level": one.human_level,
+            "aim": one.aim,
         }
         for one in texts
     ]

@@ -41,6 +41,7 @@ distinct-4 and repetition (rep/128) against people's."""
 VERSION = 1
 TUNED, MIROSTAT, TOP_N_SIGMA = "temperature-tuned", "mirostat-2", "top-n-sigma-1"
 DECODINGS = [
+    "ugap-own",
     "ugap-creative",
     "ancestral",
     TUNED,

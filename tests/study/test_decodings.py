@@ -156,9 +156,7 @@ def test_temperature_lowers_the_surprisal(taken):
     assert mean_surprisal("temperature-0.7") < mean_surprisal("ancestral") - 0.2
 
 
-@pytest.mark.parametrize(
-    "name", [name for name, how in DECODINGS.items() if name != "greedy" and not is_human(how)]
-)
+@pytest.mark.parametrize("name", [name for name, how in DECODINGS.items() if name != "greedy" and not is_human(how)])
 def test_what_is_drawn_from_is_what_generate_would_draw_from(name, make_model, tokenizer):
     model = make_model("llama", initializer_range=0.15)
     ids = torch.tensor([tokenizer(prefix)["input_ids"][:2] for prefix in PREFIXES])

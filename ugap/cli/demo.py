@@ -15,7 +15,7 @@ example:
   ugap demo"""
 
 MODELS = {"gemma-3-270m": "base", "smollm2-135m-instruct": "instruct"}
-DECODINGS = ("ancestral", "temperature-0.7", "ugap-creative")
+DECODINGS = ("ancestral", "temperature-0.7", "ugap-own")
 
 
 @dataclass(kw_only=True)

@@ -1,11 +1,11 @@
-"""Test the reward before any training: does it rank human continuations above noise, loops and model text?"""
+"""Test the reward before any training: does it rank people above noise, attacks and model text, and select a mean?"""
 
 import json
 import math
 import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,34 +15,47 @@ from ugap.cli.main import main
 from ugap.files import locked, refuse_results, without_nan, write_json
 
 if TYPE_CHECKING:
+    import numpy as np
     from rich.console import Console
 
     from ugap.data import PartStore, TextRow
+    from ugap.profile import HumanProfile, KindProfile
     from ugap.scoring import Scorer
     from ugap.study.excerpts import Excerpt
-    from ugap.training import UncertaintyReward
+    from ugap.training.judge import Judge
 
 DESCRIPTION = """\
-Compare human continuations with corrupted ones by the uncertainty reward, and by each of its measures alone. The AUC is
-the probability that a human text has a higher reward than another text.
+Compare human continuations with others by the uncertainty reward, and by each of its measures alone. The AUC is the
+probability that a human text has a higher reward than another text.
 
 examples:
-  ugap eval reward_auc --model smollm2-135m-instruct --data stories.test.jsonl --output runs/reward
+  ugap eval reward_auc --model smollm2-135m-instruct --data stories.test.jsonl --kind fairy-tale --output runs/reward
   ugap eval reward_auc --model smollm2-135m-instruct --scorer gemma-3-270m --data stories.test.jsonl --limit 40
+  ugap eval reward_auc --model smollm2-135m-instruct --data continuations.jsonl --like_texts 64
+      --written model_text --writer writer
 
-Prefixes of held-out texts are continued by their author, by random tokens, by the author's words shuffled, by loops of
-the first 8 and of the first 20 words, by a person in another text, and by the model under each decoding. The reward is
-that of ugap train grpo: closeness of a completion to the human profile under a frozen scorer. Intervals are 95%
-bootstrap intervals over source texts.
+Prefixes of held-out texts are continued by their author and by others: noise, loops, shuffles, other languages, code,
+the prefix itself, a stranger, one fixed text, words replaced by rare or by common ones, and the model under each
+decoding. --written adds texts that models wrote. The reward is that of ugap train grpo, for a policy that writes texts
+of one kind alone. Intervals are 95% bootstrap intervals over source texts.
 
-The folder gets reward_auc.json: mean rewards, AUCs, and the mean distances of each kind of text from people in human
-standard deviations. It also gets parts, from which --resume continues."""
+Leave out texts that the profile was fitted to. --like_texts fits it to some of the texts, which are not judged.
+
+Two tests are about training. Stopping early: what a human text and a model's gain over their group when they end at a
+share of their length. Selection: for each prefix, the reward picks one of the model's texts at T=1. A reward that is
+best for an average text picks texts that are nearer to the mean than people, and more alike.
+
+The folder gets reward_auc.json: mean rewards, AUCs, means and deviations of each kind of text in human standard
+deviations, the gain of stopping early, and what is selected. It also gets parts, from which --resume continues."""
 
 NAME, PARTS = "reward_auc", "parts"
-VERSION = 1
+VERSION = 2
 HUMAN, ALL = "human", "uncertainty"
+SELECTED, DRAWN = "selected", "drawn"
 SHORT = {"surprisal": "s", "entropy": "h", "deviation": "dev", "repetition": "rep"}  # column heads of a table
 DECODINGS = ["greedy", "temperature-0.7", "temperature-1.5=temperature:1.5", "ancestral"]
+SHARES = (0.125, 0.25, 0.5, 0.75, 0.88, 0.95)  # of the length, at which a text stops early
+REPLACED = 0.3  # share of the words
 
 
 @dataclass(kw_only=True)
@@ -54,10 +67,13 @@ class Arguments:
         "frozen model behind the reward (default: the writer)", default=None, group="models", metavar="NAME"
     )
     profile: str | None = option(
-        "human profile of the scorer, a file or the name of a shipped one (default: the shipped one)",
+        "human profile of the scorer, a file or the name of a shipped one (default: the scorer's own)",
         default=None,
         group="models",
         metavar="NAME",
+    )
+    kind: str | None = option(
+        "kind of text or domain of the profile to compare with (default: --domain)", default=None, group="models"
     )
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = option(
         "type of the weights", default="float32", group="models"
@@ -66,7 +82,16 @@ class Arguments:
     trust_remote_code: bool = option("run the code of the model's repository", default=False, group="models")
     data: str = option("held-out human texts", group="texts", metavar="FILE")
     domain: str = option("domain of the texts", default="creative", group="texts")
-    limit: int | None = option("maximum number of prefixes", default=None, group="texts")
+    like_texts: int = option(
+        "fit the profile to so many of the texts instead of naming a kind; they are not judged",
+        default=0,
+        group="texts",
+    )
+    written: str | None = option(
+        "column of what a model wrote to the same prompt", default=None, group="texts", metavar="COLUMN"
+    )
+    writer: str | None = option("column that names that model", default=None, group="texts", metavar="COLUMN")
+    limit: int | None = option("maximum number of prefixes of every kind", default=None, group="texts")
     per_text: int = option("prefixes of one text", default=2, group="texts")
     prefix_tokens: int = option("tokens of a prefix", default=64, group="texts")
     max_new_tokens: int = option("tokens of a continuation", default=64, group="texts")
@@ -76,6 +101,8 @@ class Arguments:
         group="texts",
         metavar="NAME",
     )
+    best_of: int = option("texts at T=1 of which the reward selects one; 0 for none", default=8, group="texts")
+    best_of_limit: int = option("prefixes of the selection", default=24, group="texts")
     batch_size: int = option("prefixes continued at once", default=16, group="texts")
     output: str = option("folder of the results", default="runs/reward_auc", group="output", metavar="DIR")
     resume: bool = option("resume an interrupted run, or add decodings to one", default=False, group="output")
@@ -83,11 +110,63 @@ class Arguments:
 
 @dataclass(frozen=True)
 class Judged:
-    """A text and its rewards by name: of all measures together, and of each alone."""
+    """A text as the scorer reads it: its source and prefix, and its features, `None` where it could not be scored."""
 
     source: str
-    rewards: Mapping[str, float]
-    standardised: Sequence[float] | None
+    prefix: str
+    n_tokens: int
+    features: Sequence[float] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Kind:
+    """Makes the texts of one kind, batch by batch. `key` names its parts, with the settings of a decoding."""
+
+    key: str
+    excerpts: "Sequence[Excerpt]"
+    texts: "Callable[[Sequence[Excerpt]], list[str]]"
+
+
+@dataclass(frozen=True, eq=False)
+class Matching:
+    """The texts of one kind as a policy's completions, at their nominal length.
+
+    Args:
+        texts (`Sequence[Judged]`): The texts.
+        points (`np.ndarray` of shape `(n, 8)`): Whitened features; NaN where a text could not be scored.
+        standardised (`np.ndarray` of shape `(n, 8)`): Features in human standard deviations.
+        rewards (`np.ndarray` of shape `(n,)`): Their rewards.
+        closeness (`np.ndarray` of shape `(n,)`): Their closeness; 0 where a text could not be scored.
+        energy_distance (`float`): From human texts.
+    """
+
+    texts: Sequence[Judged]
+    points: "np.ndarray"
+    standardised: "np.ndarray"
+    rewards: "np.ndarray"
+    closeness: "np.ndarray"
+    energy_distance: float = field(default=math.nan)
+
+    @classmethod
+    def of(cls, texts: Sequence[Judged], kind: "KindProfile", n: int) -> "Matching":
+        """Match texts of nominally `n` tokens. A text of other length has been made so, and is not short for it."""
+        import numpy as np
+
+        from ugap.training.matching import match, with_length_rule
+
+        points, standardised = (np.full((len(texts), 8), np.nan) for _ in range(2))
+        assert kind.texts is not None
+        for i, text in enumerate(texts):
+            if text.features is not None:
+                features = np.array(text.features, dtype=np.float64)
+                points[i] = kind.texts.whitened(features, max(n, text.n_tokens))
+                standardised[i] = kind.texts.standardised(features, text.n_tokens)
+        keys = [text.prefix for text in texts]
+        matched = match(points, keys)
+        scored = np.isfinite(matched.closeness)
+        rewards = with_length_rule(matched.rewards, keys, scored.astype(float))
+        closeness = np.where(scored, matched.closeness, 0)
+        return cls(texts, points, standardised, rewards, closeness, matched.energy_distance)
 
 
 def run(arguments: Arguments) -> None:
@@ -101,14 +180,20 @@ def run(arguments: Arguments) -> None:
     from ugap.study.decodings import parse_decodings
     from ugap.terminal import Terminal
 
-    for name in ("limit", "per_text", "prefix_tokens", "max_new_tokens", "batch_size"):
+    for name in ("limit", "per_text", "prefix_tokens", "max_new_tokens", "batch_size", "best_of_limit"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}, and at least 1 is needed")
+    if arguments.best_of < 0 or arguments.best_of in (1, 2):
+        raise InputError(f"best_of is {arguments.best_of}: a selection needs 3 texts, and 0 is none")
+    if arguments.like_texts and arguments.kind:
+        raise InputError("give --like_texts or --kind, not both")
+    if (arguments.written is None) != (arguments.writer is None):
+        raise InputError("--written and --writer belong together")
     output = Path(arguments.output)
     refuse_results(arguments.output, arguments.resume, PARTS)
     decodings = parse_decodings(arguments.decoding)
-    rows = load_domain(arguments.data, arguments.domain)
+    rows = distinct(load_domain(arguments.data, arguments.domain))
 
     with locked(output):
         # JSON has no NaN.
@@ -130,8 +215,7 @@ def measure(
     from ugap.progress import progress_bar
     from ugap.scoring import Scorer
     from ugap.study.continuations import check_writer
-    from ugap.study.excerpts import cut_excerpts
-    from ugap.training import UncertaintyReward
+    from ugap.training.judge import Judge
 
     def load(name: str) -> Scorer:
         return Scorer.from_pretrained(
@@ -144,46 +228,92 @@ def measure(
     writer = load(arguments.model)
     check_writer(writer, decodings.values(), [arguments.domain])
     scorer = writer if arguments.scorer in (None, arguments.model) else load(str(arguments.scorer))
-    reward = UncertaintyReward(arguments.profile, scorer, domain=arguments.domain)
+    profile, selection = human(arguments, scorer, rows[: arguments.like_texts])
+    judge = Judge(scorer, profile, selection, NAME)
     # Fails before any text is written if the profile does not fit the scorer.
-    reward.bind(None, None)
-    excerpts = cut_excerpts(
-        rows,
+    judge.bind(None, None)
+    excerpts = cut(rows[arguments.like_texts :], writer, arguments)
+    made = kinds(writer, excerpts, decodings, arguments)
+    # Parts of other settings are refused. Decodings are part of the key instead, so that more can be added.
+    settings = {
+        **{name: getattr(arguments, name) for name in ("domain", "max_new_tokens", "batch_size", "dtype")},
+        "writer": list(writer.id),
+        "scorer": list(scorer.id),
+        "profile": judge.profile.source,
+        "kind": selection,
+        "prefixes_hash": content_hash([excerpt.prefix + excerpt.human for excerpt in excerpts]),
+        "profile_hash": content_hash(judge.profile.to_dict()),
+    }
+    columns = [("text", pa.string()), ("n_tokens", pa.int64()), ("features", pa.list_(pa.float64()))]
+    parts = PartStore(Path(arguments.output) / PARTS, pa.schema(columns), settings)
+    judged = {}
+    with progress_bar() as bar:
+        for name, kind in made.items():
+            task = bar.add_task(name, total=len(kind.excerpts))
+            judged[name] = read(name, kind, arguments.batch_size, judge, parts, partial(bar.advance, task))
+    drawn = {name: judged.pop(name) for name in made if name.startswith(DRAWN)}
+    early = {name: judged.pop(name) for name in made if name.startswith("first ")}
+    matched = {name: Matching.of(texts, judge.human(), arguments.max_new_tokens) for name, texts in judged.items()}
+    return {
+        "version": VERSION,
+        "settings": {**settings, "arguments": asdict(arguments), "environment": environment()},
+        "kinds": [compare(name, matched[HUMAN], kind) for name, kind in matched.items()],
+        "early": stopping_early(judged, early, judge.human(), arguments.max_new_tokens),
+        "selection": selection_of(drawn, matched[HUMAN], judge.human(), arguments.max_new_tokens) if drawn else None,
+    }
+
+
+def human(arguments: Arguments, scorer: "Scorer", like: "Sequence[TextRow]") -> "tuple[HumanProfile, str]":
+    """The human profile, and the kind of it to compare with.
+
+    Raises:
+        InputError: If there are too few texts to fit a profile to.
+    """
+    from ugap.errors import InputError
+    from ugap.profile import HumanProfile
+    from ugap.profile.fitting import cut_text
+    from ugap.profile.profile import LIKE
+
+    profile = HumanProfile.for_scorer(scorer) if arguments.profile is None else HumanProfile.load(arguments.profile)
+    profile.check(scorer.id)
+    if not arguments.like_texts:
+        return profile, arguments.kind or arguments.domain
+    cuts = [
+        one
+        for row in like
+        if (one := cut_text(scorer.tokenizer, whole(row), prefix_tokens=arguments.prefix_tokens)) is not None
+    ]
+    scores = scorer.score([one.text for one in cuts], [one.prefix for one in cuts], pmi=True)
+    fitted = profile.like(scores, scorer.score([one.prefix for one in cuts]))
+    if fitted.kinds[LIKE].texts is None:
+        raise InputError(f"like_texts is {arguments.like_texts}, and too few of them are long enough to fit a profile")
+    return fitted, LIKE
+
+
+def whole(row: "TextRow") -> str:
+    """A text after its prompt."""
+    from ugap.study.excerpts import after_prompt
+
+    return row.text if row.prompt is None else after_prompt(row.prompt, row.text) + row.text
+
+
+def distinct(rows: "Sequence[TextRow]") -> "list[TextRow]":
+    """Rows with each text once."""
+    return list({row.text: row for row in reversed(rows)}.values())[::-1]
+
+
+def cut(rows: "Sequence[TextRow]", writer: "Scorer", arguments: Arguments) -> "list[Excerpt]":
+    """Prefixes of whole texts, prompts included, with their continuations."""
+    from ugap.study.excerpts import cut_excerpts
+
+    return cut_excerpts(
+        [replace(row, text=whole(row), prompt=None) for row in rows],
         writer.tokenizer,
         prefix_tokens=arguments.prefix_tokens,
         max_new_tokens=arguments.max_new_tokens,
         limit=arguments.limit,
         per_text=arguments.per_text,
     )
-    # Parts of other settings are refused. Decodings are part of the key instead, so that more can be added.
-    settings = {
-        **{name: getattr(arguments, name) for name in ("domain", "max_new_tokens", "batch_size", "dtype")},
-        "writer": list(writer.id),
-        "scorer": list(scorer.id),
-        "profile": reward.first.profile.source,
-        "prefixes_hash": content_hash([excerpt.prefix + excerpt.human for excerpt in excerpts]),
-        "profile_hash": content_hash(reward.first.profile.to_dict()),
-    }
-    columns = [("text", pa.string()), ("reward", pa.float64()), ("standardised", pa.list_(pa.float64()))]
-    parts = PartStore(Path(arguments.output) / PARTS, pa.schema(columns), settings)
-    with progress_bar() as bar:
-        judged = {}
-        for kind, make in kinds(writer, excerpts, decodings, arguments).items():
-            task = bar.add_task(kind, total=len(excerpts))
-            judged[kind] = judge(kind, make, excerpts, arguments.batch_size, reward, parts, partial(bar.advance, task))
-    return {
-        "version": VERSION,
-        "settings": {**settings, "arguments": asdict(arguments), "environment": environment()},
-        "kinds": [compare(kind, judged[HUMAN], texts) for kind, texts in judged.items()],
-    }
-
-
-@dataclass(frozen=True)
-class Kind:
-    """Makes the texts of one kind, batch by batch. `key` names its parts, with the settings of a decoding."""
-
-    key: str
-    texts: "Callable[[Sequence[Excerpt]], list[str]]"
 
 
 def kinds(
@@ -191,22 +321,15 @@ def kinds(
 ) -> dict[str, Kind]:
     """Every kind of text by its name, human text first."""
     from ugap.errors import InputError
-    from ugap.study.analysis.corruptions import looped, of_other_sources, random_tokens, shuffled_words
     from ugap.study.continuations import contexts_of
     from ugap.study.generation import generate_continuations, seed_of
 
     n, tokenizer = arguments.max_new_tokens, writer.tokenizer
-    # Each prefix with the continuation of another source.
-    others = {one.id: text for one, text in zip(excerpts, of_other_sources(excerpts), strict=True)}
-
-    def rng(excerpt: "Excerpt") -> random.Random:
-        # By the excerpt, so that a resumed run or another limit corrupts a text in the same way.
-        return random.Random(excerpt.id)
 
     def each(make: "Callable[[Excerpt], str]") -> "Callable[[Sequence[Excerpt]], list[str]]":
         return lambda batch: [make(one) for one in batch]
 
-    def written(how: Mapping[str, Any]) -> "Callable[[Sequence[Excerpt]], list[str]]":
+    def written(how: Mapping[str, Any], number: int = 0) -> "Callable[[Sequence[Excerpt]], list[str]]":
         def write(batch: "Sequence[Excerpt]") -> list[str]:
             return generate_continuations(
                 writer.model,
@@ -215,135 +338,295 @@ def kinds(
                 how,
                 max_new_tokens=n,
                 # By the prefixes: a batch draws the same texts in a resumed run.
-                seed=seed_of("reward", *(one.prefix for one in batch)),
+                seed=seed_of("reward", number, *(one.prefix for one in batch)),
                 domain=arguments.domain,
                 names=[f"{one.where}, text {one.id!r}" for one in batch],
             )
 
         return write
 
-    corrupted: dict[str, Callable[[Excerpt], str]] = {
+    out = {name: Kind(name, excerpts, each(make)) for name, make in corrupted(excerpts, tokenizer, n).items()}
+    for share in SHARES:
+        name = f"first {share:.0%}"
+        out[name] = Kind(f"{name} of a human text", excerpts, each(partial(_first, tokenizer, round(share * n))))
+    if arguments.written is not None:
+        for name, rows in _written(arguments, excerpts).items():
+            out[name] = Kind(f"{name}|given", cut(rows, writer, arguments), each(lambda one: one.human))
+    for name, how in decodings.items():
+        if name in out:
+            raise InputError(f"decoding {name!r}: the name is taken")
+        out[name] = Kind(f"{name}|{json.dumps(how, sort_keys=True)}", excerpts, written(how))
+    for number in range(arguments.best_of):
+        key = f"{DRAWN} {number}"
+        out[key] = Kind(key, excerpts[: arguments.best_of_limit], written({}, number + 1))
+    return out
+
+
+def corrupted(excerpts: "Sequence[Excerpt]", tokenizer: Any, n: int) -> "dict[str, Callable[[Excerpt], str]]":
+    """How each kind of text that no model writes is made from an excerpt."""
+    from ugap.study.analysis.corruptions import (
+        CODE,
+        OTHER_LANGUAGES,
+        looped,
+        of_other_sources,
+        random_tokens,
+        rare_and_common,
+        replaced_words,
+        shuffled_sentences,
+        shuffled_words,
+    )
+
+    # Each prefix with the continuation of another source.
+    others = {one.id: text for one, text in zip(excerpts, of_other_sources(excerpts), strict=True)}
+    rare, common = rare_and_common([one.human for one in excerpts])
+
+    def rng(excerpt: "Excerpt") -> random.Random:
+        # By the excerpt, so that a resumed run or another limit corrupts a text in the same way.
+        return random.Random(excerpt.id)
+
+    def fixed(text: str) -> "Callable[[Excerpt], str]":
+        return lambda one: _start(one.human) + _tokens(tokenizer, text, n)
+
+    return {
         HUMAN: lambda one: one.human,
         "random tokens": lambda one: random_tokens(tokenizer, n, rng(one)),
         "shuffled words": lambda one: shuffled_words(one.human, rng(one)),
+        "shuffled sentences": lambda one: shuffled_sentences(one.human, rng(one)),
         "loop of 8 words": lambda one: looped(one.human, 8),
         "loop of 20 words": lambda one: looped(one.human, 20),
         "another story": lambda one: others[one.id],
-    }
-    for name in decodings:
-        if name in corrupted:
-            raise InputError(f"decoding {name!r}: the name is taken")
-    return {
-        **{name: Kind(name, each(one)) for name, one in corrupted.items()},
-        **{name: Kind(f"{name}|{json.dumps(how, sort_keys=True)}", written(how)) for name, how in decodings.items()},
+        "prefix's words, another story": lambda one: _tokens(
+            tokenizer, _start(one.human) + " ".join(one.prefix.split()[-8:]) + others[one.id], n
+        ),
+        "30% rare words": lambda one: replaced_words(one.human, rare, REPLACED, rng(one)),
+        "30% common words": lambda one: replaced_words(one.human, common, REPLACED, rng(one)),
+        "copied prefix": lambda one: _tokens(tokenizer, _start(one.human) + one.prefix.lstrip(), n),
+        "one fixed text": fixed(excerpts[0].human.lstrip()),
+        **{name: fixed(text) for name, text in OTHER_LANGUAGES.items()},
+        "code": fixed(CODE),
     }
 
 
-def judge(
-    name: str,
-    kind: Kind,
-    excerpts: "Sequence[Excerpt]",
-    size: int,
-    reward: "UncertaintyReward",
-    parts: "PartStore",
-    advance: Callable[[int], object],
-) -> list[Judged]:
-    """The rewards of the texts of one kind. Finished batches are kept, and read by a resumed run."""
+def _start(text: str) -> str:
+    return text[: len(text) - len(text.lstrip())]
+
+
+def _tokens(tokenizer: Any, text: str, n: int) -> str:
+    """The first `n` tokens of a text."""
+    offsets = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+    return text[: offsets["offset_mapping"][:n][-1][1]]
+
+
+def _first(tokenizer: Any, n: int, one: "Excerpt") -> str:
+    return _tokens(tokenizer, one.human, n)
+
+
+def _written(arguments: Arguments, excerpts: "Sequence[Excerpt]") -> "dict[str, list[TextRow]]":
+    """What models wrote to the prompts of the domain, by the name of the model."""
+    from ugap.data import load_texts
+    from ugap.data.domain import load_domain
     from ugap.errors import InputError
-    from ugap.profile.texts import FEATURES
+
+    assert arguments.written is not None
+    assert arguments.writer is not None
+    rows = load_texts(arguments.data, text_column=arguments.written, domain_column=arguments.writer)
+    kept = {row.id for row in load_domain(arguments.data, arguments.domain)}
+    out: dict[str, list[TextRow]] = {}
+    for row in rows:
+        if row.id in kept:
+            out.setdefault(row.domain, []).append(row)
+    if HUMAN in out:
+        raise InputError(f"the writer {HUMAN!r} has the name of people's own texts")
+    return out
+
+
+def read(
+    name: str, kind: Kind, size: int, judge: "Judge", parts: "PartStore", advance: Callable[[int], object]
+) -> list[Judged]:
+    """Read the texts of one kind. Finished batches are kept, and read by a resumed run."""
+    from ugap.errors import InputError
 
     out = []
-    for number, begin in enumerate(range(0, len(excerpts), size)):
-        batch = excerpts[begin : begin + size]
+    for number, begin in enumerate(range(0, len(kind.excerpts), size)):
+        batch = kind.excerpts[begin : begin + size]
         key = f"{kind.key}|{number}"
         if not parts.done(key):
             texts = kind.texts(batch)
-            judged = reward.judge([one.prefix for one in batch], texts)
             rows = []
-            for one, text, details in zip(batch, texts, judged, strict=True):
-                if math.isnan(details.reward):
+            for one, text, judged in zip(batch, texts, judge.judge([one.prefix for one in batch], texts), strict=True):
+                if not judged.finite:
                     raise InputError(
-                        f"{one.where}, text {one.id!r} ({name}): the scorer has logits that are not finite"
+                        f"{one.where}, text {one.id!r} ({name}): the logits of {judge.scorer.name} are not finite"
                     )
-                standardised = details.judged[0].standardised
-                z = None if standardised is None else standardised.tolist()
-                rows.append({"text": text, "reward": details.reward, "standardised": z})
+                features = None if judged.features is None else judged.features.tolist()
+                rows.append({"text": text, "n_tokens": judged.n_tokens, "features": features})
             parts.write(key, rows)
         for one, row in zip(batch, parts.read(key), strict=True):
-            z = row["standardised"]
-            # A text that the reward could not score has reward 0, so it has 0 by each measure too.
-            single = {feature: 0.0 if z is None else alone(z[i]) for i, feature in enumerate(FEATURES)}
-            out.append(Judged(one.source, {ALL: row["reward"], **single}, z))
+            out.append(Judged(one.source, one.prefix, row["n_tokens"], row["features"]))
         advance(len(batch))
     return out
 
 
-def alone(z: float) -> float:
-    """The reward of one measure: `1 / (1 + d² / 4)` as in `UncertaintyReward`, with `d` the measure's own distance."""
-    return 1 / (1 + z**2 / 4)
-
-
-def compare(kind: str, human: Sequence[Judged], texts: Sequence[Judged]) -> dict[str, Any]:
-    """One kind of text: its mean rewards, its mean distances from people, and the AUC of human texts against it."""
+def compare(name: str, people: Matching, texts: Matching) -> dict[str, Any]:
+    """One kind of text: its mean rewards, its distances from people, and the AUC of human texts against it."""
     import numpy as np
 
-    from ugap.profile.texts import FEATURES
+    from ugap.profile.texts import FEATURES, closeness
     from ugap.statistics.auc import auc
 
-    scored = [text.standardised for text in texts if text.standardised is not None]
+    def single(matching: Matching) -> dict[str, np.ndarray]:
+        """The closeness by each measure alone; 0 for a text that could not be scored."""
+        scored, z = np.isfinite(matching.points).any(1), matching.standardised
+        return {feature: np.where(scored, closeness(z[:, i : i + 1]), 0.0) for i, feature in enumerate(FEATURES)}
+
+    scored = np.isfinite(texts.points).any(1)
+    rewards = {ALL: texts.rewards, **single(texts)}
     row: dict[str, Any] = {
-        "kind": kind,
-        "n": len(texts),
-        "n_sources": len({text.source for text in texts}),
-        "n_not_scored": len(texts) - len(scored),
-        "reward": {name: float(np.mean([text.rewards[name] for text in texts])) for name in (ALL, *FEATURES)},
-        "standardised": dict(zip(FEATURES, np.mean(scored, axis=0).tolist(), strict=True)) if scored else None,
+        "kind": name,
+        "n": len(texts.texts),
+        "n_sources": len({text.source for text in texts.texts}),
+        "n_not_scored": int((~scored).sum()),
+        "reward": {measure: float(values.mean()) for measure, values in rewards.items()},
+        "closeness": float(texts.closeness.mean()),
+        "energy_distance": texts.energy_distance,
+        "standardised": None,
+        "deviations": None,
     }
-    if kind == HUMAN:
+    if scored.any():
+        mean, deviation = texts.standardised[scored].mean(0), texts.standardised[scored].std(0)
+        row["standardised"] = dict(zip(FEATURES, mean.tolist(), strict=True))
+        row["deviations"] = dict(zip(FEATURES, deviation.tolist(), strict=True))
+    if name == HUMAN:
         return row
-    sides = [[one.source for one in side] for side in (human, texts)]
+    sides = [[text.source for text in side.texts] for side in (people, texts)]
     areas = {}
-    for name in (ALL, *FEATURES):
-        values = [[one.rewards[name] for one in side] for side in (human, texts)]
-        if np.isfinite(values[0] + values[1]).all():  # NaN where the profile lacks a measure
-            area = auc(values[0], sides[0], values[1], sides[1])
-            areas[name] = {"auc": area.auc, "ci95": list(area.ci95)}
+    for measure, values in {ALL: people.rewards, **single(people)}.items():
+        if np.isfinite([*values, *rewards[measure]]).all():  # NaN where the profile lacks a measure
+            area = auc(values, sides[0], rewards[measure], sides[1])
+            areas[measure] = {"auc": area.auc, "ci95": list(area.ci95)}
     return {**row, "auc": areas}
 
 
+def stopping_early(
+    judged: Mapping[str, Sequence[Judged]], early: Mapping[str, Sequence[Judged]], kind: "KindProfile", n: int
+) -> list[dict[str, Any]]:
+    """What a human text gains in reward when it ends early, in a group with the whole text and two like it.
+
+    The group of each prefix is the human text, two more of people, and one that ends at a share of its length.
+    """
+    import numpy as np
+
+    from ugap.training.matching import WHOLE, match, with_length_rule
+
+    assert kind.texts is not None
+    people = judged[HUMAN]
+    whole_points = Matching.of(people, kind, n).points
+    rows = []
+    for name, texts in early.items():
+        shares = [text.n_tokens / own.n_tokens for text, own in zip(texts, people, strict=True)]
+        points = np.array(
+            [
+                kind.texts.whitened(np.array(text.features), n)
+                if text.features is not None and share >= WHOLE
+                else np.full(8, np.nan)
+                for text, share in zip(texts, shares, strict=True)
+            ]
+        )
+        m = len(people)
+        members = np.concatenate([whole_points, np.roll(whole_points, 1, 0), np.roll(whole_points, 2, 0), points])
+        keys = list(range(m)) * 4
+        rewards = with_length_rule(match(members, keys).rewards, keys, np.array([1.0] * 3 * m + shares))
+        rows.append({"kind": name, "gain": float(np.mean(rewards[3 * m :] - rewards[:m]))})
+    return rows
+
+
+def selection_of(
+    drawn: Mapping[str, Sequence[Judged]], people: Matching, kind: "KindProfile", n: int
+) -> dict[str, Any]:
+    """What the reward selects for each prefix, all drawn texts together, and people's texts: their match and spread."""
+    import numpy as np
+
+    columns = list(drawn.values())
+    matched = Matching.of([text for column in columns for text in column], kind, n)
+    rewards = matched.rewards.reshape(len(columns), -1)  # (texts of a prefix, prefixes)
+    best = rewards.argmax(0)
+    chosen = Matching.of([columns[number][i] for i, number in enumerate(best)], kind, n)
+
+    def described(matching: Matching) -> dict[str, float]:
+        points = matching.points[np.isfinite(matching.points).all(1)]
+        return {
+            "n": len(points),
+            "closeness": float(matching.closeness.mean()),
+            "energy_distance": matching.energy_distance,
+            # Root of the mean variance of the whitened features: 1 for human texts of the profile.
+            "spread": float(np.sqrt(points.var(0, ddof=1).mean())),
+        }
+
+    return {HUMAN: described(people), DRAWN: described(matched), SELECTED: described(chosen)}
+
+
 def print_tables(record: Mapping[str, Any], console: "Console") -> None:
-    """Print the mean reward and AUC of the whole reward, and the AUCs of single measures."""
+    """Print the mean reward and AUC of the whole reward, the AUCs of single measures, and the two tests of training."""
     from ugap.profile.texts import FEATURES
     from ugap.report.terminal import figure, text_table, with_interval
 
     rows = record["kinds"]
     n, n_sources = rows[0]["n"], rows[0]["n_sources"]
-    whole = text_table(
-        f"The uncertainty reward of {n} continuations of each kind, from {n_sources} texts",
-        ["text", "mean reward", "AUC of people against it [95%]"],
-        [
+    tables = [
+        text_table(
+            f"The uncertainty reward of continuations of each kind; {n} of people, from {n_sources} texts",
+            ["text", "n", "mean reward", "closeness", "energy distance", "AUC of people against it [95%]"],
             [
-                row["kind"],
-                figure(row["reward"][ALL], ".3f"),
-                with_interval(row["auc"][ALL]["auc"], row["auc"][ALL]["ci95"], ".3f") if "auc" in row else "",
-            ]
-            for row in rows
-        ],
-        words=1,
-    )
-    single = text_table(
-        "AUC of a reward of one measure alone",
-        ["text", *(SHORT.get(feature, feature) for feature in FEATURES)],
-        [
-            [row["kind"], *(figure(row["auc"].get(feature, {}).get("auc"), ".2f") for feature in FEATURES)]
-            for row in rows
-            if "auc" in row
-        ],
-        words=1,
-    )
-    console.print(whole)
-    console.print()
-    console.print(single)
+                [
+                    row["kind"],
+                    str(row["n"]),
+                    figure(row["reward"][ALL], ".3f"),
+                    figure(row["closeness"], ".3f"),
+                    figure(row["energy_distance"], ".2f"),
+                    with_interval(row["auc"][ALL]["auc"], row["auc"][ALL]["ci95"], ".3f") if "auc" in row else "",
+                ]
+                for row in rows
+            ],
+            words=1,
+        ),
+        text_table(
+            "AUC of the closeness of one measure alone",
+            ["text", *(SHORT.get(feature, feature) for feature in FEATURES)],
+            [
+                [row["kind"], *(figure(row["auc"].get(feature, {}).get("auc"), ".2f") for feature in FEATURES)]
+                for row in rows
+                if "auc" in row
+            ],
+            words=1,
+        ),
+        text_table(
+            "Reward gained by a human text that stops early",
+            ["text", "gain"],
+            [[row["kind"], figure(row["gain"], "+.3f")] for row in record["early"]],
+            words=1,
+        ),
+    ]
+    if record["selection"] is not None:
+        tables.append(
+            text_table(
+                "Selection by the reward among texts at T=1",
+                ["texts", "n", "closeness", "energy distance", "spread"],
+                [
+                    [
+                        name,
+                        str(row["n"]),
+                        figure(row["closeness"], ".3f"),
+                        figure(row["energy_distance"], ".2f"),
+                        figure(row["spread"], ".2f"),
+                    ]
+                    for name, row in record["selection"].items()
+                ],
+                words=1,
+            )
+        )
+    for table in tables:
+        console.print(table)
+        console.print()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import json
 import random
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -19,8 +18,24 @@ from ugap.training import UncertaintyReward
 
 TALE = "once upon a time there was a tailor who had three sons and the youngest went into the forest"
 WORDS = TALE.split()
-MADE = ["random tokens", "shuffled words", "loop of 8 words", "loop of 20 words", "another story"]
+MADE = [
+    "random tokens",
+    "shuffled words",
+    "shuffled sentences",
+    "loop of 8 words",
+    "loop of 20 words",
+    "another story",
+    "prefix's words, another story",
+    "30% rare words",
+    "30% common words",
+    "copied prefix",
+    "one fixed text",
+    "German",
+    "Spanish",
+    "code",
+]
 SIZES = ["--prefix_tokens", "8", "--max_new_tokens", "24", "--per_text", "1", "--batch_size", "5"]
+SIZES += ["--best_of", "3", "--best_of_limit", "6"]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +43,11 @@ def files(tiny_folder, tmp_path_factory):
     """Texts, and a human profile of the tiny model on other texts of the same kind."""
     folder, rng = tmp_path_factory.mktemp("texts"), random.Random(0)
     texts = [" ".join(rng.choices(WORDS, k=50)) for _ in range(38)]
-    rows = [{"id": str(i), "domain": "creative", "text": text} for i, text in enumerate(texts[:8])]
+    others = [" ".join(rng.choices(WORDS[:4], k=50)) for _ in range(8)]
+    rows = [
+        {"id": str(i), "domain": "creative", "text": text, "said": other, "by": "a narrow model"}
+        for i, (text, other) in enumerate(zip(texts[:8], others, strict=True))
+    ]
     (folder / "test.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     scorer = Scorer.from_pretrained(str(tiny_folder))
     scores = scorer.score(texts[8:], ["Once upon"] * 30, pmi=True)
@@ -62,20 +81,22 @@ def test_the_record(finished):
     assert list(rows) == ["human", *MADE, "greedy", "ancestral"]
     for kind, row in rows.items():
         assert (row["n"], row["n_sources"]) == (8, 8)
-        assert all(0 <= value <= 1 for value in row["reward"].values())
+        assert all(-1 <= value <= 2 for value in row["reward"].values())
+        assert 0 <= row["closeness"] <= 1
         assert row["reward"].keys() == {"uncertainty", *FEATURES}
         assert ("auc" in row) == (kind != "human")
         for area in row.get("auc", {}).values():
             assert 0 <= area["ci95"][0] <= area["auc"] <= area["ci95"][1] <= 1
     # Of this model people's texts are words at random: another story is as good, a loop is not.
     assert rows["human"]["reward"]["uncertainty"] > 0.6
+    assert rows["one fixed text"]["auc"]["uncertainty"]["auc"] > 0.6
     assert rows["loop of 8 words"]["auc"]["repetition"]["auc"] > 0.9
-    assert rows["random tokens"]["auc"]["uncertainty"]["auc"] > 0.9
+    assert rows["random tokens"]["auc"]["uncertainty"]["auc"] > 0.7
     assert rows["human"]["standardised"]["repetition"] < 1 < rows["loop of 8 words"]["standardised"]["repetition"]
 
 
 def test_the_aucs_are_those_of_the_rewards(finished, files, tiny_folder):
-    """From scratch: the texts of the parts, the reward of the class, of all measures and of one alone."""
+    """From scratch: the texts of the parts, and the reward of the class for all texts of a kind together."""
     texts: dict[str, list] = {"human": [], "loop of 8 words": [], "greedy": []}
     for path in sorted((finished / "parts").glob("*.parquet")):
         table = pq.read_table(path)
@@ -91,15 +112,50 @@ def test_the_aucs_are_those_of_the_rewards(finished, files, tiny_folder):
     prefixes, sources = [excerpt.prefix for excerpt in excerpts], [excerpt.source for excerpt in excerpts]
     assert said["human"] == [excerpt.human for excerpt in excerpts]
     scorer, profile = Scorer.from_pretrained(str(tiny_folder)), HumanProfile.load(files / "profile.json")
-    rewards = {"uncertainty": UncertaintyReward(profile, scorer)}
-    rewards |= {name: UncertaintyReward(profile, scorer, features=[name]) for name in ("surprisal", "pmi")}
-    for name, reward in rewards.items():
-        human = [one.reward for one in reward.judge(prefixes, said["human"])]
-        for kind in ("loop of 8 words", "greedy"):
-            other = [one.reward for one in reward.judge(prefixes, said[kind])]
-            row = by_kind(finished)[kind]
-            assert row["reward"][name] == pytest.approx(np.mean(other), rel=1e-5)
-            assert row["auc"][name]["auc"] == pytest.approx(auc(human, sources, other, sources).auc)
+    reward = UncertaintyReward(profile, scorer)
+    human = [one.reward for one in reward.judge(prefixes, said["human"])]
+    for kind in ("loop of 8 words", "greedy"):
+        other = [one.reward for one in reward.judge(prefixes, said[kind])]
+        row = by_kind(finished)[kind]
+        assert row["auc"]["uncertainty"]["auc"] == pytest.approx(auc(human, sources, other, sources).auc, abs=0.02)
+
+
+def test_stopping_early_never_pays(finished):
+    gains = {row["kind"]: row["gain"] for row in read(finished)["early"]}
+    assert list(gains) == ["first 12%", "first 25%", "first 50%", "first 75%", "first 88%", "first 95%"]
+    assert all(gain < 0 for name, gain in gains.items() if name != "first 95%")
+    assert gains["first 12%"] < gains["first 50%"] < gains["first 75%"]
+
+
+def test_the_selection(finished):
+    rows = read(finished)["selection"]
+    assert list(rows) == ["human", "drawn", "selected"]
+    assert rows["human"]["n"] == 8
+    assert rows["selected"]["n"] == 6
+    assert 12 < rows["drawn"]["n"] <= 18  # a text can be empty
+    assert rows["selected"]["closeness"] > rows["drawn"]["closeness"]
+    assert all(row["spread"] > 0 for row in rows.values())
+
+
+def test_texts_that_were_given_and_a_profile_of_the_texts(words, finished, files, tmp_path, capsys):
+    given = ["--written", "said", "--writer", "by", "--decoding", "greedy", "--best_of", "0"]
+    assert main([*words, *given, "--output", str(tmp_path / "given")]) == 0
+    rows = by_kind(tmp_path / "given")
+    assert list(rows) == ["human", *MADE, "a narrow model", "greedy"]
+    assert rows["a narrow model"]["n"] == 8
+    assert rows["a narrow model"]["auc"]["uncertainty"]["auc"] > 0.9
+    assert read(tmp_path / "given")["selection"] is None
+    lines = (files / "test.jsonl").read_text().splitlines()
+    rng = random.Random(5)
+    more = [{"id": f"m{i}", "domain": "creative", "text": " ".join(rng.choices(WORDS, k=60))} for i in range(20)]
+    (tmp_path / "more.jsonl").write_text("\n".join([*map(json.dumps, more), *lines]))
+    at = words.index("--data")
+    like = [*words[: at + 1], str(tmp_path / "more.jsonl"), *words[at + 2 :], "--like_texts", "20", "--best_of", "0"]
+    assert main([*like, "--decoding", "greedy", "--output", str(tmp_path / "like")]) == 0
+    found = read(tmp_path / "like")
+    assert found["settings"]["kind"] == "like"
+    assert found["kinds"][0]["n"] == 8
+    capsys.readouterr()
 
 
 def test_a_scorer_that_does_not_write(words, finished, chat_folder, files, tmp_path, capsys):
@@ -116,14 +172,14 @@ def test_a_scorer_that_does_not_write(words, finished, chat_folder, files, tmp_p
 def test_going_on_makes_nothing_twice_and_adds(words, finished, monkeypatch, capsys):
     before = by_kind(finished)
     with monkeypatch.context() as patch:
-        patch.setattr(UncertaintyReward, "judge", None)
+        patch.setattr("ugap.training.judge.Judge.judge", None)
         patch.setattr("ugap.study.generation.generate_continuations", None)
         assert main([*words, "--decoding", "greedy", "ancestral", "--output", str(finished), "--resume"]) == 0
     assert by_kind(finished) == before
     printed = capsys.readouterr().out
     area = before["another story"]["auc"]["uncertainty"]
     assert f"{area['auc']:.3f} [{area['ci95'][0]:.3f}, {area['ci95'][1]:.3f}]" in printed
-    assert "AUC of a reward of one measure alone" in printed
+    assert "AUC of the closeness of one measure alone" in printed
     assert main([*words, "--decoding", "warm=temperature:1.5", "--output", str(finished), "--resume"]) == 0
     after = by_kind(finished)
     assert list(after) == ["human", *MADE, "warm"]
@@ -138,6 +194,12 @@ def test_going_on_makes_nothing_twice_and_adds(words, finished, monkeypatch, cap
         (["--decoding", "another story=top_k:5"], "decoding 'another story': the name is taken"),
         (["--domain", "poems"], "no text of the domain 'poems'"),
         (["--limit", "0"], "limit is 0, and at least 1 is needed"),
+        (["--kind", "sermon"], "has no kind 'sermon'"),
+        (["--best_of", "2"], "best_of is 2: a selection needs 3 texts"),
+        (["--like_texts", "4"], "like_texts is 4, and too few of them are long enough"),
+        (["--like_texts", "4", "--kind", "creative"], "give --like_texts or --kind, not both"),
+        (["--written", "said"], "--written and --writer belong together"),
+        (["--written", "nothing", "--writer", "by"], "nothing"),
         (["--limit", "1"], "all prefixes are of one text"),
         (["--scorer", "CHAT"], "the human profile was fitted with"),
         (["--profile", "nowhere"], "nowhere: neither a file nor a shipped profile"),

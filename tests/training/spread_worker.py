@@ -119,7 +119,9 @@ def one_step(trainer):
     trainer.add_callback(kept)
     moved(trainer).train()
     logged = {name: value for log in trainer.state.log_history for name, value in log.items()}
-    return kept.steps[0], {name: value for name, value in logged.items() if not named(name, OTHERS)}
+    # TRL logs None for the mean of a reward that applies to no row.
+    figures = {name: value for name, value in logged.items() if value is not None and not named(name, OTHERS)}
+    return kept.steps[0], figures
 
 
 def named(name, ends):

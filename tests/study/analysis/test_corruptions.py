@@ -3,7 +3,15 @@ import random
 import pytest
 
 from ugap.errors import InputError
-from ugap.study.analysis.corruptions import looped, of_other_sources, random_tokens, shuffled_words
+from ugap.study.analysis.corruptions import (
+    looped,
+    of_other_sources,
+    random_tokens,
+    rare_and_common,
+    replaced_words,
+    shuffled_sentences,
+    shuffled_words,
+)
 from ugap.study.excerpts import Excerpt
 from ugap.unicode import text_fault
 
@@ -20,6 +28,29 @@ def test_shuffled_words():
     assert made.split() != TEXT.split()
     assert made.startswith("  ")
     assert made == shuffled_words(TEXT, random.Random(0)) != shuffled_words(TEXT, random.Random(1))
+
+
+def test_shuffled_sentences():
+    text = '  He left. "Why?" she asked. “So be it.” It rained!'
+    for seed in range(8):
+        made = shuffled_sentences(text, random.Random(seed))
+        assert made.startswith("  ")
+        assert sorted(made.split()) == sorted(text.split())
+        assert made.split() != text.split()
+        assert "He left." in made
+    assert shuffled_sentences(" One sentence.", random.Random(0)) == " One sentence."
+
+
+def test_words_are_replaced_by_a_share():
+    rare, common = rare_and_common([TEXT, "the tailor and the king"], 2)
+    assert common == ["the", "tailor"]
+    assert "Simpleton" in rare
+    assert "tailor" not in rare
+    made = replaced_words(TEXT, common, 0.3, random.Random(0))
+    changed = [(old, new) for old, new in zip(TEXT.split(), made.split(), strict=True) if old != new]
+    assert 0 < len(changed) <= round(0.3 * len(TEXT.split()))
+    assert {new for _, new in changed} <= set(common)
+    assert made.startswith("  once") or made.startswith("  the") or made.startswith("  tailor")
 
 
 @pytest.mark.parametrize("n", [1, 3, 8, 100])

@@ -1,10 +1,12 @@
-"""Texts that a reward must not take for human text: noise, shuffled words, loops, and the text of another story.
+"""Texts that a reward must not take for human text: noise, shuffles, loops, and what belongs to another place.
 
 Each is made from a human continuation, so that it has about its length, and starts with its white space, so that what
 follows the prefix is no new word glued to it.
 """
 
 import random
+import re
+from collections import Counter
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
@@ -12,6 +14,49 @@ from transformers import PreTrainedTokenizerBase
 from ugap.errors import InputError
 from ugap.study.excerpts import Excerpt
 from ugap.unicode import text_fault
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[.!?][\"'”’])\s+")
+# Written for this purpose, so that no model knows them by heart.
+OTHER_LANGUAGES = {
+    "German": (
+        "Am Morgen ging die alte Frau zum Brunnen und fand dort einen Handschuh, der keinem im Dorf gehörte. Sie "
+        "fragte den Müller, den Lehrer und zuletzt den Jungen mit dem Hund, doch alle schüttelten nur den Kopf. Da "
+        "legte sie ihn auf die Mauer und wartete bis zum Abend. Als die Sonne sank, kam ein Wagen herauf, und der "
+        "Kutscher hatte nur eine Hand bedeckt. Er sagte nichts, nahm den Handschuh und ließ ihr eine Münze da, die so "
+        "alt war, dass niemand das Gesicht darauf erkannte."
+    ),
+    "Spanish": (
+        "El viernes por la tarde mi hermano abrió la caja que nadie había tocado desde el invierno. Dentro había una "
+        "radio pequeña, dos cartas sin firma y un billete de tren para una ciudad que ya no existe. Nos sentamos en la "
+        "cocina y leímos las cartas en voz alta, despacio, como si alguien nos escuchara detrás de la puerta. Mi madre "
+        "apagó la luz antes de que llegáramos al final y dijo que algunas historias se guardan mejor en la oscuridad."
+    ),
+}
+CODE = """
+def merge(left, right):
+    out = []
+    i = j = 0
+    while i < len(left) and j < len(right):
+        if left[i] <= right[j]:
+            out.append(left[i])
+            i += 1
+        else:
+            out.append(right[j])
+            j += 1
+    return out + left[i:] + right[j:]
+
+
+class Queue:
+    def __init__(self, size=16):
+        self.items = [None] * size
+        self.head = self.tail = 0
+
+    def push(self, item):
+        if (self.tail + 1) % len(self.items) == self.head:
+            raise IndexError("full")
+        self.items[self.tail] = item
+        self.tail = (self.tail + 1) % len(self.items)
+"""
 
 
 def random_tokens(tokenizer: PreTrainedTokenizerBase, n: int, rng: random.Random) -> str:
@@ -40,6 +85,44 @@ def shuffled_words(text: str, rng: random.Random) -> str:
     """
     words = text.split()
     return _start(text) + " ".join(rng.sample(words, len(words)))
+
+
+def shuffled_sentences(text: str, rng: random.Random) -> str:
+    """The sentences of a text in another order; a text of one sentence stays.
+
+    Example:
+        >>> shuffled_sentences(" He came. She left. It rained.", random.Random(1))
+        ' He came. It rained. She left.'
+    """
+    sentences = _SENTENCE_END.split(text.strip())
+    order = rng.sample(range(len(sentences)), len(sentences))
+    if len(sentences) > 1 and order == sorted(order):
+        order = [*order[1:], order[0]]
+    return _start(text) + " ".join(sentences[i] for i in order)
+
+
+def replaced_words(text: str, others: Sequence[str], share: float, rng: random.Random) -> str:
+    """A text in which a share of the words is replaced, each by one of `others`.
+
+    Example:
+        >>> replaced_words(" the king had lost his ring", ["of"], 0.5, random.Random(0))
+        ' of king had of his of'
+    """
+    words = text.split()
+    for i in rng.sample(range(len(words)), round(share * len(words))):
+        words[i] = rng.choice(others)
+    return _start(text) + " ".join(words)
+
+
+def rare_and_common(texts: Sequence[str], most: int = 50) -> tuple[list[str], list[str]]:
+    """The words that occur once in texts, and the `most` that occur most often, both in their order.
+
+    Example:
+        >>> rare_and_common(["the king and the ring", "the fox"], 1)
+        (['king', 'and', 'ring', 'fox'], ['the'])
+    """
+    counts = Counter(word for text in texts for word in text.split())
+    return [word for word, n in counts.items() if n == 1], [word for word, _ in counts.most_common(most)]
 
 
 def looped(text: str, n: int) -> str:

@@ -28,6 +28,7 @@ from ugap.cli.training import (
     say,
     settings_of,
     train,
+    uncertainty_reward,
 )
 from ugap.data.domain import CREATIVE
 from ugap.errors import InputError
@@ -90,7 +91,7 @@ def run(arguments: Arguments, config: DPOConfig) -> None:
     scorer = frozen_scorer(arguments, config)
     ranking = scorer or base_scorer(policy)
     profile, kind = human_of(arguments, ranking, like)
-    reward = UncertaintyReward(profile, ranking, kind=kind, length=arguments.sample_tokens)
+    reward = uncertainty_reward(arguments, config, ranking, (profile, kind), like, length=arguments.sample_tokens)
     reward.bind(policy.model, policy.tokenizer)
     # Recorded before the pairs, so that a run that ends while drawing them can resume.
     note_run(config.output_dir, settings)

@@ -23,6 +23,7 @@ from ugap.cli.training import (
     say,
     settings_of,
     train,
+    uncertainty_reward,
 )
 from ugap.errors import InputError
 from ugap.profile import HumanProfile
@@ -33,7 +34,6 @@ from ugap.training import (
     SampledRollouts,
     UncertaintyGRPOConfig,
     UncertaintyGRPOTrainer,
-    UncertaintyReward,
     grpo_dataset,
 )
 from ugap.training.policy import Policy
@@ -42,7 +42,7 @@ from ugap.training.run_folder import open_run
 DESCRIPTION = """\
 Fine-tune a model toward human uncertainty on its own completions (GRPO).
 
-A completion of a creative prompt is rewarded for the surprise of human text, the answer to a fact for being right.
+Completions of creative prompts are rewarded for being distributed as human texts, answers to facts for being right.
 
 examples:
   ugap train grpo --model smollm2-135m-instruct --data stories.jsonl --temperature 0.7 --constraint_margin 0.02
@@ -103,7 +103,8 @@ def run(arguments: Arguments, config: UncertaintyGRPOConfig) -> None:
     say(f"prompts: {', '.join(f'{domains.count(domain)} {domain}' for domain in sorted(set(domains)))}")
     scorer = frozen_scorer(arguments, config)
     profile, kind = human_of(arguments, scorer or base_scorer(policy), like)
-    rewards = [UncertaintyReward(profile, scorer, kind=kind), FactualityReward(arguments.answers)]
+    uncertainty = uncertainty_reward(arguments, config, scorer, (profile, kind), like)
+    rewards = [uncertainty, FactualityReward(arguments.answers)]
     processor = None
     if arguments.rollouts == "human":
         # --profile belongs to the scorer, which is the policy's base unless --scorer names another model.

@@ -1,6 +1,7 @@
 """`ugap train grpo` on a tiny model: what a run leaves, how it goes on, and where completions come from."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,15 @@ def test_the_adaptive_entropy_of_trl(train, tmp_path):
     more = ("--target_entropy_coef", "0", "--use_adaptive_entropy", "--entropy_target", "2.5", "--max_steps", "2")
     folder = train("grpo", tmp_path / "run", *more, "--eval_every", "0", "--constraint_margin", "none")
     assert (folder / "checkpoint-2" / "entropy_ctrl_state.json").is_file()
+
+
+def test_a_second_scorer_with_its_own_profile(train, tiny_folder, profile_file, tmp_path):
+    second = tmp_path / "second"
+    shutil.copytree(tiny_folder, second)
+    shutil.copy(profile_file, second / "ugap_profile.json")
+    more = ("--second_scorer", str(second), "--pointwise", "yes", "--max_steps", "1", "--eval_every", "0")
+    (log,) = [log for log in history(train("grpo", tmp_path / "run", *more, "--save_steps", "1"), 1) if "reward" in log]
+    by_scorer = [log[name] for name in log if name.startswith("uncertainty_reward/") and name.endswith("/closeness")]
+    # Both have the same weights.
+    assert len(by_scorer) == 2
+    assert by_scorer[0] == pytest.approx(by_scorer[1], rel=1e-3)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ugap.profile import HumanProfile
     from ugap.scoring import Scorer
     from ugap.study.excerpts import Excerpt
+    from ugap.training import UncertaintyReward
     from ugap.training.policy import Policy
 
 # Sections of the help whose options may change when a run is resumed.
@@ -87,6 +88,17 @@ class HumanOptions:
         group="rewards",
     )
     like: str | None = like_option("rewards")
+    second_scorer: list[str] = option(
+        "further frozen models that score completions, each by its own human profile: the reward is the mean over all",
+        default=[],
+        group="rewards",
+        metavar="NAME",
+    )
+    pointwise: bool = option(
+        "reward each completion by itself: best for one average text, so for training without groups alone",
+        default=False,
+        group="rewards",
+    )
 
 
 @dataclass(kw_only=True)
@@ -268,6 +280,40 @@ def human_of(arguments: Any, scorer: "Scorer", like: Sequence[str]) -> "tuple[Hu
         )
     say(f"{scorer.name} compares with {certainty(own)}")
     return own, LIKE
+
+
+def uncertainty_reward(
+    arguments: Any,
+    config: Any,
+    scorer: "Scorer | None",
+    human: "tuple[HumanProfile, str]",
+    like: Sequence[str],
+    *,
+    length: int | None = None,
+) -> "UncertaintyReward":
+    """The reward of the options.
+
+    Args:
+        arguments (`Any`): The options; `HumanOptions` are among them.
+        config (`Any`): The config of the trainer.
+        scorer (`Scorer`, *optional*): The first scorer; by default the policy's base.
+        human (`tuple[HumanProfile, str]`): Its human profile, and the kind of it to compare with: see `human_of`.
+        like (`Sequence[str]`): The texts to write like; none where a kind is followed.
+        length (`int`, *optional*): Nominal length of a completion in tokens; by default the trainer's.
+
+    Raises:
+        InputError: As `human_of`, of the further scorers.
+    """
+    from ugap.training import UncertaintyReward
+
+    profiles: list[HumanProfile] = [human[0]]
+    scorers: list[Scorer | None] = [scorer]
+    for name in arguments.second_scorer:
+        further = frozen_scorer(dataclasses.replace(arguments, scorer=name), config)
+        assert further is not None
+        profiles.append(human_of(dataclasses.replace(arguments, profile=None), further, like)[0])
+        scorers.append(further)
+    return UncertaintyReward(profiles, scorers, kind=human[1], length=length, pointwise=arguments.pointwise)
 
 
 def base_scorer(policy: "Policy") -> "Scorer":

@@ -1,5 +1,6 @@
 """The gap while a model trains: real trainings of tiny models, their logs, and the file of an offline wandb run."""
 
+import dataclasses
 import json
 import logging
 import math
@@ -20,6 +21,7 @@ from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 from ugap.data import TextRow
 from ugap.data.facts import load_facts
 from ugap.errors import InputError
+from ugap.profile import HumanProfile
 from ugap.scoring import Scorer
 from ugap.statistics import repetition, wilson
 from ugap.study.excerpts import Excerpt, cut_excerpts
@@ -142,6 +144,27 @@ def test_looks_at_the_start_every_so_many_steps_and_at_the_end(make_trainer, tra
             first, now = evaluations[0][f"ugap/{domain}/nll_gap"], evaluation[f"ugap/{domain}/nll_gap"]
             assert evaluation[f"ugap/{domain}/gap_closed"] == 1 - abs(now) / abs(first)
     assert evaluations[1]["ugap/creative/gap_closed"] != evaluations[2]["ugap/creative/gap_closed"] != 0
+
+
+def test_nearness_to_people_by_a_profile(make_trainer, make_model, track, tokenizer, excerpts):
+    """The policy's greedy text is one that no person writes; a domain that the profile lacks has no figure."""
+    scorer = Scorer(make_model("llama", eos_token_id=0), tokenizer)
+    rng = random.Random(0)
+    words = " ".join(excerpt.human for excerpt in excerpts).split()
+    texts = [" ".join(rng.choices(words, k=16)) for _ in range(24)]
+    profile = HumanProfile.fit({"creative": scorer.score(texts, ["Once"] * 24, pmi=True)}, resamples=2)
+    trainer = make_trainer()
+    callback = track(trainer, decoding=GREEDY, profile=profile, eval_every=0)
+    trainer.train()
+    first = callback.evaluations[0]
+    assert 0 <= first["ugap/creative/closeness"] < first["ugap/creative/closeness_human"] <= 1
+    assert first["ugap/creative/energy_distance"] > 0.5
+    assert "ugap/functional/closeness" not in first
+    other = dataclasses.replace(profile, weight_hash="0" * 16)
+    trainer = make_trainer()
+    track(trainer, profile=other)
+    with pytest.raises(InputError, match="the human profile was fitted with"):
+        trainer.train()
 
 
 def test_only_the_start_and_the_end(make_trainer, track):

@@ -29,10 +29,11 @@ from trl.models import unwrap_model_for_generation
 from ugap.data.facts import Fact
 from ugap.errors import InputError
 from ugap.files import replacing
+from ugap.profile import HumanProfile, KindProfile
 from ugap.progress import progress_bar
 from ugap.scoring import Scorer, SharedScorer
 from ugap.scoring.shared import evaluating
-from ugap.study.decodings import Settings, generation_config
+from ugap.study.decodings import Settings, generation_config, is_human
 from ugap.study.excerpts import Excerpt
 from ugap.study.pairs import MIN_TOKENS
 from ugap.training.evaluation.evaluate import Evaluation, HeldOut
@@ -55,6 +56,8 @@ class UncertaintyGapCallback(TrainerCallback):
     | `ugap/{domain}/{measure}_gap`, `_gap_low`, `_gap_high` | the gap in `nll`, `entropy`, `pmi` and `deviation` |
     | `ugap/{domain}/{measure}_wasserstein` | distance between the distributions of the tokens |
     | `ugap/{domain}/distinct_2`, `distinct_4`, `repetition` | of the policy; of people with the ending `_human` |
+    | `ugap/{domain}/closeness` | mean closeness of the texts to people, in [0, 1]; of people with `_human` |
+    | `ugap/{domain}/energy_distance` | of the policy's texts from people's, all together: 0 where they are alike |
     | `ugap/{domain}/gap_closed` | 1 less the ratio of the NLL gap's size to that at the first evaluation |
     | `ugap/{domain}/n_dropped` | excerpts left out because a text is too short |
     | `ugap/facts/accuracy`, `accuracy_low`, `accuracy_high` | share of right answers to the facts |
@@ -69,6 +72,8 @@ class UncertaintyGapCallback(TrainerCallback):
             as `ugap.study.excerpts.cut_excerpts` cuts them.
         scorer (`Scorer`, *optional*): The frozen scorer; by default the policy's base with the adapter disabled. Full
             fine-tuning leaves no base and needs a scorer.
+        profile (`HumanProfile`, *optional*): The scorer's human profile, by default the shipped one. Without one, and
+            for domains that it lacks, closeness and energy distance are not logged.
         facts (`Sequence[Fact]`, *optional*): Facts for the factual probe.
         decoding (`Mapping[str, Any]`, *optional*): Decoding of the policy, see `ugap.study.decodings.DECODINGS`; by
             default ancestral sampling.
@@ -105,6 +110,7 @@ class UncertaintyGapCallback(TrainerCallback):
         excerpts: Sequence[Excerpt],
         *,
         scorer: Scorer | None = None,
+        profile: HumanProfile | None = None,
         facts: Sequence[Fact] = (),
         decoding: Settings | None = None,
         max_new_tokens: int = 64,
@@ -126,7 +132,7 @@ class UncertaintyGapCallback(TrainerCallback):
         self.max_new_tokens, self.eval_every, self.batch_size = max_new_tokens, eval_every, batch_size
         self.seed, self.table_rows = seed, table_rows
         self.evaluations: list[dict[str, float]] = []
-        self._scorer = scorer
+        self._scorer, self._profile = scorer, profile
         self._held_out: HeldOut | None = None
         _check_ids(self.excerpts, self.facts)
         # A bad decoding should fail here, not after the first steps.
@@ -139,15 +145,17 @@ class UncertaintyGapCallback(TrainerCallback):
         """Score the human texts, and evaluate for the first time unless the run is resumed."""
         tokenizer = self._tokenizer()
         with self._undisturbed():
+            scorer = SharedScorer(self.trainer.model, tokenizer) if self._scorer is None else self._scorer
             self._held_out = HeldOut(
                 self.excerpts,
-                SharedScorer(self.trainer.model, tokenizer) if self._scorer is None else self._scorer,
+                scorer,
                 tokenizer,
                 facts=self.facts,
                 decoding=self.decoding,
                 max_new_tokens=self.max_new_tokens,
                 batch_size=self.batch_size,
                 seed=self.seed,
+                people=self._people(scorer),
             )
         self.evaluations = _evaluations_of(state.log_history)
         if self.evaluations:
@@ -233,6 +241,15 @@ class UncertaintyGapCallback(TrainerCallback):
         except Exception as error:
             logger.warning("wandb has no plots of step %d: %s", state.global_step, error)
 
+    def _people(self, scorer: Scorer) -> dict[str, KindProfile]:
+        """What human texts are to the scorer, by domain."""
+        profile = HumanProfile.find_shipped(scorer.id) if self._profile is None else self._profile
+        if profile is None:
+            return {}
+        profile.check(scorer.id)
+        kinds = {domain: profile.kind(domain) for domain in profile.domains}
+        return {domain: kind for domain, kind in kinds.items() if kind.texts is not None}
+
     def _tokenizer(self) -> Any:
         # A multimodal processor holds the tokenizer.
         return getattr(self.trainer.processing_class, "tokenizer", self.trainer.processing_class)
@@ -248,7 +265,7 @@ class UncertaintyGapCallback(TrainerCallback):
                     "full fine-tuning changes the weights of the policy, so the gap needs a frozen scorer of its own: "
                     "name a scorer, or train an adapter"
                 )
-            if "human_weight" in self.decoding:
+            if is_human(self.decoding):
                 raise InputError(
                     "decoding at human uncertainty needs the human profile of the policy, and full fine-tuning changes "
                     "its weights: choose another decoding, or train an adapter"

@@ -13,17 +13,21 @@ Design choices:
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ugap.data.facts import Fact
 from ugap.errors import InputError
+from ugap.profile import KindProfile
+from ugap.profile.texts import closeness
 from ugap.scoring import Scorer, TokenScores
 from ugap.scoring.tokenise import encode
 from ugap.statistics import distinct_n, repetition
+from ugap.statistics.energy import energy_distance
 from ugap.study.continuations import RAW
 from ugap.study.decodings import Settings
 from ugap.study.excerpts import Excerpt
@@ -48,12 +52,14 @@ class Evaluation:
         cells (`list[Cell]`): Their pairs with the human ones, by domain.
         n_dropped (`dict[str, int]`): Excerpts of every domain that are in no pair.
         facts (`FactResult`, *optional*): The factual probe.
+        people (`Mapping[str, KindProfile]`, *optional*): What human texts are to the scorer, by domain.
     """
 
     texts: list[ScoredText]
     cells: list[Cell]
     n_dropped: dict[str, int]
     facts: FactResult | None
+    people: Mapping[str, KindProfile] = field(default_factory=dict)
 
     def scalars(self, seed: int) -> dict[str, float]:
         """The numbers of this evaluation by their names in the log, without those that could not be estimated.
@@ -77,6 +83,8 @@ class Evaluation:
                     scalars[f"ugap/{cell.domain}/distinct_{n}{of}"] = distinct_n(shown, n)
                 repeated = repetition([scores.token_ids.tolist() for scores in side])
                 scalars[f"ugap/{cell.domain}/repetition{of}"] = repeated
+            if cell.domain in self.people:
+                scalars |= _nearness(cell, self.people[cell.domain])
         for domain, n in self.n_dropped.items():
             scalars[f"ugap/{domain}/n_dropped"] = n
         if self.facts is not None:
@@ -84,6 +92,25 @@ class Evaluation:
             scalars["ugap/facts/accuracy"] = overall.accuracy
             scalars["ugap/facts/accuracy_low"], scalars["ugap/facts/accuracy_high"] = overall.ci95
         return {name: value for name, value in scalars.items() if math.isfinite(value)}
+
+
+def _nearness(cell: Cell, people: KindProfile) -> dict[str, float]:
+    """How near texts are to people: one by one, and all together to the human continuations of the same prefixes.
+
+    Closeness is the mean over texts of the part of the reward that is 1 inside the human region, in [0, 1]. Energy
+    distance is about the whole: 0 where policy and people are alike, in human standard deviations. It sees texts that
+    are all close to people and too much like each other, which closeness does not.
+    """
+    reference = people.texts
+    assert reference is not None
+    points = {
+        of: np.array([reference.whitened(people.text_features(scores), len(scores)) for scores in side])
+        for of, side in (("", cell.generated), ("_human", cell.human))
+    }
+    out = {f"ugap/{cell.domain}/closeness{of}": float(closeness(rows).mean()) for of, rows in points.items()}
+    known = np.isfinite(np.concatenate(list(points.values()))).all(0)
+    out[f"ugap/{cell.domain}/energy_distance"] = energy_distance(points[""][:, known], points["_human"][:, known])
+    return out
 
 
 @dataclass(frozen=True)
@@ -105,6 +132,7 @@ class HeldOut:
         max_new_tokens (`int`): Longest continuation in tokens.
         batch_size (`int`): Prefixes continued at once.
         seed (`int`): Seed of the draws, the same at every evaluation.
+        people (`Mapping[str, KindProfile]`): What human texts are to the scorer, by domain; may be empty.
 
     Attributes:
         human (`dict[str, ScoredText]`): The human continuations by the id of their excerpt.
@@ -124,9 +152,10 @@ class HeldOut:
         max_new_tokens: int,
         batch_size: int,
         seed: int,
+        people: Mapping[str, KindProfile],
     ):
         self.excerpts, self.scorer, self.tokenizer, self.facts = excerpts, scorer, tokenizer, facts
-        self.decoding, self.max_new_tokens, self.seed = decoding, max_new_tokens, seed
+        self.decoding, self.max_new_tokens, self.seed, self.people = decoding, max_new_tokens, seed, people
         self.domains = list(dict.fromkeys(excerpt.domain for excerpt in excerpts))
         self._units: list[_Unit] = []
         for domain in self.domains:
@@ -165,7 +194,8 @@ class HeldOut:
             domain: sum(excerpt.domain == domain for excerpt in self.excerpts) - paired.get(domain, 0)
             for domain in self.domains
         }
-        return Evaluation(texts, cells, n_dropped, self._ask(policy, advance) if self.facts else None)
+        facts = self._ask(policy, advance) if self.facts else None
+        return Evaluation(texts, cells, n_dropped, facts, self.people)
 
     @property
     def n_local(self) -> int:

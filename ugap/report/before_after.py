@@ -66,7 +66,7 @@ def before_after_tables(record: Record) -> Iterator[Table]:
             decoded,
         )
         yield from _beside_base(
-            f"Uncertainty reward (people: {figure(scorer['human']['reward'], '.3f')}), {read}",
+            f"Closeness to human texts (people: {figure(scorer['human']['reward'], '.3f')}), {read}",
             ["before", "after", "rise [95%]"],
             [
                 (row, [*(figure(row[name], ".3f") for name in ("before", "after")), _of(row, "rise", "+.3f")])

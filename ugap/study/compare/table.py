@@ -98,9 +98,9 @@ class Reading:
                 yield {**named, **asdict(share_closed(*zip(*before, strict=True), *zip(*after, strict=True)))}
 
     def rewards(self, decodings: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """The reward of what was written, that of [`UncertaintyReward`][ugap.training.UncertaintyReward], less the
-        base's for the same prefixes under the same decoding: of the tuned models, and of the base at the matched
-        temperature.
+        """The closeness of what was written, as in [`UncertaintyReward`][ugap.training.UncertaintyReward] with
+        `pointwise`, less the base's for the same prefixes under the same decoding: of the tuned models, and of the base
+        at the matched temperature.
         """
         rewards = {
             origin: [value for seed in seeds for value in self._closeness(seed)]

@@ -19,7 +19,7 @@ def test_demo(tiny_folder, chat_folder, text_rows, tiny_model, make_profile, mon
     models = {str(tiny_folder): "base", str(chat_folder): "instruct"}
     profile = make_profile(tiny_model)
     shipped = classmethod(lambda cls, scorer: dataclasses.replace(profile, weight_hash=scorer.weight_hash))
-    monkeypatch.setattr(HumanProfile, "shipped_for", shipped)
+    monkeypatch.setattr(HumanProfile, "find_shipped", shipped)
     monkeypatch.setattr(ugap.cli.demo, "MODELS", models)
     monkeypatch.setattr(ugap.data.texts, "read_demo", lambda required: iter(text_rows))
     folder = tmp_path / "demo"

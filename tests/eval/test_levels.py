@@ -37,7 +37,7 @@ def words(files, tiny_folder, tmp_path):
     return ["eval", "levels", "--model", str(tiny_folder), *data, *profile, *sizes]
 
 
-def test_levels(words, tmp_path, capsys, monkeypatch, refused):
+def test_levels(words, tmp_path, capsys, monkeypatch, refused, caplog):
     monkeypatch.setattr(ugap.profile.fitting, "LIKE_TOKENS", 50)
     monkeypatch.setattr(ugap.profile.fitting, "cache_dir", lambda: tmp_path / "cache")
     assert main(words) == 0
@@ -54,6 +54,7 @@ def test_levels(words, tmp_path, capsys, monkeypatch, refused):
         low, high = row["miss_ci95"]
         assert low <= row["miss_percent"] <= high
         assert row["text_distance"] > 0
+    caplog.clear()  # six texts to write like are few, which is logged
     printed = capsys.readouterr().out
     assert "mean absolute miss" in printed
     # Nothing is written twice.

@@ -140,6 +140,9 @@ def test_the_drawn_tokens_are_counted_where_they_are_known(reward, human_texts):
     reward.length = 40
     drawn = details(reward, human_texts[:2], completion_ids=[[5] * 40, [5] * 20])
     assert [one.share for one in drawn] == [1, 0.5]
+    # Special tokens do not make a text longer.
+    end = reward.first.scorer.tokenizer.eos_token_id
+    assert details(reward, human_texts[:1], completion_ids=[[5] * 10 + [end] * 30])[0].share == 0.25
 
 
 def test_several_scorers_read_each_with_its_own_profile(human_profile, scorer, make_model, tokenizer, human_texts):

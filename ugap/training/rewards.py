@@ -190,13 +190,16 @@ class UncertaintyReward:
             for judge in self.judges:
                 judge.bind_to_caller(trainer)
             read = [prompts if trainer is None else judge.as_read(prompts, trainer) for judge in self.judges]
+            # Special tokens are no text: a completion must not get its length by them.
+            special = set(self._tokenizer(trainer).all_special_ids)
+            drawn = [()] * len(prompts) if completion_ids is None else completion_ids
             batch = Batch(
                 keys=[repr(prompts[i]) for i in rows],
                 prompts=[[one[i] for i in rows] for one in read],
                 completions=[completions[i] for i in rows],
                 kinds=[kinds[i] or self.first.kind for i in rows],
                 human=[human[i] for i in rows],
-                n_tokens=[len(completion_ids[i]) if completion_ids is not None else 0 for i in rows],
+                n_tokens=[sum(int(token) not in special for token in drawn[i]) for i in rows],
             )
             judged, matched = self._judge(batch, trainer, levels=levels, together=together)
             for i, one in zip(rows, judged, strict=True):
@@ -281,11 +284,19 @@ class UncertaintyReward:
     def _nominal(self, batch: "Batch", n: Sequence[int], trainer: Any) -> list[int]:
         """Tokens that each completion should have."""
         given = self.length or (None if trainer is None else trainer.max_completion_length)
-        tokenizer = self.first.scorer.tokenizer if trainer is None else trainer.processing_class
+        tokenizer = self._tokenizer(trainer)
         texts = {text_of(text) for text in batch.human if text is not None}
         lengths = {text: len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts}
         known = [[given or math.inf, math.inf if text is None else lengths[text_of(text)]] for text in batch.human]
         return [max(1, n_i if min(one) == math.inf else int(min(one))) for one, n_i in zip(known, n, strict=True)]
+
+    def _tokenizer(self, trainer: Any) -> PreTrainedTokenizerBase:
+        """The tokenizer that counts lengths: the policy's, where it is known."""
+        tokenizer: PreTrainedTokenizerBase = (
+            self.first.scorer.tokenizer if trainer is None else trainer.processing_class
+        )
+        # A multimodal processor holds the tokenizer.
+        return getattr(tokenizer, "tokenizer", tokenizer)
 
     def _log(
         self, details: Sequence["RewardDetails"], matched: Sequence[Matched], log_metric: Callable[[str, float], None]

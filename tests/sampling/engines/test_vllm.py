@@ -16,7 +16,8 @@ from ugap.sampling import HumanSampler, human_params
 from ugap.sampling.engines.vllm import (
     PROFILE_VARIABLE,
     HumanEntropyProcessor,
-    HumanEntropyProcessorV2,
+    ProcessorV1,
+    ProcessorV2,
     Request,
     request_of,
     validate_params,
@@ -27,6 +28,7 @@ VOCABULARY = 400
 CONFIG = SimpleNamespace(
     speculative_config=None,
     parallel_config=SimpleNamespace(pipeline_parallel_size=1),
+    scheduler_config=SimpleNamespace(max_num_seqs=16),
     model_config=SimpleNamespace(
         skip_tokenizer_init=True,
         hf_config=LlamaConfig(bos_token_id=None, eos_token_id=None),
@@ -67,6 +69,7 @@ class Params:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] | None = None
     all_stop_token_ids: set[int] = field(default_factory=set)
 
 
@@ -115,7 +118,7 @@ def logits_of(rows: int, rng: random.Random) -> torch.Tensor:
 class BatchV1:
     """vLLM's persistent batch: new requests fill holes, the last ones move down, rows are swapped."""
 
-    def __init__(self, processor: HumanEntropyProcessor, update=Update, direction: Any = Direction):
+    def __init__(self, processor: ProcessorV1, update=Update, direction: Any = Direction):
         self.processor, self.update, self.direction = processor, update, direction
         self.rows: list[Sequence] = []
 
@@ -197,14 +200,63 @@ class TestV1:
             batch.step(logits_of(1, random.Random(step)))
         assert processor._requests._states[1].tolist() == [2]
 
-    def test_a_request_that_comes_back_starts_again(self, make):
-        """With tokens that nothing is known of, as after preemption."""
+    @pytest.mark.parametrize("copied", [False, True])
+    @pytest.mark.parametrize("n_steps", [1, 4])
+    def test_a_request_that_comes_back(self, make, copied, n_steps):
+        """vLLM takes a preempted request out of the batch, others go on, and it returns with all of its tokens."""
+        torch.manual_seed(0)
+        batch = BatchV1(HumanEntropyProcessor(CONFIG, torch.device("cpu"), False))
+        batch.change([], [make(i) for i in (0, 3, 1)])  # the first two have the same settings
+        for step in range(n_steps):
+            batch.step(logits_of(3, random.Random(step)))
+        gone = batch.rows[0]
+        batch.change([0], [])
+        for step in range(3):
+            batch.step(logits_of(2, random.Random(step)))
+        if copied:  # with asynchronous scheduling it gets another list
+            gone.output = list(gone.output)
+        batch.change([0], [gone])  # into the row of another that leaves
+        thrown = logits_of(2, random.Random(9))
+        batch.processor.apply(thrown)  # a part of its tokens
+        for step in range(3):
+            batch.step(logits_of(2, random.Random(10 + step)))
+
+    def test_a_request_that_comes_back_in_the_same_step(self, make):
+        """vLLM resets the prefix cache, which drops the tokens of the step, and fills the rows in another order."""
+        batch = BatchV1(HumanEntropyProcessor(CONFIG, torch.device("cpu"), False))
+        one, other = make(0), make(1)
+        batch.change([], [one, other])
+        for step in range(3):
+            batch.step(logits_of(2, random.Random(step)))
+        # Before the last step.
+        kept = {id(row): (row.state, list(row.output)) for row in batch.rows}
+        batch.step(logits_of(2, random.Random(3)))
+        for row in batch.rows:
+            row.state, row.output = kept[id(row)]
+        batch.rows = [other, one]
+        added = [(row, value.params, [1, 2, 3], value.output) for row, value in enumerate(batch.rows)]
+        batch.processor.update_state(Update(2, [], added, []))
+        for step in range(3):
+            batch.step(logits_of(2, random.Random(step)))
+
+    def test_a_request_whose_state_is_forgotten(self, make, caplog):
+        """It starts again, with tokens that nothing is known of."""
         batch = BatchV1(HumanEntropyProcessor(CONFIG, torch.device("cpu"), False))
         one = make(0)
         one.output += [4, 8, 15]
         batch.change([], [one])
         for step in range(3):
             batch.step(logits_of(1, random.Random(step)))
+        assert "starts again" in caplog.text
+
+    def test_as_many_states_are_kept_as_requests_can_run(self, make):
+        batch = BatchV1(HumanEntropyProcessor(CONFIG, torch.device("cpu"), False))
+        for number in range(40):
+            batch.change([], [make(0)])
+            batch.step(logits_of(1, random.Random(number)))
+            batch.step(logits_of(1, random.Random(number)))
+            batch.change([0], [])
+        assert len(batch.processor._requests._parked) == CONFIG.scheduler_config.max_num_seqs
 
     @pytest.mark.parametrize("tokens", [[-1], [5, 6]])
     def test_tokens_that_cannot_be_seen(self, make, tokens):
@@ -230,17 +282,34 @@ class BatchV2:
     """Requests in slots; each step runs some of them, in any order."""
 
     def __init__(self, slots: int = 8):
-        self.prompt = torch.zeros(slots, dtype=torch.int32)
+        self.tokens = torch.zeros(slots, 200, dtype=torch.int32)
+        self.prompt, self.prefill = (np.zeros(slots, dtype=np.int32) for _ in range(2))
         self.states = SimpleNamespace(
-            device=torch.device("cpu"), max_num_reqs=slots, prompt_len=SimpleNamespace(gpu=self.prompt)
+            device=torch.device("cpu"),
+            max_num_reqs=slots,
+            prompt_len=SimpleNamespace(np=self.prompt),
+            prefill_len=SimpleNamespace(np=self.prefill),
+            all_token_ids=SimpleNamespace(gpu=self.tokens),
         )
         self.slots: dict[int, Sequence] = {}
         self.fed: dict[int, list[int]] = {}
 
-    def start(self, processor: HumanEntropyProcessorV2, slot: int, one: Sequence) -> None:
-        self.slots[slot], self.fed[slot] = one, [1, 2, 3]
-        self.prompt[slot] = 3
+    def start(self, processor: ProcessorV2, slot: int, one: Sequence, n_prompt: int = 3) -> None:
+        """Put a request into a slot, with its tokens so far if it comes back."""
+        self.slots[slot], self.fed[slot] = one, [*range(1, n_prompt + 1), *one.output]
+        self.prompt[slot], self.prefill[slot] = n_prompt, len(self.fed[slot])
         assert processor.add_request(slot, one.params) is (one.sampler is not None)
+        # vLLM writes the tokens to the device after it has added all requests of a step.
+        self.tokens[slot, : len(self.fed[slot])] = torch.tensor(self.fed[slot], dtype=torch.int32)
+        processor.apply_staged_writes()
+
+    def step(self, processor: ProcessorV2, slots: list[int], logits: torch.Tensor) -> None:
+        processed = processor.apply(logits.clone(), self.context(slots))
+        for slot, row, new in zip(slots, logits, processed, strict=True):
+            token = self.slots[slot].check(row, new)
+            self.slots[slot].output.append(token)
+            self.tokens[slot, len(self.fed[slot])] = token
+            self.fed[slot].append(token)
 
     def context(self, slots: list[int], positions: list[int] | None = None) -> SimpleNamespace:
         last = positions or [len(self.fed[slot]) - 1 for slot in slots]
@@ -249,7 +318,7 @@ class BatchV2:
             idx_mapping=torch.tensor(slots, dtype=torch.int32),
             expanded_idx_mapping=torch.tensor(slots, dtype=torch.int32),
             input_ids=torch.tensor([self.fed[s][p] for s, p in zip(slots, last, strict=True)], dtype=torch.int32),
-            pos=torch.tensor(last),
+            seq_lens_upper_bound_np=np.array(last, dtype=np.int32) + 1,
         )
 
 
@@ -258,46 +327,63 @@ class TestV2:
         rng = random.Random(1)
         torch.manual_seed(0)
         batch = BatchV2()
-        processor = HumanEntropyProcessorV2(CONFIG, batch.states)
+        processor = HumanEntropyProcessor(CONFIG, batch.states)
         for slot in range(6):
             batch.start(processor, slot, make(slot))
         for number in range(6, 90):
             slots = rng.sample(sorted(batch.slots), rng.randint(1, len(batch.slots)))
-            logits = logits_of(len(slots), rng)
-            processed = processor.apply(logits.clone(), batch.context(slots))
-            for slot, row, new in zip(slots, logits, processed, strict=True):
-                batch.fed[slot].append(batch.slots[slot].check(row, new))
+            batch.step(processor, slots, logits_of(len(slots), rng))
             if rng.random() < 0.4:
                 batch.start(processor, rng.randrange(8), make(number))
 
     def test_parts_of_a_prompt_were_not_drawn(self, make):
         batch = BatchV2()
-        processor = HumanEntropyProcessorV2(CONFIG, batch.states)
+        processor = HumanEntropyProcessor(CONFIG, batch.states)
         batch.start(processor, 2, make(0))
         for position in range(2):
             processor.apply(logits_of(1, random.Random(position)), batch.context([2], [position]))
         for step in range(3):
-            logits = logits_of(1, random.Random(step))
-            processed = processor.apply(logits.clone(), batch.context([2]))
-            batch.fed[2].append(batch.slots[2].check(logits[0], processed[0]))
+            batch.step(processor, [2], logits_of(1, random.Random(step)))
         assert processor._requests._states[1, 2] == 2
 
     def test_a_step_that_is_done_again(self, make):
         """The token that was fed is counted once."""
         batch = BatchV2()
-        processor = HumanEntropyProcessorV2(CONFIG, batch.states)
+        processor = HumanEntropyProcessor(CONFIG, batch.states)
         batch.start(processor, 2, make(0))
         for step in range(3):
             logits = logits_of(1, random.Random(step))
-            processed = processor.apply(logits.clone(), batch.context([2]))
-            again = processor.apply(logits.clone(), batch.context([2]))
-            torch.testing.assert_close(again, processed)
-            batch.fed[2].append(batch.slots[2].check(logits[0], processed[0]))
+            processor.apply(logits.clone(), batch.context([2]))
+            batch.step(processor, [2], logits)
         assert processor._requests._states[1, 2] == 2
+
+    @pytest.mark.parametrize("n_dropped", [0, 1])
+    @pytest.mark.parametrize("back", [0, 5])
+    def test_a_request_that_comes_back(self, make, back, n_dropped):
+        """Another takes its slot; then it returns with all of its tokens, or without that of the last step."""
+        torch.manual_seed(0)
+        batch = BatchV2()
+        processor = HumanEntropyProcessor(CONFIG, batch.states)
+        batch.start(processor, 0, make(0))
+        batch.start(processor, 1, make(3))
+        gone = batch.slots[0]
+        for step in range(4):
+            batch.step(processor, [1, 0], logits_of(2, random.Random(step)))
+            if step == 2:
+                kept = gone.state, list(gone.output)
+        if n_dropped:
+            gone.state, gone.output = kept
+        batch.start(processor, 0, make(1), n_prompt=5)
+        for step in range(3):
+            batch.step(processor, [0, 1], logits_of(2, random.Random(step)))
+        batch.start(processor, back, gone)
+        processor.apply(logits_of(1, random.Random(0)), batch.context([back], [2]))  # a part of its tokens
+        for step in range(3):
+            batch.step(processor, [back, 1], logits_of(2, random.Random(step)))
 
     def test_several_rows_of_a_request(self, make):
         batch = BatchV2()
-        processor = HumanEntropyProcessorV2(CONFIG, batch.states)
+        processor = HumanEntropyProcessor(CONFIG, batch.states)
         batch.start(processor, 0, make(0))
         with pytest.raises(ValueError, match="no speculative decoding"):
             processor.apply(logits_of(3, random.Random(0)), batch.context([0]))
@@ -320,7 +406,6 @@ class TestRequests:
     def test_what_they_ask_for(self, make, extra, request_):
         assert request_of(Params(extra)) == request_
         HumanEntropyProcessor.validate_params(Params(extra))
-        HumanEntropyProcessorV2.validate_params(Params(extra))
 
     @pytest.mark.parametrize(
         ("params", "message"),
@@ -337,6 +422,7 @@ class TestRequests:
             (Params({"ugap_mode": "creative"}, min_p=0.05), "needs min_p=0"),
             (Params({"ugap_mode": "creative"}, repetition_penalty=1.1), "needs repetition_penalty=1"),
             (Params({"ugap_mode": "creative"}, presence_penalty=0.5), "needs presence_penalty=0"),
+            (Params({"ugap_mode": "creative"}, logit_bias={5: -100.0}), "takes none"),
         ],
     )
     def test_what_is_refused(self, make, params, message):
@@ -365,7 +451,7 @@ class TestRequests:
             HumanEntropyProcessor(CONFIG, torch.device("cpu"), False)
         monkeypatch.setenv(PROFILE_VARIABLE, "no such profile")
         with pytest.raises(InputError, match="neither a file nor a shipped profile"):
-            HumanEntropyProcessorV2(CONFIG, BatchV2().states)
+            HumanEntropyProcessor(CONFIG, BatchV2().states)
 
     @pytest.mark.parametrize(
         ("changes", "message"),
@@ -379,30 +465,4 @@ class TestRequests:
         with pytest.raises(ValueError, match=message):
             HumanEntropyProcessor(config, torch.device("cpu"), False)
         with pytest.raises(ValueError, match=message):
-            HumanEntropyProcessorV2(config, BatchV2().states)
-
-
-class TestRealInterface:
-    def test_v1(self, make):
-        interface = pytest.importorskip("vllm.v1.sample.logits_processor", reason="needs vLLM: not installed here")
-        processor = HumanEntropyProcessor(CONFIG, torch.device("cpu"), False)
-        assert isinstance(processor, interface.LogitsProcessor)
-
-        def update(batch_size, removed, added, moved):
-            return interface.BatchUpdate(batch_size=batch_size, removed=removed, added=added, moved=moved)
-
-        drive_v1(processor, make, update=update, direction=interface.MoveDirectionality)
-        vllm = pytest.importorskip("vllm")
-        HumanEntropyProcessor.validate_params(vllm.SamplingParams(extra_args={"ugap_mode": "creative"}))
-        with pytest.raises(ValueError, match="needs temperature=1"):
-            HumanEntropyProcessor.validate_params(
-                vllm.SamplingParams(temperature=0.0, extra_args={"ugap_mode": "creative"})
-            )
-
-    def test_v2(self, make):
-        interface = pytest.importorskip(
-            "vllm.v1.worker.gpu.sample.logits_processor.interface", reason="needs vLLM 0.32: not installed here"
-        )
-        assert issubclass(HumanEntropyProcessorV2, interface.LogitsProcessor)
-        assert {"add_request", "apply", "validate_params"} <= vars(interface.LogitsProcessor).keys()
-        HumanEntropyProcessorV2(CONFIG, BatchV2().states)
+            HumanEntropyProcessor(config, BatchV2().states)

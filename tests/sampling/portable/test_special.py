@@ -16,7 +16,6 @@ from ugap.sampling.engines.llama_cpp import completion_kwargs
 from ugap.sampling.engines.vllm import (
     PROFILE_VARIABLE,
     HumanEntropyProcessor,
-    HumanEntropyProcessorV2,
     Request,
     Requests,
 )
@@ -155,6 +154,7 @@ class TestNotDrawn:
         config = SimpleNamespace(
             speculative_config=None,
             parallel_config=SimpleNamespace(pipeline_parallel_size=1),
+            scheduler_config=SimpleNamespace(max_num_seqs=4),
             model_config=SimpleNamespace(
                 tokenizer=str(home),
                 tokenizer_revision=None,
@@ -167,7 +167,7 @@ class TestNotDrawn:
         states = SimpleNamespace(device=torch.device("cpu"), max_num_reqs=4)
         processors = (
             HumanEntropyProcessor(config, torch.device("cpu"), False),
-            HumanEntropyProcessorV2(config, states),
+            HumanEntropyProcessor(config, states),
         )
         for processor in processors:
             requests = processor._requests

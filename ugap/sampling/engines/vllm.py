@@ -11,16 +11,22 @@ HTTP: `"vllm_xargs": {"ugap_mode": "creative"}`); others stay as they are. vLLM 
 and min-p to the returned scores before it samples. A request with values that would distort the distribution is refused
 when it arrives. A key of `null` means the default. The default kind, `auto`, is the creative kinds: prompts are not
 read here. Special tokens are not drawn, except for those that end the text of a request.
+`allowed_token_ids`, `bad_words`, `min_tokens` and structured outputs rule tokens out first, and the sampler works on
+those that are left. `logit_bias` is refused.
 
-vLLM has two interfaces that exclude each other: `HumanEntropyProcessor` is for the first (`update_state()`; model
-runner V1, vLLM 0.12 and later), `HumanEntropyProcessorV2` for the second (`add_request()`; model runner V2, from
-vLLM 0.32). Neither is an entry point: vLLM would load it for every model, and V2 refuses to start where V1's is there.
+vLLM has two interfaces that exclude each other: `update_state()` for model runner V1, and `add_request()` for model
+runner V2, the default since vLLM 0.31. `HumanEntropyProcessor` is accepted by both, and becomes the one that is called
+for. It is no entry point, as vLLM would load it for every model.
 
-This module also imports without vLLM, with `object` as the base of its two processors.
+A request that vLLM preempts loses its place, and later comes back with its tokens. The state follows from settings,
+prompt and tokens, so it is kept under their hash: neither interface names requests.
+
+This module also imports without vLLM, without the bases of its processors.
 """
 
 import logging
 import os
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -37,15 +43,21 @@ from ugap.sampling.params import human_params
 from ugap.sampling.portable.human import HumanSampler, State, Step
 from ugap.sampling.portable.params_processor import mode_weight
 from ugap.sampling.portable.special import loaded_tokenizer, unwritable_tokens
+from ugap.sampling.portable.temperature import Candidates
 
 try:
     from vllm.v1.sample.logits_processor import LogitsProcessor as _InterfaceV1
 except ImportError:
-    _InterfaceV1 = object
+
+    class _InterfaceV1: ...  # type: ignore[no-redef]
+
+
 try:
     from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as _InterfaceV2
 except ImportError:
-    _InterfaceV2 = object
+
+    class _InterfaceV2: ...  # type: ignore[no-redef]
+
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +119,7 @@ def validate_params(sampling_params: Any) -> None:
 
     Raises:
         ValueError: If an argument of ours is unknown or out of range, or temperature, top-p, top-k, min-p or a penalty
-            is not switched off.
+            is not switched off, or there is a `logit_bias`.
     """
     request = request_of(sampling_params)
     if request is None:
@@ -117,6 +129,9 @@ def validate_params(sampling_params: Any) -> None:
         value = getattr(sampling_params, name)
         if value not in neutral:
             raise ValueError(f"{name}={value}: a request at human uncertainty needs {name}={neutral[0]}")
+    # It would change the surprisals that the sampler aims at. Masks leave those of the other tokens in proportion.
+    if getattr(sampling_params, "logit_bias", None):
+        raise ValueError("logit_bias: a request at human uncertainty takes none (allowed_token_ids and bad_words are)")
 
 
 def _profile() -> HumanProfile:
@@ -164,18 +179,25 @@ class Requests:
         profile (`HumanProfile`): The human profile of the model.
         device (`torch.device`): Device of the logits.
         suppress_tokens (`Sequence[int]`, *optional*): Tokens that are not drawn, unless they end the text of a request.
+        most_parked (`int`, *optional*, defaults to `1024`): States that are kept of requests without a slot. While a
+            preempted request waits, vLLM starts no other. So at most as many wait as run at once.
     """
 
-    def __init__(self, profile: HumanProfile, device: torch.device | str, suppress_tokens: Sequence[int] = ()):
+    def __init__(
+        self,
+        profile: HumanProfile,
+        device: torch.device | str,
+        suppress_tokens: Sequence[int] = (),
+        most_parked: int = 1024,
+    ):
         self._profile, self._device, self._suppress_tokens = profile, device, suppress_tokens
+        self._most_parked = most_parked
         self._samplers: dict[int, HumanSampler] = {}  # by slot; requests with the same settings share one
         # Weak: a sampler ends with its last request.
         self._shared: WeakValueDictionary[Request, HumanSampler] = WeakValueDictionary()
         self._states = torch.zeros(len(State._fields), 0, device=device)  # (fields, slots)
         self._steps: dict[int, tuple[Step, int]] = {}  # by slot: the last step and its row in the step
-
-    def __contains__(self, slot: int) -> bool:
-        return slot in self._samplers
+        self._parked: OrderedDict[int, tuple[Tensor, Step]] = OrderedDict()  # by key: state (fields,) and last step
 
     def start(self, slot: int, request: Request) -> None:
         """Put a new request into `slot`, without any token yet, instead of the one there."""
@@ -193,8 +215,30 @@ class Requests:
         self._states[:, slot] = 0
         self._samplers[slot] = sampler
 
+    def park(self, slot: int, key: int) -> None:
+        """Free `slot`, and keep the state of its request under `key`: vLLM does not say whether it comes back."""
+        if slot in self._steps:
+            # On the CPU, where it costs no memory of the model; the last token may not be known yet.
+            self._parked[key] = self._states[:, slot].to("cpu", copy=True), _row_of(*self._steps[slot], "cpu")
+            self._parked.move_to_end(key)
+            while len(self._parked) > self._most_parked:
+                self._parked.popitem(last=False)
+        self.stop(slot)
+
+    def resume(self, slot: int, keys: Sequence[int]) -> int | None:
+        """Give the request in `slot` the state kept under the first of `keys` that there is, and return its index."""
+        for i, key in enumerate(keys):
+            if key in self._parked:
+                state, step = self._parked[key]
+                # Kept, as another request may have the same tokens; but the first to be forgotten.
+                self._parked.move_to_end(key, last=False)
+                self._states[:, slot] = state.to(self._device)
+                self._steps[slot] = _row_of(step, 0, self._device), 0
+                return i
+        logger.warning("the state of a preempted request is not known any more: it starts again at the human level")
+        return None
+
     def stop(self, slot: int) -> None:
-        """Forget the request in `slot`, if any."""
         self._samplers.pop(slot, None)
         self._steps.pop(slot, None)
 
@@ -252,25 +296,29 @@ class Requests:
                 del self._steps[slot]
 
 
-@dataclass
-class _Row:
-    slot: int
-    n_prompt: int
-    output: list[int]  # vLLM's own list of the request's output tokens, which grows
-    n_seen: int  # tokens of it at the last step
+def _row_of(step: Step, row: int, device: torch.device | str) -> Step:
+    """A copy of one row of a step, on `device`."""
+    candidates, *others = step
+
+    def of(values: Tensor) -> Tensor:
+        return values[row : row + 1].to(device, copy=True)
+
+    return Step(Candidates(*map(of, candidates)), *map(of, others))
 
 
-class HumanEntropyProcessor(_InterfaceV1):
-    """Decode at human uncertainty in vLLM: the logits processor for model runner V1.
+def _key(request: Request, prompt: int | Sequence[int], tokens: Sequence[int]) -> int:
+    """What the state of a request follows from: its settings, where its prompt ends, and all of its tokens."""
+    return hash((request, prompt if isinstance(prompt, int) else tuple(prompt), tuple(tokens)))
 
-    The state of a request follows it through the rows of vLLM's batch. A request that vLLM preempts starts again at the
-    human level, as if it were new. With asynchronous scheduling vLLM fills in the last token just before sampling if
-    the processor was given as `logits_processors`.
+
+class HumanEntropyProcessor(_InterfaceV1, _InterfaceV2):
+    """Decode at human uncertainty in vLLM: a logits processor for both of its model runners.
 
     Args:
         vllm_config (`VllmConfig`): vLLM's configuration.
-        device (`torch.device`): Device of the logits.
-        is_pin_memory (`bool`): Not used.
+        device_or_states (`torch.device` or `LogitsProcRequestState`): Device of the logits (V1), or vLLM's record of
+            the requests (V2).
+        is_pin_memory (`bool`, *optional*): V1 gives it; not used.
 
     Raises:
         InputError: If `UGAP_PROFILE` is not set or cannot be read.
@@ -283,15 +331,43 @@ class HumanEntropyProcessor(_InterfaceV1):
         ```
     """
 
+    # Both of vLLM's loaders check the class, and use what its call returns.
+    def __new__(cls, vllm_config: Any, device_or_states: Any, is_pin_memory: bool | None = None) -> Any:
+        if is_pin_memory is None:
+            return ProcessorV2(vllm_config, device_or_states)
+        return ProcessorV1(vllm_config, device_or_states)
+
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
         """As `validate_params`, when a request arrives."""
         validate_params(sampling_params)
 
-    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool):
-        _refuse(vllm_config)
+
+def _requests(vllm_config: Any, device: torch.device) -> Requests:
+    _refuse(vllm_config)
+    suppressed = _suppressed(vllm_config.model_config)
+    return Requests(_profile(), device, suppressed, vllm_config.scheduler_config.max_num_seqs)
+
+
+@dataclass
+class _Row:
+    slot: int
+    request: Request
+    prompt: list[int] | None  # None for a prompt of embeddings
+    output: list[int]  # vLLM's own list of the request's output tokens, which grows
+    n_seen: int  # tokens of it at the last step
+
+
+class ProcessorV1:
+    """The processor for model runner V1; arguments and errors as of `HumanEntropyProcessor`.
+
+    The state of a request follows it through the rows of vLLM's batch. With asynchronous scheduling vLLM fills in the
+    last token just before sampling if the processor was given as `logits_processors`.
+    """
+
+    def __init__(self, vllm_config: Any, device: torch.device):
         self._device = device
-        self._requests = Requests(_profile(), device, _suppressed(vllm_config.model_config))
+        self._requests = _requests(vllm_config, device)
         self._rows: dict[int, _Row] = {}
 
     def is_argmax_invariant(self) -> bool:
@@ -306,16 +382,16 @@ class HumanEntropyProcessor(_InterfaceV1):
         """
         if batch_update is None:
             return
-        for row in batch_update.removed:
+        # All leave before any enters: a request may leave one row and enter another.
+        for row in (*batch_update.removed, *(row for row, *_ in batch_update.added)):
             self._drop(self._rows.pop(row, None))
         for row, params, prompt, output in batch_update.added:
-            self._drop(self._rows.pop(row, None))
             request = request_of(params)
             if request is not None:
                 used_slots = {other.slot for other in self._rows.values()}
                 slot = next(slot for slot in range(len(used_slots) + 1) if slot not in used_slots)
                 self._requests.start(slot, request)
-                self._rows[row] = _Row(slot, len(prompt or ()), output, len(output))
+                self._rows[row] = _Row(slot, request, prompt, output, self._n_seen(slot, request, prompt, output))
         for first, second, direction in batch_update.moved:
             one, other = self._rows.pop(first, None), self._rows.pop(second, None)
             if one is not None:
@@ -348,77 +424,104 @@ class HumanEntropyProcessor(_InterfaceV1):
             # Without a new token vLLM repeats the step, as for the chunks of a long prompt.
             tokens.append(row.output[-1] if new == 1 else -1)
         slots = [row.slot for row in self._rows.values()]
-        positions = [row.n_prompt + row.n_seen for row in self._rows.values()]
+        positions = [len(row.prompt or ()) + row.n_seen for row in self._rows.values()]
         on_device = (torch.tensor(values, device=self._device) for values in (tokens, positions))
         return self._requests.apply(logits, list(self._rows), slots, *on_device)
 
     def _drop(self, row: _Row | None) -> None:
-        if row is not None:
+        if row is None:
+            return
+        if row.prompt is None or len(row.output) < row.n_seen:
             self._requests.stop(row.slot)
+        else:
+            self._requests.park(row.slot, _key(row.request, row.prompt, row.output[: row.n_seen]))
+
+    def _n_seen(self, slot: int, request: Request, prompt: list[int] | None, output: list[int]) -> int:
+        """Take up the state of a request that comes back, and return how many of its tokens the state holds."""
+        if not output or prompt is None:
+            return len(output)
+        # vLLM drops the token of the last step, or delivers it while the request waits.
+        lengths = (len(output), len(output) - 1)
+        i = self._requests.resume(slot, [_key(request, prompt, output[:n]) for n in lengths])
+        return len(output) if i is None else lengths[i]
 
 
-class HumanEntropyProcessorV2(_InterfaceV2):
-    """Decode at human uncertainty in vLLM: the logits processor for model runner V2.
+@dataclass
+class _Slot:
+    request: Request
+    n_prompt: int
+    position: int = -1  # of the token that was fed to the model in the last step; -1 before it
 
-    vLLM keeps a request in one slot, and names the slot of each row of a step. The drawn token is read on the
-    device: it is the token that was fed to the model. A request that vLLM preempts starts again as if it
-    were new.
 
-    Args:
-        vllm_config (`VllmConfig`): vLLM's configuration.
-        req_states (`LogitsProcRequestState`): vLLM's record of the requests.
+class ProcessorV2:
+    """The processor for model runner V2; arguments and errors as of `HumanEntropyProcessor`.
 
-    Raises:
-        InputError: If `UGAP_PROFILE` is not set or cannot be read.
-        ValueError: If the engine decodes speculatively or in a pipeline.
-
-    Example:
-        ```python
-        llm = LLM(model=..., logits_processors=["ugap.sampling.engines.vllm:HumanEntropyProcessorV2"])
-        ```
+    vLLM keeps a request in one slot, and names the slot of each row of a step. The drawn token is read on the device:
+    it is the token that is fed to the model in the next step.
     """
 
-    @classmethod
-    def validate_params(cls, sampling_params: Any) -> None:
-        """As `validate_params`, when a request arrives."""
-        validate_params(sampling_params)
-
     def __init__(self, vllm_config: Any, req_states: Any):
-        _refuse(vllm_config)
         self._states = req_states
-        self._requests = Requests(_profile(), req_states.device, _suppressed(vllm_config.model_config))
-        # By slot, the position of the token fed to the model in the last step; -2 before the first step.
-        self._position = torch.full((req_states.max_num_reqs,), -2, device=req_states.device)
+        self._requests = _requests(vllm_config, req_states.device)
+        self._slots: dict[int, _Slot] = {}
+        self._resumed: list[int] = []  # slots of requests that come back, with tokens that are not on the device yet
 
     def add_request(self, req_idx: int, sampling_params: Any) -> bool:
         """Put a request into slot `req_idx`; returns whether it takes part."""
-        self._requests.stop(req_idx)
+        # vLLM does not say when a request leaves: its tokens are on the device until the new ones are written.
+        old = self._slots.pop(req_idx, None)
+        if old is not None:
+            self._requests.park(req_idx, self._key(req_idx, old, old.position + 1))
         request = request_of(sampling_params)
         if request is None:
             return False
         self._requests.start(req_idx, request)
-        self._position[req_idx] = -2
+        n_prompt = int(self._states.prompt_len.np[req_idx])
+        self._slots[req_idx] = _Slot(request, n_prompt)
+        if self._states.prefill_len.np[req_idx] > n_prompt:
+            self._resumed.append(req_idx)
         return True
+
+    def apply_staged_writes(self) -> None:
+        """Take up the states of the requests that came back, whose tokens vLLM has just written."""
+        for index in self._resumed:
+            slot, n_tokens = self._slots[index], int(self._states.prefill_len.np[index])
+            # vLLM drops the token of the last step, or delivers it while the request waits.
+            lengths = (n_tokens, n_tokens - 1)
+            i = self._requests.resume(index, [self._key(index, slot, n) for n in lengths])
+            if i is not None:
+                slot.position = lengths[i] - 1
+        self._resumed.clear()
 
     def apply(self, logits: Tensor, ctx: Any) -> Tensor:
         """Scores of the distributions to sample from, in the rows of the requests that take part.
 
         Args:
             logits (`Tensor` of shape `(B, V)`): Changed in place.
-            ctx (`LogitsContext`): Slot of each row, the token fed to the model, and its position.
+            ctx (`LogitsContext`): Slot of each row, the token fed to the model, and the length of its sequence.
 
         Raises:
             ValueError: If the logits of a row are not finite, or there are several rows of a request.
         """
-        all_slots = ctx.idx_mapping_np.tolist()
-        if len(all_slots) != len(logits):
+        slots = ctx.idx_mapping_np.tolist()
+        if len(slots) != len(logits):
             raise ValueError("the sampler at human uncertainty needs one token at a time: no speculative decoding")
-        rows = [row for row, slot in enumerate(all_slots) if slot in self._requests]
+        lengths = ctx.seq_lens_upper_bound_np.tolist()
+        # vLLM throws away what it draws after a part of a prompt.
+        n_needed = self._states.prefill_len.np
+        rows = [i for i, slot in enumerate(slots) if slot in self._slots and lengths[i] >= n_needed[slot]]
         if not rows:
             return logits
-        slots = [all_slots[row] for row in rows]
-        fed, position = ctx.input_ids[rows].long(), ctx.pos[rows].long()
-        # A token of the prompt was not drawn, even where it follows the last one that was fed.
-        drawn = (position == self._position[slots] + 1) & (position >= self._states.prompt_len.gpu[slots])
-        self._position[slots] = position
-        return self._requests.apply(logits, rows, slots, torch.where(drawn, fed, -1), position + 1)
+        drawn = []
+        for row in rows:
+            slot, position = self._slots[slots[row]], lengths[row] - 1
+            # A token of the prompt was not drawn; that of a step that is done again was counted.
+            drawn.append(position == slot.position + 1 and position >= slot.n_prompt)
+            slot.position = position
+        on_device = (torch.tensor(values, device=logits.device) for values in (drawn, [lengths[row] for row in rows]))
+        was_drawn, positions = on_device
+        tokens = torch.where(was_drawn, ctx.input_ids[rows].long(), -1)
+        return self._requests.apply(logits, rows, [slots[row] for row in rows], tokens, positions)
+
+    def _key(self, index: int, slot: _Slot, n_tokens: int) -> int:
+        return _key(slot.request, slot.n_prompt, self._states.all_token_ids.gpu[index, :n_tokens].tolist())

@@ -1,0 +1,224 @@
+"""vLLM itself: one engine on a CPU, too small for its requests, so that it preempts some. `make test-vllm` runs it."""
+
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ugap.models import load_model
+from ugap.profile import HumanProfile
+from ugap.sampling.engines.vllm import (
+    PROFILE_VARIABLE,
+    HumanEntropyProcessor,
+    ProcessorV1,
+    ProcessorV2,
+    Requests,
+    request_of,
+)
+from ugap.sampling.params import human_params
+from ugap.sampling.portable.human import HumanSampler, State
+from ugap.sampling.portable.special import suppressed_tokens
+
+vllm = pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
+
+pytestmark = pytest.mark.slow
+
+NAME = "ugap.sampling.engines.vllm:HumanEntropyProcessor"
+ASSET = "smollm2-135m-instruct"
+NEW_TOKENS = 40
+NEUTRAL = {"temperature": 1.0, "max_tokens": NEW_TOKENS, "logprobs": 0, "ignore_eos": True}
+PROMPTS = ("Once upon a time", "The old man looked at the sea and", "It was raining when the train", "Dear Anna,\n\n")
+# Extra arguments and sampling parameters: with ours, and without.
+OURS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"ugap_mode": "creative"}, {}),
+    ({"ugap_weight": 0.6, "ugap_kind": "story"}, {}),
+    ({"ugap_mode": "balanced"}, {"seed": 3}),
+    ({"ugap_mode": "precise"}, {}),
+    ({"ugap_kind": "functional"}, {"allowed_token_ids": list(range(100, 20_000))}),
+    ({"ugap_mode": "creative"}, {"bad_words": ["the", "and"]}),
+    ({"ugap_weight": 1.0}, {"min_tokens": 8}),
+]
+OTHERS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({}, {}),
+    ({"another": 1}, {}),
+    ({}, {"temperature": 0.0}),
+]
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return load_model(ASSET)
+
+
+@pytest.fixture(scope="module")
+def engine(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    folder = tmp_path_factory.mktemp("vllm")
+    for one in model:
+        one.save_pretrained(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(PROFILE_VARIABLE, ASSET)
+        yield start(folder)
+
+
+def start(folder: Path, **options: Any) -> Any:
+    # Read by vLLM, some of them at import: the engine shares our process, and its cache takes a GB at most.
+    os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1", VLLM_LOGGING_LEVEL="WARNING")
+    return vllm.LLM(
+        model=str(folder),
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=128,
+        max_num_seqs=16,
+        block_size=32,
+        num_gpu_blocks_override=24,  # the 16 requests that may run start in a block each, and each needs two
+        logprobs_mode="processed_logprobs",
+        logits_processors=[NAME],
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def batch(engine: Any) -> SimpleNamespace:
+    """Forty requests of all sorts at once, and how many of them came back with their state after a preemption."""
+    settings = [*OURS, *OTHERS] * 4
+    params = [vllm.SamplingParams(**{**NEUTRAL, **more}, extra_args=extra or None) for extra, more in settings]
+    found: list[int | None] = []
+    resume = Requests.resume
+
+    def noted(requests: Requests, slot: int, keys: list[int]) -> int | None:
+        found.append(resume(requests, slot, keys))
+        return found[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Requests, "resume", noted)
+        outputs = engine.generate(list(itertools.islice(itertools.cycle(PROMPTS), len(params))), params, use_tqdm=False)
+    return SimpleNamespace(settings=settings, params=params, outputs=outputs, found=found)
+
+
+@torch.no_grad()
+def logits_of(model: Any, output: Any) -> Tensor:
+    """What transformers makes of the tokens: logits `(T, V)` before each token of the output."""
+    prompt, tokens = output.prompt_token_ids, output.outputs[0].token_ids
+    return model[0](input_ids=torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]
+
+
+def masked(logits: Tensor, more: dict[str, Any], engine: Any, tokens: list[int], params: Any) -> Tensor:
+    """The tokens ruled out that vLLM rules out before the sampler."""
+    logits = logits.clone()
+    if "allowed_token_ids" in more:
+        barred = torch.ones(logits.shape[-1], dtype=torch.bool)
+        barred[more["allowed_token_ids"]] = False
+        logits[:, barred] = -torch.inf
+    if "bad_words" in more:
+        tokenizer = engine.get_tokenizer()
+        for word, blank in itertools.product(more["bad_words"], ("", " ")):
+            *before, last = tokenizer.encode(blank + word, add_special_tokens=False)
+            for i in range(len(logits)):
+                if not before or tokens[max(i - len(before), 0) : i] == before:
+                    logits[i, last] = -torch.inf
+    if "min_tokens" in more:
+        logits[: more["min_tokens"], engine.get_tokenizer().eos_token_id] = -torch.inf
+    return logits
+
+
+def log_probabilities(output: Any) -> list[float]:
+    """Of each token of the output, under what it was drawn from."""
+    one = output.outputs[0]
+    return [steps[token].logprob for steps, token in zip(one.logprobs, one.token_ids, strict=True)]
+
+
+def replayed(logits: Tensor, output: Any, extra: dict[str, Any], ends: set[int], suppressed: list[int]) -> list[float]:
+    """The log-probabilities of the output's tokens under the sampler alone."""
+    request = request_of(SimpleNamespace(extra_args=extra))
+    assert request is not None
+    profile = HumanProfile.load(ASSET)
+    params = human_params(profile if request.own else profile.read_by(), request.kind)
+    sampler = HumanSampler.of(params, request.weight, suppress_tokens=[t for t in suppressed if t not in ends])
+    state, values = State.start([len(output.prompt_token_ids)]), []
+    for row, token in zip(logits, output.outputs[0].token_ids, strict=True):
+        step = sampler.step(row.unsqueeze(0), state)
+        values.append(float(step.scores(row.unsqueeze(0)).log_softmax(-1)[0, token]))
+        state = sampler.observe(state, step, step.surprisal_of(torch.tensor([token])))
+    return values
+
+
+class TestLoaders:
+    def test_v1(self):
+        module = pytest.importorskip("vllm.v1.sample.logits_processor")
+        assert module._load_logitsprocs_by_fqcns([NAME]) == [HumanEntropyProcessor]
+        interface = {name for name in vars(module.LogitsProcessor) if not name.startswith("_")}
+        assert interface == {"validate_params", "apply", "is_argmax_invariant", "update_state"}
+        assert interface - {"validate_params"} <= vars(ProcessorV1).keys()
+
+    def test_v2(self):
+        module = pytest.importorskip("vllm.v1.worker.gpu.sample.logits_processor.loader")
+        assert module._load_v2_logitsprocs_by_fqcns([NAME]) == [HumanEntropyProcessor]
+        interface = {name for name in vars(module.LogitsProcessor) if not name.startswith("_")}
+        assert interface == {"validate_params", "add_request", "apply_staged_writes", "apply"}
+        assert interface - {"validate_params"} <= vars(ProcessorV2).keys()
+        given = {"device", "prompt_len", "prefill_len", "all_token_ids"}
+        assert given <= module.LogitsProcRequestState.__dataclass_fields__.keys()
+        interface = pytest.importorskip("vllm.v1.worker.gpu.sample.logits_processor.interface")
+        used = {"idx_mapping_np", "input_ids", "seq_lens_upper_bound_np"}
+        assert used <= interface.LogitsContext.__dataclass_fields__.keys()
+
+
+class TestEngine:
+    def test_requests_are_preempted(self, batch):
+        assert len(batch.found) > 3
+        assert None not in batch.found
+
+    def test_ours_are_drawn_from_the_sampler(self, batch, engine, model):
+        suppressed, ends = suppressed_tokens(model[0], model[1], []), {model[1].eos_token_id}
+        worst = []
+        for (extra, more), params, output in zip(batch.settings, batch.params, batch.outputs, strict=True):
+            if not any(key.startswith("ugap_") for key in extra):
+                continue
+            tokens = list(output.outputs[0].token_ids)
+            logits = masked(logits_of(model, output), more, engine, tokens, params)
+            values = torch.tensor(replayed(logits, output, extra, ends, suppressed))
+            worst.append(float((values - torch.tensor(log_probabilities(output))).abs().max()))
+        assert max(worst) < 1e-3
+
+    def test_others_stay_as_they_are(self, batch, model):
+        for (extra, more), output in zip(batch.settings, batch.outputs, strict=True):
+            if any(key.startswith("ugap_") for key in extra):
+                continue
+            logits, tokens = logits_of(model, output), torch.tensor(output.outputs[0].token_ids)
+            if "temperature" in more:
+                assert tokens.tolist() == logits.argmax(-1).tolist()
+            else:
+                values = logits.log_softmax(-1).gather(1, tokens.unsqueeze(1)).squeeze(1)
+                torch.testing.assert_close(values, torch.tensor(log_probabilities(output)), rtol=0, atol=1e-3)
+
+    def test_precise_is_greedy(self, engine):
+        precise = vllm.SamplingParams(**NEUTRAL, extra_args={"ugap_mode": "precise"})
+        greedy = vllm.SamplingParams(**{**NEUTRAL, "temperature": 0.0})
+        ours, others = (engine.generate(list(PROMPTS), one, use_tqdm=False) for one in (precise, greedy))
+        assert [one.outputs[0].token_ids for one in ours] == [one.outputs[0].token_ids for one in others]
+
+    def test_special_tokens_are_not_drawn(self, batch, model):
+        barred = set(suppressed_tokens(model[0], model[1], [model[1].eos_token_id]))
+        for (extra, _), output in zip(batch.settings, batch.outputs, strict=True):
+            if extra.get("ugap_mode") == "creative":
+                assert not barred & set(output.outputs[0].token_ids)
+
+    @pytest.mark.parametrize(
+        ("extra", "more", "message"),
+        [
+            ({"ugap_mode": "wild"}, {}, "unknown mode 'wild'"),
+            ({"ugap_kind": "sermons"}, {}, "sermons"),
+            ({"ugap_mode": "creative"}, {"top_p": 0.9}, "needs top_p=1"),
+            ({"ugap_mode": "creative"}, {"logit_bias": {5: 1.0}}, "logit_bias"),
+        ],
+    )
+    def test_what_is_refused(self, engine, extra, more, message):
+        # Over HTTP, vLLM answers this error with status 400 and its message.
+        with pytest.raises(vllm.exceptions.VLLMValidationError, match=message):
+            engine.generate("Once", vllm.SamplingParams(**{**NEUTRAL, **more}, extra_args=extra), use_tqdm=False)

@@ -44,7 +44,7 @@ class Models:
         metavar="FILE",
     )
     model: list[str] = option(
-        "models that continue the prefixes: assets, folders, .gguf files or Hub ids",
+        "models that continue the prefixes: assets, folders (also of a PEFT adapter), .gguf files or Hub ids",
         default=[],
         group="models",
         metavar="NAME",

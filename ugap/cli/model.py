@@ -12,10 +12,21 @@ class ModelOptions:
     """Which model, and how it is loaded."""
 
     model: str = option("asset, folder, .gguf file or Hub id of the model", group="model", metavar="NAME")
+    adapter: str | None = option(
+        "folder of a PEFT adapter to put on the model (it can also be named as the model)",
+        default=None,
+        group="model",
+        metavar="DIR",
+    )
     dtype: Dtype = option("type of the weights", default="float32", group="model")
     device: str | None = option("where the model runs (default: the GPU if there is one)", default=None, group="model")
     trust_remote_code: bool = option("run the code that a repository brings along", default=False, group="model")
 
     def loading(self) -> dict[str, Any]:
         """The arguments of `load_model` and of `Scorer.from_pretrained` behind the name."""
-        return {"dtype": self.dtype, "device": self.device, "trust_remote_code": self.trust_remote_code}
+        return {
+            "adapter": self.adapter,
+            "dtype": self.dtype,
+            "device": self.device,
+            "trust_remote_code": self.trust_remote_code,
+        }

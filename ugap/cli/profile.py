@@ -208,7 +208,7 @@ def _calibrate(arguments: Arguments, profile: "HumanProfile") -> "HumanProfile":
     assert arguments.reader is not None
     writer = Scorer.from_pretrained(arguments.model, **arguments.loading())
     # Large readers fit in the type that they are stored in.
-    reader = Scorer.from_pretrained(arguments.reader, **{**arguments.loading(), "dtype": "auto"})
+    reader = Scorer.from_pretrained(arguments.reader, **{**arguments.loading(), "adapter": None, "dtype": "auto"})
     by_kind: dict[str, list[str]] = {}
     for name in arguments.data:
         rows = load_texts(name, text_column=arguments.text_column, domain=arguments.domain, skip_bad=arguments.skip_bad)

@@ -1,15 +1,19 @@
 """PEFT adapters from a folder: put on a model, and known by the hash of their files."""
 
 import hashlib
+import json
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
-from transformers import PreTrainedModel
 
 from ugap.errors import InputError, reading
 from ugap.files import regular_file
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -30,7 +34,39 @@ def adapter_hash(folder: str | Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def with_adapter(model: PreTrainedModel, folder: str | Path, name: str) -> PeftModel:
+def is_adapter(name: str) -> bool:
+    """Whether a name is that of a folder with an adapter, and without a whole model."""
+    return (Path(name) / _CONFIG).is_file() and not (Path(name) / "config.json").exists()
+
+
+def base_of(folder: str | Path) -> tuple[str, str | None]:
+    """Name and revision of the model that an adapter was trained on.
+
+    A relative path is looked for from the current folder, then from the adapter's.
+
+    Raises:
+        InputError: If the folder holds no adapter, or its config names no model.
+    """
+    adapter_hash(folder)
+    try:
+        config: Any = json.loads((Path(folder) / _CONFIG).read_text(encoding="utf-8"))
+        name, revision = config["base_model_name_or_path"], config.get("revision")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder}: {_CONFIG} names no base model: give the base and --adapter {folder}") from error
+    if not isinstance(name, str) or not name or not isinstance(revision, str | None):
+        raise InputError(f"{folder}: {_CONFIG} names no base model: give the base and --adapter {folder}")
+    beside = Path(folder) / name
+    if not Path(name).exists() and beside.is_dir():
+        return str(beside), None
+    return name, revision
+
+
+def without_wrapper(model: Any) -> "PreTrainedModel":
+    """The model of transformers inside one of PEFT, with its adapters in their places; any other as it is."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def with_adapter(model: "PreTrainedModel", folder: str | Path, name: str) -> "PeftModel":
     """Put an adapter on a model, and make sure that all of it found its place.
 
     Args:
@@ -41,6 +77,8 @@ def with_adapter(model: PreTrainedModel, folder: str | Path, name: str) -> PeftM
     Raises:
         InputError: If the adapter does not fit the model, or is one that adds a prompt.
     """
+    from peft import PeftModel, get_peft_model_state_dict  # takes seconds, and most models have no adapter
+
     with reading(f"{folder}: the adapter does not fit {name}"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # missing weights are found below

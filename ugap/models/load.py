@@ -11,7 +11,7 @@ Design choices:
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from accelerate.utils import get_cpu_distributed_information
@@ -30,6 +30,7 @@ from transformers import (
 
 from ugap.errors import InputError, reading
 from ugap.files import regular_file
+from ugap.models.adapter import adapter_hash, base_of, is_adapter, with_adapter
 from ugap.models.assets import ASSETS, asset_path
 from ugap.models.console import announced, quiet_transformers
 from ugap.models.gguf import read_gguf
@@ -44,6 +45,7 @@ _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 def load_model(
     name: str,
     *,
+    adapter: str | Path | None = None,
     dtype: str | torch.dtype = "float32",
     device: str | None = None,
     revision: str | None = None,
@@ -56,7 +58,10 @@ def load_model(
 
     Args:
         name (`str`): An asset (`"gemma-3-270m"`, `"smollm2-135m-instruct"`), a folder with safetensors and a tokenizer,
-            a `.gguf` file (converted in memory at each load), or a Hub id.
+            a `.gguf` file (converted in memory at each load), or a Hub id. Also the folder of a PEFT adapter, whose
+            config names its base.
+        adapter (`str` or `Path`, *optional*): Folder of a PEFT adapter to put on the model. The model that is returned
+            is then a `PeftModel`. A tokenizer in the folder takes the place of the model's.
         dtype (`str` or `torch.dtype`, *optional*, defaults to `"float32"`): Type of the weights: `"float32"`,
             `"bfloat16"`, `"float16"`, or `"auto"` for the one they are stored in.
         device (`str`, *optional*): Where the model goes; by default the GPU where there is one, else the CPU.
@@ -65,7 +70,7 @@ def load_model(
 
     Raises:
         InputError: There is no such model, it is not a causal language model, its weights are no safetensors, or it
-            cannot be reached; one line that names it.
+            cannot be reached; one line that names it. Also if an adapter does not fit.
 
     Example:
         >>> model, tokenizer = load_model("gemma-3-270m")  # doctest: +SKIP
@@ -75,6 +80,18 @@ def load_model(
     if not name or text_fault(name):
         raise InputError(f"{name!r} names no model")
     torch_dtype, torch_device = _dtype(dtype), _device(device)
+    if is_adapter(name):
+        if adapter is not None or revision is not None:
+            raise InputError(f"{name}: an adapter, which takes neither another adapter nor a revision")
+        adapter = name
+        name, revision = base_of(name)
+    if adapter is not None:
+        # Before the base is loaded, which takes seconds to minutes.
+        adapter_hash(adapter)
+        model, tokenizer = load_model(
+            name, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code
+        )
+        return _adapted(model, tokenizer, adapter, name)
     path = asset_path(name) if name in ASSETS else Path(name)
     if revision is not None and (name in ASSETS or path.exists()):
         raise InputError(f"{name}: a revision can only be chosen for a Hub id")
@@ -95,6 +112,21 @@ def load_model(
         model, tokenizer = _from_pretrained(name, source, torch_dtype, trust_remote_code)
     with reading(f"{name}: cannot be loaded"):
         return _ready_model(model, torch_device), _ready_tokenizer(name, tokenizer)
+
+
+def _adapted(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, adapter: str | Path, name: str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    if (Path(adapter) / "tokenizer_config.json").is_file():
+        with reading(f"{adapter}: its tokenizer cannot be loaded"), quiet_transformers():
+            own = AutoTokenizer.from_pretrained(str(adapter), local_files_only=True)
+        rows = model.get_output_embeddings().weight.shape[0]
+        if len(own) > rows:
+            raise InputError(f"{adapter}: its tokenizer has {len(own)} tokens and {name} has {rows}: merge them first")
+        own.bos_token = tokenizer.bos_token  # as a document starts for the base, by measurement or by its config
+        tokenizer = _ready_tokenizer(str(adapter), own)
+    adapted = with_adapter(model, adapter, name).eval().requires_grad_(False)
+    return cast(PreTrainedModel, adapted), tokenizer
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype | Literal["auto"]:

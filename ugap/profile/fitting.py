@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
 from ugap.data import DEMO, content_hash, load_texts
 from ugap.errors import InputError
+from ugap.models.adapter import without_wrapper
 from ugap.models.cache import cache_dir, ensure_entry
 from ugap.models.console import announced
 from ugap.profile.profile import LIKE, HumanProfile
@@ -106,13 +107,17 @@ def like_texts(profile: HumanProfile, scorer: "Scorer", texts: Sequence[str], *,
         InputError: If the texts have fewer than 400 tokens to profile in all, or are far more surprising to the scorer
             than every kind it knows, as text of another language is.
     """
+    from ugap.scoring.fingerprint import weight_hash
+
     profile.check(scorer.id)
     distinct = list(dict.fromkeys(texts))
     step = max(1, len(distinct) / LIKE_TEXTS)
     taken = [distinct[int(i * step)] for i in range(min(len(distinct), LIKE_TEXTS))]
     cuts = [cut for text in taken if (cut := cut_text(scorer.tokenizer, text)) is not None]
-    # Also of the profile: a kind is held by what its other kinds share.
-    key = content_hash([scorer.id.weight_hash, list(map(tuple, cuts)), seed, profile.to_dict()])
+    # With the adapter's weights, as its profile bears the hash of the base. Also of the profile: a kind is held by what
+    # its other kinds share.
+    weights = weight_hash(scorer.model, adapters=True)
+    key = content_hash([weights, list(map(tuple, cuts)), seed, profile.to_dict()])
 
     def build(folder: Path) -> None:
         _fit_like(profile, scorer, cuts, seed).save(folder / _FILE)
@@ -177,34 +182,59 @@ def profile_for(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") 
     a profile of your own texts. The regression on the prompt comes from a shipped profile, as it hardly differs between
     models. A fitted profile is cached.
 
+    A model with an adapter has the profile of its base: what it should come to is how the base reads people. To fit
+    one to the adapted model itself, give `ugap profile` the adapter and texts.
+
     Args:
-        model (`PreTrainedModel`): A causal language model.
+        model (`PreTrainedModel`): A causal language model, or a PEFT model.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
 
     Raises:
         InputError: If the embedded texts cannot be fetched, or the model cannot score text.
     """
-    from ugap.scoring import Scorer, ScorerId
+    from ugap.scoring import Scorer, ScorerId, SharedScorer
     from ugap.scoring.fingerprint import weight_hash
 
     name = model.config.name_or_path or type(model).__name__
-    return _profile_of(name, ScorerId(name, weight_hash(model)), lambda: Scorer(model, tokenizer, name=name))
+    base = without_wrapper(model)
+    if base is model:
+        return _profile_of(name, ScorerId(name, weight_hash(base)), lambda: Scorer(model, tokenizer, name=name))
+    return _profile_of(name, ScorerId(name, weight_hash(base)), lambda: SharedScorer(cast(Any, model), tokenizer))
 
 
 def scorer_profile(scorer: "Scorer") -> HumanProfile:
     """The human profile of a scorer; returns and raises as `profile_for`."""
-    return _profile_of(scorer.model.config.name_or_path or scorer.name, scorer.id, lambda: scorer)
+    from ugap.scoring import ScorerId
+    from ugap.scoring.fingerprint import weight_hash
+
+    base = ScorerId(scorer.name, weight_hash(scorer.model))
+    profile = _profile_of(scorer.model.config.name_or_path or scorer.name, base, lambda: scorer)
+    # The profile of the base serves the adapted model, whose records bear another hash.
+    return replace(profile, weight_hash=scorer.id.weight_hash)
 
 
-def _profile_of(path: str, scorer_id: "ScorerId", scorer: "Callable[[], Scorer]") -> HumanProfile:
+def known_profile(path: str, scorer_id: "ScorerId") -> HumanProfile | None:
+    """The human profile of a model where none has to be fitted: the one in its folder, or the shipped one.
+
+    Args:
+        path (`str`): The model's folder, or its name.
+        scorer_id (`ScorerId`): Its name and weight hash.
+
+    Raises:
+        InputError: If the profile in the folder is damaged, or of another model.
+    """
     beside = Path(path) / BESIDE
     if beside.is_file():
         profile = HumanProfile.load(beside)
         profile.check(scorer_id)
         return profile
-    shipped = HumanProfile.find_shipped(scorer_id)
-    if shipped is not None:
-        return shipped
+    return HumanProfile.find_shipped(scorer_id)
+
+
+def _profile_of(path: str, scorer_id: "ScorerId", scorer: "Callable[[], Scorer]") -> HumanProfile:
+    known = known_profile(path, scorer_id)
+    if known is not None:
+        return known
 
     def build(folder: Path) -> None:
         with announced(f"{scorer_id.name} has no human profile: one is fitted to embedded tales and manuals, once"):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ugap.errors import InputError
+from ugap.models.adapter import without_wrapper
 from ugap.profile import HumanProfile, Target
 from ugap.profile.calibration import CalibrationCurve
 from ugap.profile.positions import BANDS
@@ -175,11 +176,15 @@ def profile_of(
         InputError: If the profile was fitted with another model, none is there for this one and none can be fitted, or
             the texts are too few.
     """
-    scorer = ScorerId(model.config.name_or_path or type(model).__name__, weight_hash(model))
+    base = without_wrapper(model)
+    scorer = ScorerId(base.config.name_or_path or type(base).__name__, weight_hash(base))
     if profile is None:
         own = HumanProfile.shipped_for(scorer) if tokenizer is None else HumanProfile.for_model(model, tokenizer)
     else:
         own = profile if isinstance(profile, HumanProfile) else HumanProfile.load(profile)
+        # A profile can be of the adapted model itself, too.
+        if own.weight_hash != scorer.weight_hash and own.weight_hash == weight_hash(base, adapters=True):
+            own = replace(own, weight_hash=scorer.weight_hash)
         own.check(scorer)
     if own.reader is not None:
         reader = None  # The given profile has one.
@@ -193,7 +198,7 @@ def profile_of(
     from ugap.profile.fitting import like_texts
     from ugap.scoring import Scorer
 
-    writer = Scorer(model, tokenizer)
+    writer = Scorer(base, tokenizer)
     if like is not None:
         own = like_texts(own, writer, like)
     if reader is None:

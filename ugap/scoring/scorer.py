@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
@@ -111,6 +112,7 @@ class Scorer:
         cls,
         name: str,
         *,
+        adapter: str | Path | None = None,
         dtype: str | torch.dtype = "float32",
         device: str | None = None,
         revision: str | None = None,
@@ -121,6 +123,7 @@ class Scorer:
 
         Args:
             name (`str`): Local path, Hub id or asset name.
+            adapter (`str` or `Path`, *optional*): As in [`load_model`][].
             dtype (`str` or `torch.dtype`, *optional*, defaults to `"float32"`): As in [`load_model`][].
             device (`str`, *optional*): As in [`load_model`][].
             revision (`str`, *optional*): As in [`load_model`][].
@@ -128,7 +131,12 @@ class Scorer:
             **kwargs: As in [`Scorer`][].
         """
         model, tokenizer = load_model(
-            name, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code
+            name,
+            adapter=adapter,
+            dtype=dtype,
+            device=device,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
         )
         return cls(model, tokenizer, name=name, **kwargs)
 

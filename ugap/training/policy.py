@@ -6,7 +6,7 @@ or a Hub id alone, and leave the tokenizer as it is.
 
 import logging
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,6 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ugap.errors import InputError
 from ugap.models import load_model, with_adapter
 from ugap.models.console import quiet_transformers
+from ugap.profile.fitting import BESIDE, known_profile
+from ugap.scoring import ScorerId
+from ugap.scoring.fingerprint import weight_hash
 from ugap.training.data import start_with_bos
 
 logger = logging.getLogger(__name__)
@@ -135,6 +138,7 @@ def save_merged(
     """
     model, tokenizer = load_model(base, dtype=dtype, device="cpu", trust_remote_code=trust_remote_code)
     start_with_bos(tokenizer)
+    people = known_profile(base, ScorerId(base, weight_hash(model)))
     # safe_merge refuses weights that become NaN.
     merged = with_adapter(model, adapter, base).merge_and_unload(safe_merge=True)
     folder = Path(folder)
@@ -143,6 +147,9 @@ def save_merged(
     with quiet_transformers():
         merged.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+    # The merged model aims at what its base reads as human, as the adapter does.
+    if people is not None:
+        replace(people, weight_hash=weight_hash(merged)).save(temporary / BESIDE)
     # A folder cannot be replaced by a rename, so the old one goes first.
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)

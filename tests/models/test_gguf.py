@@ -1,4 +1,5 @@
 import os
+import shutil
 import struct
 import time
 
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ugap.errors import InputError
 from ugap.models import convert_gguf, load_model
 from ugap.models.gguf import read_gguf
+from ugap.models.gguf_header import read_pre_tokenizer
 
 
 def test_reading_dequantises_every_weight(tiny_gguf):
@@ -65,15 +67,40 @@ def test_the_chat_template_survives(tiny_gguf, tmp_path):
     assert text == "<|im_start|>hi<|im_end|>"
 
 
-def test_load_model_takes_a_gguf_file(tiny_gguf, capfd):
+@pytest.fixture
+def no_cache(tmp_path, monkeypatch):
+    """Nothing is converted yet."""
+    monkeypatch.setattr("ugap.models.gguf.cache_dir", lambda: tmp_path / "cache")
+
+
+def test_load_model_takes_a_gguf_file(tiny_gguf, capfd, no_cache):
     model, tokenizer = load_model(str(tiny_gguf), dtype="bfloat16")
     assert model.dtype == torch.bfloat16
     assert not model.training
     assert tokenizer("ab").input_ids
     shown = capfd.readouterr()
     assert shown.out == ""
-    assert shown.err.splitlines() == ["reading tiny.gguf (a minute or so)"]
+    assert shown.err.splitlines() == ["converting tiny.gguf to safetensors (a minute or so, once)"]
     assert model.config.name_or_path == str(tiny_gguf)
+
+
+def test_a_gguf_file_is_converted_once_whatever_its_name(tiny_gguf, tmp_path, monkeypatch, capfd, no_cache):
+    model, _ = load_model(str(tiny_gguf))
+    monkeypatch.setattr("ugap.models.gguf.convert_gguf", None)
+    shutil.copy(tiny_gguf, tmp_path / "copy.gguf")
+    again, _ = load_model(str(tmp_path / "copy.gguf"))
+    assert torch.equal(model.lm_head.weight, again.lm_head.weight)
+    assert again.config.name_or_path == str(tmp_path / "copy.gguf")
+    assert len(capfd.readouterr().err.splitlines()) == 1
+
+
+def test_digits_are_cut_as_the_file_says(tiny_gguf, tmp_path):
+    assert read_pre_tokenizer(tiny_gguf) == "smollm"
+    assert load_model(str(tiny_gguf))[1].tokenize("a\n\n1") == ["a", "ĊĊ", "1"]
+    other = tmp_path / "other.gguf"
+    other.write_bytes(tiny_gguf.read_bytes().replace(b"smollm", b"gpt--2"))
+    assert read_pre_tokenizer(other) == "gpt--2"
+    assert load_model(str(other))[1].tokenize("a\n\n1") == ["a", "Ċ", "Ċ", "1"]
 
 
 def test_a_file_that_is_no_gguf_is_named(tmp_path):

@@ -15,8 +15,10 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from ugap.errors import reading
-from ugap.models.console import quiet_transformers
+from ugap.models.cache import cache_dir, ensure_entry
+from ugap.models.console import announced, quiet_transformers
 from ugap.models.sizes import HIDDEN, LAYERS, check_sizes
+from ugap.models.wheels import file_sha256
 
 # Sizes in the metadata, behind the name of the architecture, and what transformers' configs call them.
 _SIZES = {
@@ -28,6 +30,12 @@ _SIZES = {
     "attention.head_count_kv": "num_key_value_heads",
     "attention.key_length": "head_dim",
 }
+
+# Pre-tokenizers of llama.cpp that cut around every digit before the byte-level split of GPT-2. transformers does not
+# read the name of the pre-tokenizer.
+_SINGLE_DIGITS = {"smollm", "starcoder", "refact", "command-r", "codeshell"}
+# Part of the names of the folders: to be raised when the conversion changes what it writes.
+_RECIPE = 1
 
 
 def read_gguf(path: Path, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -52,6 +60,29 @@ def read_gguf(path: Path, dtype: torch.dtype = torch.float32) -> tuple[PreTraine
     # transformers names a model by its folder, and several models may share the folder of a GGUF file.
     model.config.name_or_path = str(path)
     return model, tokenizer
+
+
+def converted(path: Path) -> Path:
+    """The folder that a GGUF file was converted to: made once, and kept in the cache folder by the file's SHA-256.
+
+    The tokenizer cuts around every digit where the file says that its vocabulary was learned so.
+
+    Raises:
+        InputError: As `read_gguf`, or the disk is full.
+    """
+    from ugap.models.gguf_header import read_pre_tokenizer  # an extra: see `ugap.errors.EXTRAS`
+
+    with reading(f"{path}: cannot be read as a GGUF language model"):
+        pre = read_pre_tokenizer(path)
+        sha256 = file_sha256(path)
+
+    def build(folder: Path) -> None:
+        with announced(f"converting {path.name} to safetensors (a minute or so, once)"):
+            convert_gguf(path, folder, single_digits=pre in _SINGLE_DIGITS)
+
+    # Four bits a weight become 32.
+    room = 8 * path.stat().st_size
+    return ensure_entry(cache_dir() / "gguf" / f"{sha256[:32]}-{_RECIPE}", build, room=room)
 
 
 def _check_metadata(path: Path, numbers: Mapping[str, Any], n_tensors: int) -> None:

@@ -33,6 +33,29 @@ def read_numbers(path: Path) -> tuple[dict[str, Any], int]:
         ValueError: It is no GGUF file.
         struct.error: It ends before its metadata do.
     """
+    walk, n_tensors, n_keys = _opened(path)
+    entries = ((walk.string(), walk.value(walk.number("I"))) for _ in range(n_keys))
+    return {key: value for key, value in entries if value is not None}, n_tensors
+
+
+def read_pre_tokenizer(path: Path) -> str | None:
+    """What the metadata call the way in which text is cut before it is tokenised (`tokenizer.ggml.pre`).
+
+    Raises:
+        ValueError: It is no GGUF file.
+        struct.error: It ends before its metadata do.
+    """
+    walk, _, n_keys = _opened(path)
+    for _ in range(n_keys):
+        key, kind = walk.string(), walk.number("I")
+        if key == "tokenizer.ggml.pre" and kind == GGUFValueType.STRING:
+            return walk.string()
+        walk.value(kind)
+    return None
+
+
+def _opened(path: Path) -> "tuple[_Walk, int, int]":
+    """A walk that stands before the first key, the number of tensors, and that of keys."""
     walk = _Walk(np.memmap(path, mode="r").data if path.stat().st_size else memoryview(b""))
     if bytes(walk.data[:4]) != b"GGUF":
         raise ValueError("it does not begin as a GGUF file does")
@@ -40,8 +63,7 @@ def read_numbers(path: Path) -> tuple[dict[str, Any], int]:
     if walk.number("I") & 0xFFFF == 0:  # the version, a small number
         walk.order = ">"
     n_tensors, n_keys = walk.number("Q"), walk.number("Q")
-    entries = ((walk.string(), walk.value(walk.number("I"))) for _ in range(n_keys))
-    return {key: value for key, value in entries if value is not None}, n_tensors
+    return walk, n_tensors, n_keys
 
 
 class _Walk:

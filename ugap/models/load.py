@@ -32,8 +32,8 @@ from ugap.errors import InputError, reading
 from ugap.files import regular_file
 from ugap.models.adapter import adapter_hash, base_of, is_adapter, with_adapter
 from ugap.models.assets import ASSETS, asset_path
-from ugap.models.console import announced, quiet_transformers
-from ugap.models.gguf import read_gguf
+from ugap.models.console import quiet_transformers
+from ugap.models.gguf import converted
 from ugap.models.hub import look_up
 from ugap.models.sizes import HIDDEN, LAYERS, WIDTHS, check_sizes
 from ugap.unicode import text_fault
@@ -58,7 +58,7 @@ def load_model(
 
     Args:
         name (`str`): An asset (`"gemma-3-270m"`, `"smollm2-135m-instruct"`), a folder with safetensors and a tokenizer,
-            a `.gguf` file (converted in memory at each load), or a Hub id. Also the folder of a PEFT adapter, whose
+            a `.gguf` file (converted once), or a Hub id. Also the folder of a PEFT adapter, whose
             config names its base.
         adapter (`str` or `Path`, *optional*): Folder of a PEFT adapter to put on the model. The model that is returned
             is then a `PeftModel`. A tokenizer in the folder takes the place of the model's.
@@ -93,15 +93,18 @@ def load_model(
         )
         return _adapted(model, tokenizer, adapter, name)
     path = asset_path(name) if name in ASSETS else Path(name)
+    source: dict[str, Any]
     if revision is not None and (name in ASSETS or path.exists()):
         raise InputError(f"{name}: a revision can only be chosen for a Hub id")
     if path.suffix == ".gguf" and path.is_file():
-        with announced(f"reading {path.name} (a minute or so)"):
-            model, tokenizer = read_gguf(path, torch.float32 if torch_dtype == "auto" else torch_dtype)
+        source = {"pretrained_model_name_or_path": str(converted(path)), "local_files_only": True}
+        model, tokenizer = _from_pretrained(name, source, torch_dtype, trust_remote_code)
+        # By its own name: the cache folder is of this machine.
+        model.config.name_or_path = str(path)
     else:
         if path.is_dir():
             _check_folder(path)
-            source: dict[str, Any] = {"pretrained_model_name_or_path": str(path), "local_files_only": True}
+            source = {"pretrained_model_name_or_path": str(path), "local_files_only": True}
         elif path.exists() or not _HUB_ID.fullmatch(name) or path.suffix == ".gguf":
             raise InputError(f"{name}: neither a folder, nor a .gguf file, nor a Hub id, nor an asset")
         else:

@@ -79,7 +79,8 @@ class TestHelp:
     def test_our_options_come_first_and_trls_are_few(self, program, text):
         shown = text(program)
         sections = [line for line in shown.splitlines() if line.endswith(":") and not line.startswith(" ")]
-        assert sections[:4] == ["examples:", "policy:", "data:", "evaluations:"]
+        rewards = [] if program == "sft" else ["rewards:"]
+        assert sections[: 4 + len(rewards)] == ["examples:", "policy:", "data:", *rewards, "evaluations:"]
         assert "training:" in sections
         assert "more options of the trainer:" not in sections
         assert "--adam_beta1" not in shown

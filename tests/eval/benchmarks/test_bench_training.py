@@ -100,7 +100,7 @@ def test_trls_trainers_are_trls_own_and_have_our_settings(built):
     assert type(theirs) is GRPOTrainer
     assert theirs.rollout_func is None
     assert ours.rollout_func is not None
-    assert same_settings(GRPOConfig, theirs, ours) == {"output_dir", "multi_objective_aggregation"}
+    assert same_settings(GRPOConfig, theirs, ours) == {"output_dir", "multi_objective_aggregation", "scale_rewards"}
     assert theirs.generation_config.top_k == 0
     assert list(theirs.train_dataset["prompt"]) == list(ours.train_dataset["prompt"])
     theirs, ours = built("sft-trl"), built("sft-ours")

@@ -1,7 +1,14 @@
 """vLLM itself: one engine on a CPU, too small for its requests, so that it preempts some. `make test-vllm` runs it."""
 
 import itertools
+import json
 import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,30 +64,73 @@ def model() -> Any:
 
 
 @pytest.fixture(scope="module")
-def engine(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def folder(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("vllm")
     for one in model:
         one.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(PROFILE_VARIABLE, ASSET)
-        yield start(folder)
+        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the engine shares our process
+        patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+        yield vllm.LLM(
+            model=str(folder),
+            dtype="float32",
+            enforce_eager=True,
+            max_model_len=128,
+            max_num_seqs=16,
+            block_size=32,
+            num_gpu_blocks_override=24,  # the 16 requests that may run start in a block each, and each needs two
+            logprobs_mode="processed_logprobs",
+            logits_processors=[NAME],
+        )
 
 
-def start(folder: Path, **options: Any) -> Any:
-    # Read by vLLM, some of them at import: the engine shares our process, and its cache takes a GB at most.
-    os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1", VLLM_LOGGING_LEVEL="WARNING")
-    return vllm.LLM(
-        model=str(folder),
-        dtype="float32",
-        enforce_eager=True,
-        max_model_len=128,
-        max_num_seqs=16,
-        block_size=32,
-        num_gpu_blocks_override=24,  # the 16 requests that may run start in a block each, and each needs two
-        logprobs_mode="processed_logprobs",
-        logits_processors=[NAME],
-        **options,
-    )
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Any]:
+    """`server(**body)`: status and answer of vLLM's OpenAI-compatible server, in a process of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "128", "--generation-config", "vllm"]
+    place = ["--model", str(folder), "--served-model-name", "model", "--host", "127.0.0.1", "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        *place,
+        *options,
+        "--logits-processors",
+        NAME,
+    ]
+    settings = {PROFILE_VARIABLE: ASSET, "VLLM_CPU_KVCACHE_SPACE": "1"}
+    url = f"http://127.0.0.1:{port}"
+
+    def ask(**body: Any) -> tuple[int, str]:
+        data = json.dumps({"model": "model", "prompt": "Once", "max_tokens": 8, **body}).encode()
+        request = urllib.request.Request(f"{url}/v1/completions", data, {"Content-Type": "application/json"})  # noqa: S310
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    with subprocess.Popen(command, env={**os.environ, **settings}) as process:
+        try:
+            while True:
+                assert process.poll() is None, "the server ended"
+                try:
+                    urllib.request.urlopen(f"{url}/health", timeout=5)  # noqa: S310
+                    break
+                except OSError:
+                    time.sleep(1)
+            yield ask
+        finally:
+            process.terminate()
 
 
 @pytest.fixture(scope="module")
@@ -222,3 +272,33 @@ class TestEngine:
         # Over HTTP, vLLM answers this error with status 400 and its message.
         with pytest.raises(vllm.exceptions.VLLMValidationError, match=message):
             engine.generate("Once", vllm.SamplingParams(**{**NEUTRAL, **more}, extra_args=extra), use_tqdm=False)
+
+
+class TestServer:
+    def test_a_mode_per_request(self, server):
+        texts = {}
+        for mode in ("precise", "creative", None):
+            more = {"temperature": 0} if mode is None else {"vllm_xargs": {"ugap_mode": mode}}
+            status, answer = server(**more, seed=1)
+            assert status == 200
+            texts[mode] = json.loads(answer)["choices"][0]["text"]
+        assert texts["precise"] == texts[None] != texts["creative"]
+
+    def test_streaming(self, server):
+        status, answer = server(vllm_xargs={"ugap_mode": "creative"}, stream=True, ignore_eos=True)
+        assert status == 200
+        assert answer.count("data: {") >= 8
+        assert answer.rstrip().endswith("data: [DONE]")
+
+    @pytest.mark.parametrize(
+        ("body", "message"),
+        [
+            ({"vllm_xargs": {"ugap_mode": "wild"}}, "unknown mode 'wild': choose of creative, balanced, precise"),
+            ({"vllm_xargs": {"ugap_mode": ["creative"]}}, "ugap_mode: expected a text, got ['creative']"),
+            ({"vllm_xargs": {"ugap_kind": "story"}, "temperature": 0.7}, "needs temperature=1"),
+        ],
+    )
+    def test_bad_values(self, server, body, message):
+        status, answer = server(**body)
+        assert status == 400
+        assert message in json.loads(answer)["error"]["message"]

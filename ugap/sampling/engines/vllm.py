@@ -131,7 +131,7 @@ def validate_params(sampling_params: Any) -> None:
             raise ValueError(f"{name}={value}: a request at human uncertainty needs {name}={neutral[0]}")
     # It would change the surprisals that the sampler aims at. Masks leave those of the other tokens in proportion.
     if getattr(sampling_params, "logit_bias", None):
-        raise ValueError("logit_bias: a request at human uncertainty takes none (allowed_token_ids and bad_words are)")
+        raise ValueError("logit_bias: a request at human uncertainty takes none (use allowed_token_ids or bad_words)")
 
 
 def _profile() -> HumanProfile:

@@ -79,7 +79,7 @@ class Arguments:
     )
     like: str | None = like_option("decodings")
     reader: str | None = option(
-        "a stronger model that reads all texts; modes aim at what is human to it",
+        "a stronger model that reads all texts; modes aim at the level that is human to it",
         default=None,
         group="models",
         metavar="NAME",

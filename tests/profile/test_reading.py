@@ -47,9 +47,11 @@ def test_a_damaged_one_is_refused(read_profile, tmp_path, change, fault):
         HumanProfile.load(path)
 
 
-def test_a_mode_aims_at_the_reader_and_a_weight_at_the_model_itself(read_profile):
+def test_creative_aims_at_the_reader_and_shares_at_the_model_itself(read_profile):
     assert aimed(read_profile)[0].reader == "strong"
-    assert aimed(read_profile, "balanced")[1] == 0.5
+    assert aimed(read_profile, "creative")[0].reader == "strong"
+    balanced, weight = aimed(read_profile, "balanced")
+    assert (balanced.reader, weight) == (None, 0.5)
     assert aimed(read_profile, weight=1.0)[0].reader is None
     assert aimed(read_profile.read_by("strong"), weight=0.7)[0].reader == "strong"
     assert aimed(replace(read_profile, readings={}))[0].reader is None

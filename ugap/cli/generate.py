@@ -45,8 +45,8 @@ class Arguments(ModelOptions):
         "send each prompt as a user's message through the chat template", default=False, group="prompts"
     )
     mode: Literal["creative", "balanced", "precise"] | None = option(
-        "creative: as surprising as people to the profile's reader (the default); balanced: half of that; "
-        "precise: greedy",
+        "creative: as surprising as people to the profile's reader (the default); balanced: half the model's own human "
+        "level; precise: greedy",
         default=None,
         group="decoding",
     )

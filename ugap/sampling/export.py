@@ -113,7 +113,7 @@ def _params_module(profile: HumanProfile, params: dict[str, dict[str, Any]]) -> 
         "`cdf`: quantiles of the entropy in human text. `edges` and `ranks`: inner edges of bins of entropy, and\n"
         "the last human rank in each. By position, in bands that start at `bands`: `entropy_scale` and `gain`,\n"
         "which multiply quantiles and curve, and the `mean_surprisal` of the human texts, per token. `reader` has\n"
-        "what a mode takes instead: at that level the text is human to a stronger reader.\n"
+        "what `creative` takes instead: at that level the text is human to a stronger reader.\n"
         '"""\n\n'
         "from typing import Any\n\n"
         f"SCORER = {(profile.scorer_name, profile.weight_hash)}  # the model, and the fingerprint of its weights\n"

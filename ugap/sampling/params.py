@@ -16,6 +16,7 @@ from ugap.profile import HumanProfile, Target
 from ugap.profile.calibration import CalibrationCurve
 from ugap.profile.positions import BANDS
 from ugap.profile.profile import AUTO, Selection
+from ugap.sampling.portable.human import MODES
 from ugap.sampling.portable.params_processor import mode_weight
 from ugap.scoring import ScorerId
 from ugap.scoring.fingerprint import weight_hash
@@ -137,8 +138,8 @@ def weight_of(mode: str | None, weight: float | None) -> float:
 def aimed(profile: HumanProfile, mode: str | None = None, weight: float | None = None) -> tuple[HumanProfile, float]:
     """The profile that a sampler aims by, and its weight.
 
-    A mode aims at text that is human to the reader that the profile was calibrated for, if there is one. A weight is a
-    share of the writer's own human level, unless the profile was given a reader by `HumanProfile.read_by`.
+    `creative` aims at text that is human to the reader that the profile was calibrated for, if there is one. The other
+    modes and weights are shares of the writer's own human level, unless `HumanProfile.read_by` gave the profile a reader.
 
     Args:
         profile (`HumanProfile`): The profile of the writer.
@@ -149,7 +150,8 @@ def aimed(profile: HumanProfile, mode: str | None = None, weight: float | None =
         InputError: If mode or weight is unknown or out of range.
     """
     share = weight_of(mode, weight)
-    return (profile.read_by() if weight is None and profile.reader is None else profile), share
+    to_reader = share == MODES["creative"] and weight is None
+    return (profile.read_by() if to_reader and profile.reader is None else profile), share
 
 
 def profile_of(

@@ -40,8 +40,8 @@ class HumanEntropyLogitsProcessor(ParamsLogitsProcessor):
         weight (`float`, *optional*):
             Share in [0, 1] of the model's own human level, instead of a mode: 0 is exactly greedy.
         mode (`str`, *optional*):
-            `"creative"`, `"balanced"` or `"precise"`: 1, 0.5 and 0 times the level that is human to the reader that the
-            profile was calibrated for. Without a reader it is the model's own level.
+            `"creative"`: the level that is human to the reader that the profile was calibrated for; without a reader it
+            is the model's own. `"balanced"` and `"precise"`: 0.5 and 0 times the model's own level.
         tail (`float`, *optional*, defaults to 0.999):
             Tokens beyond the rank that holds this share of human tokens at the entropy are cut; `None` cuts nothing.
         draw (`bool`, *optional*, defaults to `False`):

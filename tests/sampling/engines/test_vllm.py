@@ -396,7 +396,7 @@ class TestRequests:
             (None, None),
             ({"target_token": 3}, None),
             ({"ugap_kind": "functional"}, Request("functional", 1.0)),
-            ({"ugap_mode": "balanced", "x": 1}, Request("auto", 0.5)),
+            ({"ugap_mode": "balanced", "x": 1}, Request("auto", 0.5, own=True)),
             ({"ugap_weight": 1}, Request("auto", 1.0, own=True)),
             ({"ugap_mode": None}, Request("auto", 1.0)),
             ({"ugap_kind": None, "ugap_weight": 0.5}, Request("auto", 0.5, own=True)),

@@ -111,7 +111,9 @@ def request_of(sampling_params: Any) -> Request | None:
     kind = settings.get("ugap_kind")
     ends = frozenset(getattr(sampling_params, "all_stop_token_ids", ()))
     weight = mode_weight(settings.get("ugap_mode"), settings.get("ugap_weight"))
-    return Request(AUTO if kind is None else kind, weight, ends, settings.get("ugap_weight") is not None)
+    # As `ugap.sampling.params.aimed` has it.
+    own = settings.get("ugap_weight") is not None or weight < 1
+    return Request(AUTO if kind is None else kind, weight, ends, own)
 
 
 def validate_params(sampling_params: Any) -> None:

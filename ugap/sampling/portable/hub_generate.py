@@ -73,7 +73,7 @@ def generate(
                 f"{name}={value!r} is not possible here: every token is drawn at human uncertainty, one by one"
             )
     params = PARAMS[kind]
-    if weight is None:
+    if weight is None and mode in (None, "creative"):
         params = {**params, **params.get("reader", {})}
     generator = None if seed is None else torch.Generator(model.device).manual_seed(seed)
     suppress_tokens = suppressed_tokens(model, options.get("tokenizer"), _setting(options, model, "eos_token_id"))

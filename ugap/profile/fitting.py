@@ -5,17 +5,17 @@ Both are kept in the cache folder, by the fingerprint of the weights and that of
 
 import logging
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ugap.data import DEMO, content_hash, load_texts
 from ugap.errors import InputError
-from ugap.models.adapter import without_wrapper
+from ugap.models.adapter import adapters_off, without_wrapper
 from ugap.models.cache import cache_dir, ensure_entry
 from ugap.models.console import announced
 from ugap.profile.profile import LIKE, HumanProfile
@@ -192,23 +192,13 @@ def profile_for(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") 
     Raises:
         InputError: If the embedded texts cannot be fetched, or the model cannot score text.
     """
-    from ugap.scoring import Scorer, ScorerId, SharedScorer
-    from ugap.scoring.fingerprint import weight_hash
-
-    name = model.config.name_or_path or type(model).__name__
     base = without_wrapper(model)
-    if base is model:
-        return _profile_of(name, ScorerId(name, weight_hash(base)), lambda: Scorer(model, tokenizer, name=name))
-    return _profile_of(name, ScorerId(name, weight_hash(base)), lambda: SharedScorer(cast(Any, model), tokenizer))
+    return _profile_of(base.config.name_or_path or type(base).__name__, base, tokenizer)
 
 
 def scorer_profile(scorer: "Scorer") -> HumanProfile:
     """The human profile of a scorer; returns and raises as `profile_for`."""
-    from ugap.scoring import ScorerId
-    from ugap.scoring.fingerprint import weight_hash
-
-    base = ScorerId(scorer.name, weight_hash(scorer.model))
-    profile = _profile_of(scorer.model.config.name_or_path or scorer.name, base, lambda: scorer)
+    profile = _profile_of(scorer.model.config.name_or_path or scorer.name, scorer.model, scorer.tokenizer)
     # The profile of the base serves the adapted model, whose records bear another hash.
     return replace(profile, weight_hash=scorer.id.weight_hash)
 
@@ -231,14 +221,20 @@ def known_profile(path: str, scorer_id: "ScorerId") -> HumanProfile | None:
     return HumanProfile.find_shipped(scorer_id)
 
 
-def _profile_of(path: str, scorer_id: "ScorerId", scorer: "Callable[[], Scorer]") -> HumanProfile:
-    known = known_profile(path, scorer_id)
+def _profile_of(name: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> HumanProfile:
+    from ugap.scoring import Scorer, ScorerId
+    from ugap.scoring.fingerprint import weight_hash
+
+    scorer_id = ScorerId(name, weight_hash(model))
+    known = known_profile(name, scorer_id)
     if known is not None:
         return known
 
     def build(folder: Path) -> None:
-        with announced(f"{scorer_id.name} has no human profile: one is fitted to embedded tales and manuals, once"):
-            embedded_profile(scorer()).save(folder / _FILE)
+        line = f"{scorer_id.name} has no human profile: one is fitted to embedded tales and manuals, once"
+        # The hash is that of the base, so the base has to read.
+        with announced(line), adapters_off(model):
+            embedded_profile(Scorer(model, tokenizer, name=name)).save(folder / _FILE)
 
     return HumanProfile.load(ensure_entry(cache_dir() / "profiles" / scorer_id.weight_hash, build) / _FILE)
 

@@ -26,9 +26,8 @@ from ugap.sampling.engines.vllm import (
     ProcessorV1,
     ProcessorV2,
     Requests,
-    request_of,
 )
-from ugap.sampling.params import human_params
+from ugap.sampling.params import aimed, human_params
 from ugap.sampling.portable.human import HumanSampler, State
 from ugap.sampling.portable.special import suppressed_tokens
 
@@ -185,11 +184,9 @@ def log_probabilities(output: Any) -> list[float]:
 
 def replayed(logits: Tensor, output: Any, extra: dict[str, Any], ends: set[int], suppressed: list[int]) -> list[float]:
     """The log-probabilities of the output's tokens under the sampler alone."""
-    request = request_of(SimpleNamespace(extra_args=extra))
-    assert request is not None
-    profile = HumanProfile.load(ASSET)
-    params = human_params(profile if request.own else profile.read_by(), request.kind)
-    sampler = HumanSampler.of(params, request.weight, suppress_tokens=[t for t in suppressed if t not in ends])
+    profile, weight = aimed(HumanProfile.load(ASSET), extra.get("ugap_mode"), extra.get("ugap_weight"))
+    params = human_params(profile, extra.get("ugap_kind", "auto"))
+    sampler = HumanSampler.of(params, weight, suppress_tokens=[t for t in suppressed if t not in ends])
     state, values = State.start([len(output.prompt_token_ids)]), []
     for row, token in zip(logits, output.outputs[0].token_ids, strict=True):
         step = sampler.step(row.unsqueeze(0), state)

@@ -509,7 +509,7 @@ class TestLike:
         assert main([*words, named, "--like", mine, "--output", str(tmp_path / "like")]) == 0
         said = "writes like 12 texts: human level "
         # The terminal wraps it, at a width that depends on the length of the path.
-    assert said.strip() in " ".join(capsys.readouterr().out.split())
+        assert said.strip() in " ".join(capsys.readouterr().out.split())
         assert said in (tmp_path / "like" / "gap.md").read_text()
         assert said in (tmp_path / "like" / "report.html").read_text()
         record = json.loads((tmp_path / "like" / "gap.json").read_text())

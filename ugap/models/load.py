@@ -33,7 +33,7 @@ from ugap.files import regular_file
 from ugap.models.adapter import adapter_hash, base_of, is_adapter, with_adapter
 from ugap.models.assets import ASSETS, asset_path
 from ugap.models.console import quiet_transformers
-from ugap.models.gguf import converted
+from ugap.models.gguf import check_cuts, converted
 from ugap.models.hub import look_up
 from ugap.models.sizes import HIDDEN, LAYERS, WIDTHS, check_sizes
 from ugap.unicode import text_fault
@@ -99,6 +99,7 @@ def load_model(
     if path.suffix == ".gguf" and path.is_file():
         source = {"pretrained_model_name_or_path": str(converted(path)), "local_files_only": True}
         model, tokenizer = _from_pretrained(name, source, torch_dtype, trust_remote_code)
+        check_cuts(path, tokenizer)
         # By its own name: the cache folder is of this machine.
         model.config.name_or_path = str(path)
     else:

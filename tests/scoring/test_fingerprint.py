@@ -1,3 +1,6 @@
+import warnings
+
+import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
@@ -36,3 +39,28 @@ def test_a_base_inside_a_peft_model_keeps_its_hash(make_model):
     weights = dict(adapted.get_base_model().named_parameters())
     weights["model.layers.0.self_attn.q_proj.base_layer.weight"].data[3] += 1
     assert weight_hash(adapted.get_base_model()) != before
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])  # gpt2 has one weight as embedding and head
+@pytest.mark.parametrize("whole", ["embedding", "head", "tokens"])
+def test_the_hash_stays_where_layers_or_tokens_are_trained_as_a_whole(make_model, architecture, whole):
+    model = make_model(architecture)
+    before = weight_hash(model)
+    embedding = "embed_tokens" if architecture == "llama" else "wte"
+    options = {
+        "embedding": {"modules_to_save": [embedding]},
+        "head": {"modules_to_save": ["lm_head"]},
+        "tokens": {"trainable_token_indices": {embedding: [1, 2]}},
+    }
+    layers = "q_proj" if architecture == "llama" else "c_attn"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tied weights, and of the transposed layers of gpt2
+        adapted = get_peft_model(model, LoraConfig(target_modules=[layers], **options[whole]))
+    inner = adapted.get_base_model()
+    assert weight_hash(inner) == before
+    own = weight_hash(inner, adapters=True)
+    added = dict(inner.named_parameters()).keys() - set(make_model(architecture).state_dict())
+    changed = next(name for name in sorted(added) if "modules_to_save" in name or "tokens_delta" in name)
+    inner.get_parameter(changed).data[0] += 1
+    assert weight_hash(inner) == before
+    assert weight_hash(inner, adapters=True) != own

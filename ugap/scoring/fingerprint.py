@@ -1,14 +1,17 @@
 """A fingerprint of a model's weights that does not depend on the dtype or device that they are loaded in."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 SAMPLES = 4096
-# PEFT moves an adapted layer one level down, to `q_proj.base_layer.weight`, and adds `q_proj.lora_A...` next to it.
-_BASE = ".base_layer."
+# PEFT moves an adapted layer one level down, to `q_proj.base_layer.weight`, and adds `q_proj.lora_A...` next to it. It
+# keeps both states of a layer that is trained as a whole, and the change of tokens that are.
+_MOVED = re.compile(r"(\.token_adapter)?\.base_layer\.|\.original_module\.")
+_WHOLE = ".modules_to_save."
 
 
 @torch.no_grad()
@@ -42,12 +45,12 @@ def weight_hash(model: torch.nn.Module, *, adapters: bool = False) -> str:
 def _base_parameters(model: Any) -> Iterator[tuple[str, str]]:
     """Names of the model's parameters without those of adapters: as they are without adapters, and as they are."""
     parameters = dict(model.named_parameters())
-    adapted = {name.partition(_BASE)[0] for name in parameters if _BASE in name}
+    adapted = {name[: place.start()] for name in parameters if (place := _MOVED.search(name))}
     tied = getattr(model, "all_tied_weights_keys", ())
     for name, parameter in parameters.items():
         if parameter.is_meta and name in tied:
             continue  # offloaded, it is no longer the same parameter as the one that it is tied to
-        if _BASE in name:
-            yield name.replace(_BASE, "."), name
-        elif not any(name.startswith(f"{layer}.") for layer in adapted):
+        if _MOVED.search(name):
+            yield _MOVED.sub(".", name), name
+        elif _WHOLE not in name and not any(name.startswith(f"{layer}.") for layer in adapted):
             yield name, name

@@ -1,4 +1,5 @@
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def test_the_hash_stays_where_layers_or_tokens_are_trained_as_a_whole(make_model
     model = make_model(architecture)
     before = weight_hash(model)
     embedding = "embed_tokens" if architecture == "llama" else "wte"
-    options = {
+    options: dict[str, dict[str, Any]] = {
         "embedding": {"modules_to_save": [embedding]},
         "head": {"modules_to_save": ["lm_head"]},
         "tokens": {"trainable_token_indices": {embedding: [1, 2]}},

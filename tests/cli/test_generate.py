@@ -3,10 +3,12 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from rich.progress import Progress
 
 import ugap.models
@@ -124,6 +126,19 @@ def test_a_model_that_nobody_prepared(words, tmp_path, monkeypatch, capsys):
     assert main(plain) == 0
     again = capsys.readouterr()
     assert (again.out, again.err) == (first.out, "")
+
+
+def test_whose_profile_an_adapted_model_has(tiny_folder, make_profile, tmp_path, monkeypatch, capsys):
+    model, _ = load_model(str(tiny_folder))
+    people = replace(make_profile(model), scorer_name="the-base")
+    monkeypatch.setattr(HumanProfile, "find_shipped", classmethod(lambda cls, scorer: people))
+    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
+    common = ("--prompt", "Once upon a time", "--kind", "creative", "--max_new_tokens", "2")
+    assert main(["generate", "--model", str(tmp_path / "adapter"), *common]) == 0
+    named = capsys.readouterr()
+    assert named.err == "human profile: that of the-base\n"
+    assert main(["generate", "--model", str(tiny_folder), "--adapter", str(tmp_path / "adapter"), *common]) == 0
+    assert capsys.readouterr().out == named.out
 
 
 def test_texts_to_write_like(

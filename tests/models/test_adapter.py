@@ -3,14 +3,17 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from huggingface_hub import HfApi
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 
 import ugap.profile.profile
 from ugap.errors import InputError
-from ugap.models import load_model
+from ugap.models import ASSETS, load_model
+from ugap.models.adapter import base_of
 from ugap.profile import HumanProfile
 from ugap.profile.fitting import BESIDE, like_texts
 from ugap.sampling import generate, profile_of
@@ -18,6 +21,7 @@ from ugap.scoring import Scorer
 from ugap.scoring.fingerprint import weight_hash
 from ugap.training.policy import save_merged
 
+COMMIT = "0" * 40
 TEXT = "Once upon a time there was a king"
 
 
@@ -32,6 +36,23 @@ def adapter(tiny_folder, tmp_path):
     folder = tmp_path / "adapter"
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def as_hub(tmp_path, monkeypatch):
+    """`as_hub(name, folder)`: copy a folder into the Hub's cache and return its snapshot there; there is no network."""
+    cache = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    # A real client at a port where nobody listens.
+    monkeypatch.setattr("ugap.models.hub.model_info", HfApi(endpoint="http://127.0.0.1:9").model_info)
+
+    def put(name, folder):
+        repository = cache / f"models--{name.replace('/', '--')}"
+        (repository / "refs").mkdir(parents=True)
+        (repository / "refs" / "main").write_text(COMMIT)
+        return shutil.copytree(folder, repository / "snapshots" / COMMIT)
+
+    return put
 
 
 class TestLoading:
@@ -52,6 +73,45 @@ class TestLoading:
         config = json.loads((adapter / "adapter_config.json").read_text())
         (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "base"}))
         assert isinstance(load_model(str(adapter))[0], PeftModel)
+
+    @pytest.mark.parametrize(
+        "folder", ["/home/somebody/.cache/ugap/assets/tiny-01234567-r1", r"C:\ugap\assets\tiny-01234567-r9"]
+    )
+    def test_a_base_in_the_cache_of_another_machine_is_the_asset(self, adapter, monkeypatch, folder):
+        monkeypatch.setitem(ASSETS, "tiny", replace(ASSETS["gemma-3-270m"], sha256="01234567" * 8))
+        config = json.loads((adapter / "adapter_config.json").read_text())
+        changed = {**config, "base_model_name_or_path": folder, "revision": "main"}
+        (adapter / "adapter_config.json").write_text(json.dumps(changed))
+        assert base_of(adapter) == ("tiny", None)
+
+    def test_one_of_the_hub(self, adapter, tiny_folder, as_hub):
+        expected = Scorer.from_pretrained(str(adapter)).score([TEXT])[0].nll
+        as_hub("somebody/adapter", adapter)
+        assert Scorer.from_pretrained("somebody/adapter").score([TEXT])[0].nll == expected
+        assert Scorer.from_pretrained(str(tiny_folder), adapter="somebody/adapter").score([TEXT])[0].nll == expected
+
+    def test_one_of_the_hub_is_fetched_whole_at_one_commit(self, adapter, as_hub, monkeypatch):
+        expected = Scorer.from_pretrained(str(adapter)).score([TEXT])[0].nll
+        snapshot = as_hub("somebody/adapter", adapter)
+        calls = []
+
+        def download(name, *, revision, allow_patterns):
+            calls.append((name, revision))
+            wanted = [path.name for path in adapter.iterdir() if any(path.match(one) for one in allow_patterns)]
+            assert {"adapter_config.json", "adapter_model.safetensors"} <= set(wanted)
+            return str(snapshot)
+
+        monkeypatch.setattr("ugap.models.hub.model_info", lambda *args, **options: SimpleNamespace(sha=COMMIT))
+        monkeypatch.setattr("ugap.models.hub.snapshot_download", download)
+        assert Scorer.from_pretrained("somebody/adapter").score([TEXT])[0].nll == expected
+        assert calls == [("somebody/adapter", COMMIT)]
+
+        def fail(*args, **options):
+            raise OSError("no space left\nat all")
+
+        monkeypatch.setattr("ugap.models.hub.snapshot_download", fail)
+        with pytest.raises(InputError, match=r"^somebody/adapter: cannot be fetched from the Hub: no space left$"):
+            load_model("somebody/adapter")
 
     def test_its_own_tokenizer_is_taken(self, adapter, tiny_folder):
         tokenizer = load_model(str(tiny_folder))[1]
@@ -77,6 +137,23 @@ class TestLoading:
         change(adapter)
         monkeypatch.setattr("ugap.models.load._from_pretrained", None)
         with pytest.raises(InputError, match=fault):
+            load_model(str(adapter))
+
+    def test_one_that_adds_a_prompt_is_refused_before_its_base_is_loaded(self, tiny_folder, tmp_path, monkeypatch):
+        config = PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")
+        get_peft_model(load_model(str(tiny_folder))[0], config).save_pretrained(tmp_path / "prompt")
+        monkeypatch.setattr("ugap.models.load._from_pretrained", None)
+        for name, options in ((tmp_path / "prompt", {}), (tiny_folder, {"adapter": tmp_path / "prompt"})):
+            with pytest.raises(InputError, match="adds a prompt"):
+                load_model(str(name), **options)
+
+    @pytest.mark.parametrize("own", [True, False])
+    def test_one_on_another_adapter_is_refused(self, adapter, tmp_path, own):
+        shutil.copytree(adapter, tmp_path / "second")
+        config = json.loads((adapter / "adapter_config.json").read_text())
+        base = adapter if own else tmp_path / "second"
+        (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(base)}))
+        with pytest.raises(InputError, match="is an adapter, too"):
             load_model(str(adapter))
 
     def test_one_for_another_model_is_refused(self, adapter, save_model, make_model):
@@ -138,6 +215,26 @@ class TestProfile:
         assert first.weight_hash == base.weight_hash
         # The adapter is on again.
         assert adapted.score([TEXT])[0].nll == before != Scorer.from_pretrained(str(tiny_folder)).score([TEXT])[0].nll
+
+    def test_a_model_of_the_hub_has_the_one_in_its_repository(self, tiny_folder, make_profile, as_hub, monkeypatch):
+        profile = make_profile(load_model(str(tiny_folder))[0], level=2.0)
+        folder = as_hub("somebody/tiny", tiny_folder)
+        profile.save(folder / BESIDE)
+        model, tokenizer = load_model("somebody/tiny")
+        assert profile_of(model, None, tokenizer).to_dict() == profile.to_dict()
+        # Loaded over the network, a model bears its id and its commit.
+        model.config.name_or_path, model.config._commit_hash = "somebody/tiny", folder.name
+        assert profile_of(model, None, tokenizer).to_dict() == profile.to_dict()
+        model.config._commit_hash = "1" * 40
+        assert profile_of(model, None, tokenizer).to_dict() != profile.to_dict()
+
+    def test_one_that_was_fitted_goes_into_a_merged_model(self, adapter, tiny_folder, tmp_path, monkeypatch):
+        monkeypatch.setattr("ugap.profile.fitting.cache_dir", lambda: tmp_path / "cache")
+        save_merged(str(tiny_folder), adapter, tmp_path / "merged")
+        assert not (tmp_path / "merged" / BESIDE).exists()
+        fitted = HumanProfile.for_model(*load_model(str(tiny_folder)))
+        save_merged(str(tiny_folder), adapter, tmp_path / "merged")
+        assert HumanProfile.load(tmp_path / "merged" / BESIDE).to_dict()["kinds"] == fitted.to_dict()["kinds"]
 
     def test_a_merged_model_carries_it(self, adapter, people, tiny_folder, tmp_path):
         save_merged(str(tiny_folder), adapter, tmp_path / "merged")

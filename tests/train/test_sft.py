@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from ugap.cli.main import main
 from ugap.models import load_model, with_adapter
+from ugap.profile import HumanProfile
 from ugap.training import UncertaintySFTTrainer
 
 
@@ -101,11 +102,18 @@ def test_an_adapter_is_gone_on_from(finished, train, weights, evaluations, tmp_p
     assert not torch.equal(weights(folder)[name], weights(finished)[name])
 
 
-def test_all_weights(train, evaluations, tiny_folder, tmp_path):
+def test_all_weights(train, evaluations, tiny_folder, tmp_path, make_profile, monkeypatch):
+    people = make_profile(load_model(str(tiny_folder))[0])
+    find = classmethod(lambda cls, scorer: people if scorer.weight_hash == people.weight_hash else None)
+    monkeypatch.setattr(HumanProfile, "find_shipped", find)
     folder = train("sft", tmp_path / "run", "--full", "--max_steps", "1", "--eval_every", "0")
     base, trained = (load_file(path / "model.safetensors") for path in (tiny_folder, folder))
     assert all(not torch.equal(value, trained[name]) for name, value in base.items() if "proj" in name)
     assert [evaluation["step"] for evaluation in evaluations(folder)] == [0, 1]
+    # It aims at what its base reads as human.
+    found = HumanProfile.for_model(*load_model(str(folder)))
+    assert found.weight_hash != people.weight_hash
+    assert found.to_dict()["kinds"] == people.to_dict()["kinds"]
 
 
 @torch.no_grad()

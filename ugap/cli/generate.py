@@ -96,7 +96,7 @@ def run(arguments: Arguments) -> None:
     from ugap.profile.profile import LIKE
     from ugap.sampling import human_params, profile_of, weight_of
     from ugap.sampling.generation import generate_batches
-    from ugap.terminal import Terminal
+    from ugap.terminal import Terminal, visible
 
     # Whatever can be refused without the model is refused before it is loaded, which takes seconds.
     prompts = _prompts(arguments)
@@ -117,6 +117,8 @@ def run(arguments: Arguments) -> None:
     if arguments.chat and tokenizer.chat_template is None:
         raise InputError(f"{arguments.model} has no chat template: leave out --chat")
     profile = profile_of(model, profile, tokenizer, like=like, reader=arguments.reader)
+    if arguments.profile is None and profile.scorer_name != arguments.model:  # as for an adapter or a merged model
+        print(f"human profile: that of {visible(profile.scorer_name)}", file=sys.stderr)
     if like is not None:
         print(certainty(profile), file=sys.stderr)
     batches = generate_batches(

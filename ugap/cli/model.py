@@ -13,7 +13,7 @@ class ModelOptions:
 
     model: str = option("asset, folder, .gguf file or Hub id of the model", group="model", metavar="NAME")
     adapter: str | None = option(
-        "folder of a PEFT adapter to put on the model (it can also be named as the model)",
+        "folder or Hub id of a PEFT adapter to put on the model (it can also be named as the model)",
         default=None,
         group="model",
         metavar="DIR",

@@ -418,9 +418,12 @@ def train(
             logits are not finite.
         Terminated: The run got SIGTERM, and has saved a checkpoint.
     """
+    from ugap.profile.fitting import known_profile
+    from ugap.scoring import ScorerId
+    from ugap.scoring.fingerprint import weight_hash
     from ugap.training.evaluation.callback import UncertaintyGapCallback
     from ugap.training.evaluation.card import before_and_after
-    from ugap.training.policy import MERGED, save_merged
+    from ugap.training.policy import MERGED, leave_profile, save_merged
     from ugap.training.run_folder import check_settings, note_run
     from ugap.training.termination import saving_at_sigterm
 
@@ -446,6 +449,11 @@ def train(
     # From here as in TRL's scripts, which save, write the card, push and end.
     folder = Path(args.output_dir)
     trainer.save_model(str(folder))
+    if arguments.full and (base_hash := content.get("weight_hash")):
+        trained = weight_hash(trainer.accelerator.unwrap_model(trainer.model))  # of every process, as some shard
+        if trainer.is_world_process_zero():
+            people = known_profile(arguments.model, ScorerId(arguments.model, base_hash))
+            leave_profile(people, trained, folder)
     trainer.create_model_card(model_name=(args.hub_model_id or folder.resolve().name).split("/")[-1])
     # A merged model of an earlier run would not belong to the new adapter.
     if trainer.is_world_process_zero() and (arguments.merge or (folder / MERGED).is_dir()):

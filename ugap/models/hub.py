@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import cast
 
-from huggingface_hub import model_info, try_to_load_from_cache
+from huggingface_hub import model_info, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -19,6 +19,8 @@ from ugap.errors import InputError
 # Hub, such as 404, are of the subclass `HfHubHTTPError`: catch them first.
 NETWORK_ERRORS = cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+# All but the weights of a model: transformers asks for what it needs and would leave the human profile.
+_SMALL = ("*.json", "*.jinja", "*.model", "adapter_model.safetensors")
 
 
 def is_local(name: str) -> bool:
@@ -76,9 +78,39 @@ def look_up(name: str, revision: str | None = None) -> tuple[str | None, Path | 
     except RevisionNotFoundError as error:
         raise InputError(f"{name}: the Hub has no revision {revision!r} of it") from error
     except NETWORK_ERRORS as error:
-        config = try_to_load_from_cache(name, "config.json", revision=revision)
-        if isinstance(config, str):
-            return None, Path(config).parent
+        for file in ("config.json", "adapter_config.json"):
+            config = try_to_load_from_cache(name, file, revision=revision)
+            if isinstance(config, str):
+                return None, Path(config).parent
         line = str(error).strip().partition("\n")[0]
         reason = f"the Hub cannot be reached and its cache has no copy ({line})"
         raise InputError(f"{name}: no folder here, no asset, and {reason}") from error
+
+
+def hub_folder(name: str, revision: str | None = None) -> tuple[Path, bool]:
+    """The folder of a Hub repository in the cache, and whether all that can be had is in it.
+
+    It gets the configs, the tokenizer, the weights of an adapter and the human profile. Without a network, it is what
+    the cache holds.
+
+    Raises:
+        InputError: As `resolve_commit`, or if the files cannot be fetched.
+    """
+    commit, snapshot = look_up(name, revision)
+    if snapshot is not None:
+        return snapshot, True
+    try:
+        return Path(snapshot_download(name, revision=commit, allow_patterns=list(_SMALL))), False
+    except NETWORK_ERRORS as error:
+        line = str(error).strip().partition("\n")[0]
+        raise InputError(f"{name}: cannot be fetched from the Hub: {line}") from error
+
+
+def file_beside(name: str, commit: str | None, file: str) -> Path | None:
+    """A file in the folder of a model, or in the cached snapshot of its Hub repository; `None` if there is none."""
+    if (Path(name) / file).is_file():
+        return Path(name) / file
+    if commit is None or Path(name).exists():
+        return None
+    cached = try_to_load_from_cache(name, file, revision=commit)
+    return Path(cached) if isinstance(cached, str) else None

@@ -34,7 +34,7 @@ from ugap.models.adapter import adapter_hash, base_of, is_adapter, with_adapter
 from ugap.models.assets import ASSETS, asset_path
 from ugap.models.console import quiet_transformers
 from ugap.models.gguf import check_cuts, converted
-from ugap.models.hub import look_up
+from ugap.models.hub import hub_folder, is_local
 from ugap.models.sizes import HIDDEN, LAYERS, WIDTHS, check_sizes
 from ugap.unicode import text_fault
 
@@ -58,10 +58,10 @@ def load_model(
 
     Args:
         name (`str`): An asset (`"gemma-3-270m"`, `"smollm2-135m-instruct"`), a folder with safetensors and a tokenizer,
-            a `.gguf` file (converted once), or a Hub id. Also the folder of a PEFT adapter, whose
-            config names its base.
-        adapter (`str` or `Path`, *optional*): Folder of a PEFT adapter to put on the model. The model that is returned
-            is then a `PeftModel`. A tokenizer in the folder takes the place of the model's.
+            a `.gguf` file (converted once), or a Hub id. Also the folder or Hub id of a PEFT adapter, whose config
+            names its base.
+        adapter (`str` or `Path`, *optional*): Folder or Hub id of a PEFT adapter to put on the model. The model that is
+            returned is then a `PeftModel`. A tokenizer of the adapter takes the place of the model's.
         dtype (`str` or `torch.dtype`, *optional*, defaults to `"float32"`): Type of the weights: `"float32"`,
             `"bfloat16"`, `"float16"`, or `"auto"` for the one they are stored in.
         device (`str`, *optional*): Where the model goes; by default the GPU where there is one, else the CPU.
@@ -80,12 +80,15 @@ def load_model(
     if not name or text_fault(name):
         raise InputError(f"{name!r} names no model")
     torch_dtype, torch_device = _dtype(dtype), _device(device)
-    if is_adapter(name):
-        if adapter is not None or revision is not None:
+    snapshot, whole = hub_folder(name, revision) if _is_hub_id(name) else (None, False)
+    if name not in ASSETS and is_adapter(snapshot or name):
+        if adapter is not None or (revision is not None and snapshot is None):
             raise InputError(f"{name}: an adapter, which takes neither another adapter nor a revision")
-        adapter = name
-        name, revision = base_of(name)
+        adapter = snapshot or name
+        name, revision = base_of(adapter)
     if adapter is not None:
+        if _is_hub_id(str(adapter)):
+            adapter, _ = hub_folder(str(adapter))
         # Before the base is loaded, which takes seconds to minutes.
         adapter_hash(adapter)
         model, tokenizer = load_model(
@@ -106,16 +109,19 @@ def load_model(
         if path.is_dir():
             _check_folder(path)
             source = {"pretrained_model_name_or_path": str(path), "local_files_only": True}
-        elif path.exists() or not _HUB_ID.fullmatch(name) or path.suffix == ".gguf":
+        elif snapshot is None:
             raise InputError(f"{name}: neither a folder, nor a .gguf file, nor a Hub id, nor an asset")
+        elif whole:  # as a plain folder: by its id, transformers would ask for files that the cache lacks
+            source = {"pretrained_model_name_or_path": str(snapshot), "local_files_only": True}
         else:
-            _, snapshot = look_up(name, revision)
             source = {"pretrained_model_name_or_path": name, "revision": revision}
-            if snapshot:  # as a plain folder: by its id, transformers would ask for files that the cache lacks
-                source = {"pretrained_model_name_or_path": str(snapshot), "local_files_only": True}
         model, tokenizer = _from_pretrained(name, source, torch_dtype, trust_remote_code)
     with reading(f"{name}: cannot be loaded"):
         return _ready_model(model, torch_device), _ready_tokenizer(name, tokenizer)
+
+
+def _is_hub_id(name: str) -> bool:
+    return not is_local(name) and _HUB_ID.fullmatch(name) is not None and not name.endswith(".gguf")
 
 
 def _adapted(

@@ -18,6 +18,7 @@ from ugap.errors import InputError
 from ugap.models.adapter import adapters_off, without_wrapper
 from ugap.models.cache import cache_dir, ensure_entry
 from ugap.models.console import announced
+from ugap.models.hub import file_beside
 from ugap.profile.profile import LIKE, HumanProfile
 from ugap.progress import progress_bar
 
@@ -203,22 +204,32 @@ def scorer_profile(scorer: "Scorer") -> HumanProfile:
     return replace(profile, weight_hash=scorer.id.weight_hash)
 
 
-def known_profile(path: str, scorer_id: "ScorerId") -> HumanProfile | None:
-    """The human profile of a model where none has to be fitted: the one in its folder, or the shipped one.
+def known_profile(path: str, scorer_id: "ScorerId", commit: str | None = None) -> HumanProfile | None:
+    """The human profile of a model where none has to be fitted.
+
+    It is the one in the folder or Hub repository of the model, the shipped one, or one that was fitted before.
 
     Args:
         path (`str`): The model's folder, or its name.
         scorer_id (`ScorerId`): Its name and weight hash.
+        commit (`str`, *optional*): The commit of a model of the Hub.
 
     Raises:
         InputError: If the profile in the folder is damaged, or of another model.
     """
-    beside = Path(path) / BESIDE
-    if beside.is_file():
+    beside = file_beside(path, commit, BESIDE)
+    if beside is not None:
         profile = HumanProfile.load(beside)
         profile.check(scorer_id)
         return profile
-    return HumanProfile.find_shipped(scorer_id)
+    shipped = HumanProfile.find_shipped(scorer_id)
+    fitted = _fitted(scorer_id.weight_hash) / _FILE
+    return HumanProfile.load(fitted) if shipped is None and fitted.is_file() else shipped
+
+
+def _fitted(weights: str) -> Path:
+    """Where the profile is kept that was fitted to the embedded texts."""
+    return cache_dir() / "profiles" / weights
 
 
 def _profile_of(name: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> HumanProfile:
@@ -226,7 +237,7 @@ def _profile_of(name: str, model: "PreTrainedModel", tokenizer: "PreTrainedToken
     from ugap.scoring.fingerprint import weight_hash
 
     scorer_id = ScorerId(name, weight_hash(model))
-    known = known_profile(name, scorer_id)
+    known = known_profile(name, scorer_id, getattr(model.config, "_commit_hash", None))
     if known is not None:
         return known
 
@@ -236,7 +247,7 @@ def _profile_of(name: str, model: "PreTrainedModel", tokenizer: "PreTrainedToken
         with announced(line), adapters_off(model):
             embedded_profile(Scorer(model, tokenizer, name=name)).save(folder / _FILE)
 
-    return HumanProfile.load(ensure_entry(cache_dir() / "profiles" / scorer_id.weight_hash, build) / _FILE)
+    return HumanProfile.load(ensure_entry(_fitted(scorer_id.weight_hash), build) / _FILE)
 
 
 def named_profile(model: str) -> HumanProfile | None:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ugap.errors import InputError
 from ugap.models import load_model, with_adapter
 from ugap.models.console import quiet_transformers
+from ugap.profile import HumanProfile
 from ugap.profile.fitting import BESIDE, known_profile
 from ugap.scoring import ScorerId
 from ugap.scoring.fingerprint import weight_hash
@@ -121,6 +122,15 @@ def _is_rate(value: object) -> bool:
     return isinstance(value, float) and value > 0
 
 
+def leave_profile(people: HumanProfile | None, weights: str, folder: Path) -> None:
+    """Put the human profile of the base beside the weights of a trained model.
+
+    As with an adapter, the model aims at what its base reads as human. Without a profile of the base, nothing is done.
+    """
+    if people is not None:
+        replace(people, weight_hash=weights).save(folder / BESIDE)
+
+
 def save_merged(
     base: str, adapter: str | Path, folder: str | Path, *, dtype: str = "float32", trust_remote_code: bool = False
 ) -> None:
@@ -147,9 +157,7 @@ def save_merged(
     with quiet_transformers():
         merged.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-    # The merged model aims at what its base reads as human, as the adapter does.
-    if people is not None:
-        replace(people, weight_hash=weight_hash(merged)).save(temporary / BESIDE)
+    leave_profile(people, weight_hash(merged), temporary)
     # A folder cannot be replaced by a rename, so the old one goes first.
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)

@@ -47,9 +47,20 @@ def test_conversion_settles_bos(tiny_gguf, tmp_path):
     convert_gguf(tiny_gguf, tmp_path / "plain")
     convert_gguf(tiny_gguf, tmp_path / "out", bos_token="<|endoftext|>")
     plain, tokenizer = (AutoTokenizer.from_pretrained(tmp_path / name) for name in ("plain", "out"))
-    assert (plain.bos_token, tokenizer.bos_token, tokenizer.bos_token_id) == ("<|im_start|>", "<|endoftext|>", 0)
+    # The file names <|im_start|>, and says that texts start without it.
+    assert (plain.bos_token, tokenizer.bos_token, tokenizer.bos_token_id) == (None, "<|endoftext|>", 0)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.config.bos_token_id == model.generation_config.bos_token_id == 0
+
+
+def test_texts_start_with_bos_where_the_file_says_so(tiny_gguf, tmp_path):
+    content = tiny_gguf.read_bytes()
+    at = content.index(b"tokenizer.ggml.add_bos_token") + len("tokenizer.ggml.add_bos_token") + 4  # behind the type
+    assert content[at] == 0
+    path = tmp_path / "with.gguf"
+    path.write_bytes(content[:at] + b"\1" + content[at + 1 :])
+    for file, bos in ((path, "<|im_start|>"), (tiny_gguf, None)):
+        assert load_model(str(file))[1].bos_token == bos
 
 
 def test_special_tokens_in_a_text_can_be_read_as_characters(tiny_gguf, tmp_path):

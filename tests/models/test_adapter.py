@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 import ugap.profile.profile
 from ugap.errors import InputError
 from ugap.models import ASSETS, load_model
-from ugap.models.adapter import base_of
+from ugap.models.adapter import adapters_off, base_of
 from ugap.profile import HumanProfile
 from ugap.profile.fitting import BESIDE, like_texts
 from ugap.sampling import generate, profile_of
@@ -243,3 +243,25 @@ class TestProfile:
         assert beside.weight_hash == weight_hash(model)
         assert profile_of(model, None, tokenizer).to_dict() == beside.to_dict()
         assert beside.to_dict()["kinds"] == people.to_dict()["kinds"]
+
+
+class TestAdaptersOff:
+    def test_the_base_reads_and_all_is_as_it_was(self, adapter, tiny_folder):
+        model, tokenizer = load_model(str(adapter))
+        inner = model.get_base_model()
+        scorer, base = Scorer(inner, tokenizer), Scorer.from_pretrained(str(tiny_folder))
+        on, off = scorer.score([TEXT])[0].nll, base.score([TEXT])[0].nll
+        with adapters_off(inner):
+            assert scorer.score([TEXT])[0].nll == pytest.approx(off, abs=1e-6)
+        assert scorer.score([TEXT])[0].nll == on
+        # A loaded model has no gradients, and PEFT would switch them on with the adapter.
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+
+    def test_what_was_off_stays_off(self, adapter, tiny_folder):
+        model, tokenizer = load_model(str(adapter))
+        inner = model.get_base_model()
+        off = Scorer.from_pretrained(str(tiny_folder)).score([TEXT])[0].nll
+        with model.disable_adapter():
+            with adapters_off(inner):
+                pass
+            assert Scorer(inner, tokenizer).score([TEXT])[0].nll == pytest.approx(off, abs=1e-6)

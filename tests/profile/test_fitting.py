@@ -1,5 +1,6 @@
 """Profiles that are fitted on the fly: cuts of texts, texts of a user, and models that nobody prepared."""
 
+import copy
 import shutil
 
 import numpy as np
@@ -9,7 +10,7 @@ import ugap.profile.fitting
 from ugap.errors import InputError
 from ugap.models import load_model
 from ugap.profile import HumanProfile, like_texts
-from ugap.profile.fitting import BESIDE, by_kind, check_like, cut_text, named_profile
+from ugap.profile.fitting import BESIDE, by_kind, check_like, cut_text, named_profile, profile_for
 from ugap.scoring import Scorer
 
 
@@ -137,3 +138,12 @@ class TestForModel:
         beside = named_profile(str(tmp_path))
         assert beside is not None
         assert beside.to_dict() == profile.to_dict()
+
+
+def test_a_fitted_profile_is_that_of_the_tokenizer_too(tiny_model, tokenizer, cache):
+    with_bos = profile_for(tiny_model, tokenizer)
+    without = copy.deepcopy(tokenizer)
+    without.bos_token = None
+    # The same weights, read without BOS: the level is another one, and must not come from the cache.
+    assert profile_for(tiny_model, without).kinds["manual"].means != with_bos.kinds["manual"].means
+    assert len(list(cache.glob("[0-9a-f]*"))) == 2

@@ -452,7 +452,7 @@ def train(
     if arguments.full and (base_hash := content.get("weight_hash")):
         trained = weight_hash(trainer.accelerator.unwrap_model(trainer.model))  # of every process, as some shard
         if trainer.is_world_process_zero():
-            people = known_profile(arguments.model, ScorerId(arguments.model, base_hash))
+            people = known_profile(arguments.model, ScorerId(arguments.model, base_hash), trainer.processing_class)
             leave_profile(people, trained, folder)
     trainer.create_model_card(model_name=(args.hub_model_id or folder.resolve().name).split("/")[-1])
     # A merged model of an earlier run would not belong to the new adapter.

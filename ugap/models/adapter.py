@@ -83,13 +83,16 @@ def without_wrapper(model: Any) -> "PreTrainedModel":
 
 @contextmanager
 def adapters_off(model: "PreTrainedModel") -> Iterator[None]:
-    """The model without what its adapters add; one without adapters as it is."""
+    """The model without what its adapters add; afterwards it is as it was. One without adapters is left alone."""
     layers: list[Any] = []
     if any(".base_layer." in name or ".original_module." in name for name, _ in model.named_parameters()):
         from peft.tuners.tuners_utils import BaseTunerLayer
         from peft.utils.other import AuxiliaryTrainingWrapper
 
-        layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+        wrappers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+        layers = [layer for layer in wrappers if not layer.disable_adapters]
+    # PEFT switches gradients off and on together with the adapter.
+    with_gradients = [(one, one.requires_grad) for layer in layers for one in layer.parameters()]
     for layer in layers:
         layer.enable_adapters(False)
     try:
@@ -97,6 +100,8 @@ def adapters_off(model: "PreTrainedModel") -> Iterator[None]:
     finally:
         for layer in layers:
             layer.enable_adapters(True)
+        for parameter, before in with_gradients:
+            parameter.requires_grad_(before)
 
 
 def with_adapter(model: "PreTrainedModel", folder: str | Path, name: str) -> "PeftModel":

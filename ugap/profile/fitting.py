@@ -40,6 +40,8 @@ EMBEDDED_TOKENS = 128
 EMBEDDED_KINDS = {"creative": "fairy-tale", "functional": "manual"}
 _LENDER = "smollm2-135m-instruct"
 _FILE = "profile.json"
+# Digits, white space, contractions, punctuation and other scripts: what tokenizers of one vocabulary cut differently.
+_PROBE = "It's 1999:\n\n  12. naïve 東京 (\"x\")\t= 3.14;\r\nI'LL"
 _BATCH = 8
 LIKE_TOKENS = 400  # in all: fewer say nothing of a level
 LIKE_TEXTS = 256  # at most: more would change the level by less than 1%, and take minutes
@@ -204,7 +206,9 @@ def scorer_profile(scorer: "Scorer") -> HumanProfile:
     return replace(profile, weight_hash=scorer.id.weight_hash)
 
 
-def known_profile(path: str, scorer_id: "ScorerId", commit: str | None = None) -> HumanProfile | None:
+def known_profile(
+    path: str, scorer_id: "ScorerId", tokenizer: "PreTrainedTokenizerBase", commit: str | None = None
+) -> HumanProfile | None:
     """The human profile of a model where none has to be fitted.
 
     It is the one in the folder or Hub repository of the model, the shipped one, or one that was fitted before.
@@ -212,6 +216,7 @@ def known_profile(path: str, scorer_id: "ScorerId", commit: str | None = None) -
     Args:
         path (`str`): The model's folder, or its name.
         scorer_id (`ScorerId`): Its name and weight hash.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         commit (`str`, *optional*): The commit of a model of the Hub.
 
     Raises:
@@ -223,13 +228,15 @@ def known_profile(path: str, scorer_id: "ScorerId", commit: str | None = None) -
         profile.check(scorer_id)
         return profile
     shipped = HumanProfile.find_shipped(scorer_id)
-    fitted = _fitted(scorer_id.weight_hash) / _FILE
+    fitted = _fitted(scorer_id.weight_hash, tokenizer) / _FILE
     return HumanProfile.load(fitted) if shipped is None and fitted.is_file() else shipped
 
 
-def _fitted(weights: str) -> Path:
+def _fitted(weights: str, tokenizer: "PreTrainedTokenizerBase") -> Path:
     """Where the profile is kept that was fitted to the embedded texts."""
-    return cache_dir() / "profiles" / weights
+    # The same weights read other tokens, or read without BOS, are as surprising as another model.
+    ids = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
+    return cache_dir() / "profiles" / f"{weights}-{content_hash([tokenizer.bos_token_id, ids])}"
 
 
 def _profile_of(name: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> HumanProfile:
@@ -237,7 +244,7 @@ def _profile_of(name: str, model: "PreTrainedModel", tokenizer: "PreTrainedToken
     from ugap.scoring.fingerprint import weight_hash
 
     scorer_id = ScorerId(name, weight_hash(model))
-    known = known_profile(name, scorer_id, getattr(model.config, "_commit_hash", None))
+    known = known_profile(name, scorer_id, tokenizer, getattr(model.config, "_commit_hash", None))
     if known is not None:
         return known
 
@@ -247,7 +254,7 @@ def _profile_of(name: str, model: "PreTrainedModel", tokenizer: "PreTrainedToken
         with announced(line), adapters_off(model):
             embedded_profile(Scorer(model, tokenizer, name=name)).save(folder / _FILE)
 
-    return HumanProfile.load(ensure_entry(_fitted(scorer_id.weight_hash), build) / _FILE)
+    return HumanProfile.load(ensure_entry(_fitted(scorer_id.weight_hash, tokenizer), build) / _FILE)
 
 
 def named_profile(model: str) -> HumanProfile | None:

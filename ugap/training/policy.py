@@ -148,7 +148,7 @@ def save_merged(
     """
     model, tokenizer = load_model(base, dtype=dtype, device="cpu", trust_remote_code=trust_remote_code)
     start_with_bos(tokenizer)
-    people = known_profile(base, ScorerId(base, weight_hash(model)))
+    people = known_profile(base, ScorerId(base, weight_hash(model)), tokenizer)
     # safe_merge refuses weights that become NaN.
     merged = with_adapter(model, adapter, base).merge_and_unload(safe_merge=True)
     folder = Path(folder)

@@ -271,20 +271,14 @@ def human(arguments: Arguments, scorer: "Scorer", like: "Sequence[TextRow]") -> 
     """
     from ugap.errors import InputError
     from ugap.profile import HumanProfile
-    from ugap.profile.fitting import cut_text
+    from ugap.profile.fitting import like_texts
     from ugap.profile.profile import LIKE
 
     profile = HumanProfile.for_scorer(scorer) if arguments.profile is None else HumanProfile.load(arguments.profile)
     profile.check(scorer.id)
     if not arguments.like_texts:
         return profile, arguments.kind or arguments.domain
-    cuts = [
-        one
-        for row in like
-        if (one := cut_text(scorer.tokenizer, whole(row), prefix_tokens=arguments.prefix_tokens)) is not None
-    ]
-    scores = scorer.score([one.text for one in cuts], [one.prefix for one in cuts], pmi=True)
-    fitted = profile.like(scores, scorer.score([one.prefix for one in cuts]))
+    fitted = like_texts(profile, scorer, [whole(row) for row in like])
     if fitted.kinds[LIKE].texts is None:
         raise InputError(f"like_texts is {arguments.like_texts}, and too few of them are long enough to fit a profile")
     return fitted, LIKE

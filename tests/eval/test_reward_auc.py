@@ -196,7 +196,7 @@ def test_going_on_makes_nothing_twice_and_adds(words, finished, monkeypatch, cap
         (["--limit", "0"], "limit is 0, and at least 1 is needed"),
         (["--kind", "sermon"], "has no kind 'sermon'"),
         (["--best_of", "2"], "best_of is 2: a selection needs 3 texts"),
-        (["--like_texts", "4"], "like_texts is 4, and too few of them are long enough"),
+        (["--like_texts", "4"], "the texts to write like have"),
         (["--like_texts", "4", "--kind", "creative"], "give --like_texts or --kind, not both"),
         (["--written", "said"], "--written and --writer belong together"),
         (["--written", "nothing", "--writer", "by"], "nothing"),

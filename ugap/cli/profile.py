@@ -1,5 +1,6 @@
 """`ugap profile`: fit a human profile, or show one."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -7,7 +8,9 @@ from ugap.cli.arguments import option
 from ugap.cli.model import ModelOptions
 
 if TYPE_CHECKING:
+    from ugap.data import TextRow
     from ugap.profile import HumanProfile
+    from ugap.scoring import Scorer
 
 DESCRIPTION = """\
 Fit a human profile to human texts. For each kind of text it holds quantiles of surprisal, entropy, deviation, PMI and
@@ -72,11 +75,14 @@ def run(arguments: Arguments) -> None:
     Raises:
         InputError: The input is bad, or options are missing.
     """
+    from dataclasses import replace
+
+    from ugap.data import load_texts
     from ugap.errors import InputError
     from ugap.files import output_file
-    from ugap.models import load_model
     from ugap.profile import HumanProfile
     from ugap.sampling import profile_of
+    from ugap.scoring import Scorer
 
     if arguments.output:
         # Before the model is loaded, which takes longer than a look at the folder.
@@ -91,13 +97,22 @@ def run(arguments: Arguments) -> None:
     if arguments.profile and not arguments.reader:
         raise InputError("--profile is calibrated for a reader: name it with --reader")
     given = HumanProfile.load(arguments.profile) if arguments.profile else None
-    if arguments.data and given is None:
-        profile = _fit(arguments)
-    else:
-        model, tokenizer = load_model(arguments.model, **arguments.loading())
-        profile = profile_of(model, given, tokenizer)
+    texts = [
+        load_texts(name, text_column=arguments.text_column, domain=arguments.domain, skip_bad=arguments.skip_bad)
+        for name in arguments.data
+    ]
+    writer = Scorer.from_pretrained(arguments.model, **arguments.loading())
+    reader = None
     if arguments.reader:
-        profile = _calibrate(arguments, profile)
+        # Before a fit that can take an hour. Large readers fit in the type that they are stored in.
+        reader = Scorer.from_pretrained(arguments.reader, **{**arguments.loading(), "adapter": None, "dtype": "auto"})
+    if texts and given is None:
+        profile = _fit(arguments, writer, texts)
+    else:
+        own = profile_of(writer.model, given, writer.tokenizer)
+        profile = replace(own, weight_hash=writer.id.weight_hash)
+    if reader is not None:
+        profile = _calibrate(arguments, profile, writer, reader, texts)
     if arguments.output:
         profile.save(arguments.output)
     _show(profile)
@@ -105,26 +120,19 @@ def run(arguments: Arguments) -> None:
         print(f"\nwritten to {arguments.output}")
 
 
-def _fit(arguments: Arguments) -> "HumanProfile":
+def _fit(arguments: Arguments, scorer: "Scorer", texts: "Sequence[Sequence[TextRow]]") -> "HumanProfile":
     from collections import Counter
     from pathlib import Path
 
-    from ugap.data import load_texts
     from ugap.errors import InputError
     from ugap.files import locked
     from ugap.profile import HumanProfile
     from ugap.profile.fitting import by_kind, cut_text
-    from ugap.scoring import Scorer
     from ugap.study.excerpts import after_prompt
     from ugap.study.scoring_job import ScoringJob
     from ugap.study.store import scores_from_row
 
     assert arguments.output is not None
-    texts = [
-        load_texts(name, text_column=arguments.text_column, domain=arguments.domain, skip_bad=arguments.skip_bad)
-        for name in arguments.data
-    ]
-    scorer = Scorer.from_pretrained(arguments.model, **arguments.loading())
     cuts = []
     for rows in texts:
         taken: Counter[str] = Counter()
@@ -193,33 +201,34 @@ def _fit(arguments: Arguments) -> "HumanProfile":
         return profile
 
 
-def _calibrate(arguments: Arguments, profile: "HumanProfile") -> "HumanProfile":
+def _calibrate(
+    arguments: Arguments,
+    profile: "HumanProfile",
+    writer: "Scorer",
+    reader: "Scorer",
+    texts: "Sequence[Sequence[TextRow]]",
+) -> "HumanProfile":
     """The profile with the shares for `--reader`; those of an interrupted run are kept beside the output."""
     import json
     from dataclasses import replace
     from pathlib import Path
 
-    from ugap.data import content_hash, load_texts
+    from ugap.data import content_hash
     from ugap.files import write_json
     from ugap.profile.reading import Reading, Share
-    from ugap.sampling.reading import calibrate, cuts_of, embedded_texts
-    from ugap.scoring import Scorer
+    from ugap.sampling.reading import FEWEST_TEXTS, calibrate, cuts_of, embedded_texts
 
-    assert arguments.reader is not None
-    writer = Scorer.from_pretrained(arguments.model, **arguments.loading())
-    # Large readers fit in the type that they are stored in.
-    reader = Scorer.from_pretrained(arguments.reader, **{**arguments.loading(), "adapter": None, "dtype": "auto"})
     by_kind: dict[str, list[str]] = {}
-    for name in arguments.data:
-        rows = load_texts(name, text_column=arguments.text_column, domain=arguments.domain, skip_bad=arguments.skip_bad)
-        for row in rows:
-            if row.kind in profile.kinds:
-                by_kind.setdefault(row.kind, []).append(row.text)
+    for row in (row for rows in texts for row in rows if row.kind in profile.kinds):
+        by_kind.setdefault(row.kind, []).append(row.text)
     limit = arguments.limit or 0
     # The texts behind the limit come first: the fit did not see them.
-    texts = {kind: cuts_of(writer, [*column[limit:], *column[:limit]]) for kind, column in by_kind.items()}
-    texts = texts or embedded_texts(writer, profile)
-    key = content_hash([writer.id.weight_hash, reader.id.weight_hash, texts, profile.to_dict()])
+    cuts = {kind: cuts_of(writer, [*column[limit:], *column[:limit]]) for kind, column in by_kind.items()}
+    cuts = cuts or embedded_texts(writer, profile)
+    if any(len(column) >= FEWEST_TEXTS for column in cuts.values()):
+        for kind in [kind for kind, column in cuts.items() if len(column) < FEWEST_TEXTS]:
+            print(f"{kind}: {len(cuts.pop(kind))} texts are too few to calibrate: it takes the mean of the others")
+    key = content_hash([writer.id.weight_hash, reader.id.weight_hash, cuts, profile.to_dict()])
     kept = Path(f"{arguments.output}.reading.json") if arguments.output else None
     known: dict[str, Share] = {}
     if arguments.resume and kept is not None and kept.is_file():
@@ -233,7 +242,7 @@ def _calibrate(arguments: Arguments, profile: "HumanProfile") -> "HumanProfile":
         if kept is not None:
             write_json(kept, {"of": key, **Reading("", "", known).to_dict()})
 
-    reading = calibrate(writer, reader, profile, texts, seed=arguments.seed, known=dict(known), done=done)
+    reading = calibrate(writer, reader, profile, cuts, seed=arguments.seed, known=dict(known), done=done)
     if kept is not None:
         kept.unlink(missing_ok=True)
     return replace(profile, readings={**profile.readings, reading.reader: reading})

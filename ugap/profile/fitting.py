@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from ugap.scoring.records import TokenScores
 
 logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
 
 PREFIX_TOKENS = 64
 MAX_TOKENS = 256
@@ -94,6 +96,17 @@ def cut_text(
     return HumanText(text[:border] if prompt is None else prompt, text[border : offsets[-1][1]])
 
 
+def evenly(items: Sequence[Item], most: int) -> list[Item]:
+    """At most so many of the items, evenly spaced.
+
+    Example:
+        >>> evenly("abcdef", 3), evenly("ab", 3)
+        (['a', 'c', 'e'], ['a', 'b'])
+    """
+    n = min(len(items), most)
+    return [items[i * len(items) // n] for i in range(n)]
+
+
 def like_texts(profile: HumanProfile, scorer: "Scorer", texts: Sequence[str], *, seed: int = 0) -> HumanProfile:
     """Add to a profile the kind `like`, fitted to a user's texts; the result is cached.
 
@@ -113,10 +126,11 @@ def like_texts(profile: HumanProfile, scorer: "Scorer", texts: Sequence[str], *,
     from ugap.scoring.fingerprint import weight_hash
 
     profile.check(scorer.id)
-    distinct = list(dict.fromkeys(texts))
-    step = max(1, len(distinct) / LIKE_TEXTS)
-    taken = [distinct[int(i * step)] for i in range(min(len(distinct), LIKE_TEXTS))]
-    cuts = [cut for text in taken if (cut := cut_text(scorer.tokenizer, text)) is not None]
+    cuts = [
+        cut
+        for text in evenly(list(dict.fromkeys(texts)), LIKE_TEXTS)
+        if (cut := cut_text(scorer.tokenizer, text)) is not None
+    ]
     # With the adapter's weights, as its profile bears the hash of the base. Also of the profile: a kind is held by what
     # its other kinds share.
     weights = weight_hash(scorer.model, adapters=True)

@@ -15,7 +15,7 @@ from ugap.files import write_json
 from ugap.models.cache import cache_dir, ensure_entry
 from ugap.models.console import announced
 from ugap.profile import HumanProfile
-from ugap.profile.fitting import EMBEDDED_KINDS, HumanText, cut_text
+from ugap.profile.fitting import EMBEDDED_KINDS, HumanText, cut_text, evenly
 from ugap.profile.plain import FloatArray
 from ugap.profile.profile import LIKE
 from ugap.profile.reading import Reading, Share
@@ -78,8 +78,7 @@ def profile_read_by(
 def cuts_of(writer: "Scorer", texts: Sequence[str]) -> list[HumanText]:
     """The texts that are long enough, cut into a prefix and what follows it: `MOST_TEXTS` of them, evenly spaced."""
     found = (cut_text(writer.tokenizer, text, max_tokens=TOKENS, min_tokens=TOKENS // 4) for text in texts)
-    cuts = [cut for cut in found if cut is not None]
-    return [cuts[int(i * len(cuts) / MOST_TEXTS)] for i in range(MOST_TEXTS)] if len(cuts) > MOST_TEXTS else cuts
+    return evenly([cut for cut in found if cut is not None], MOST_TEXTS)
 
 
 def embedded_texts(writer: "Scorer", profile: HumanProfile) -> dict[str, list[HumanText]]:

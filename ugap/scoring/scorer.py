@@ -138,7 +138,8 @@ class Scorer:
             revision=revision,
             trust_remote_code=trust_remote_code,
         )
-        return cls(model, tokenizer, name=name, **kwargs)
+        # Records name what was read: the base alone would be another model.
+        return cls(model, tokenizer, name=name if adapter is None else f"{name} + {Path(adapter).name}", **kwargs)
 
     @cached_property
     def id(self) -> ScorerId:

@@ -60,7 +60,7 @@ def generate(
         model.generate(**inputs, custom_generate=FOLDER, trust_remote_code=True, mode="creative", max_new_tokens=200)
         ```
     """
-    mode_weight(mode, weight)
+    strength = mode_weight(mode, weight)
     if kind not in PARAMS:
         raise ValueError(f"unknown kind {kind!r}: there are {', '.join(sorted(PARAMS)) or 'none'}")
     config = options.get("generation_config")
@@ -79,7 +79,7 @@ def generate(
     suppress_tokens = suppressed_tokens(model, options.get("tokenizer"), _setting(options, model, "eos_token_id"))
     processor = ParamsLogitsProcessor(
         params,
-        mode_weight(mode, weight),
+        strength,
         draw=True,
         generator=generator,
         suppress_tokens=suppress_tokens,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ugap.data import TextRow
     from ugap.profile import HumanProfile
     from ugap.scoring import Scorer
+    from ugap.study.excerpts import Excerpt
 
 DESCRIPTION = """\
 Continue prefixes of human texts of many kinds, and compare the mean surprisal with people's.
@@ -28,15 +29,16 @@ examples:
 
 The texts need a column kind. People's level of a kind is that of all its texts, behind the prefix. decodings: those of
 ugap measure, and auto (the prompt sets the level), named (--named KIND=PROFILE_KIND), like (a profile of --like other
-texts of the kind). --without KIND=PROFILE_KIND leaves a kind of the profile out for texts of a kind, so that auto does
+texts of the kind), and temperature-tuned (the temperature whose text has people's level on the same prefixes).
+--without KIND=PROFILE_KIND leaves a kind of the profile out for texts of a kind, so that auto does
 not know it.
 
 The folder gets levels.json: for each kind and decoding the miss of people's level in per cent with its interval
 (bootstrap over texts), the Wasserstein distance of the surprisals, and the mean distance between the two texts of a
 prefix."""
 
-AUTO, NAMED, LIKE = "auto", "named", "like"
-DECODINGS = [AUTO, NAMED, LIKE, "ancestral"]
+AUTO, NAMED, LIKE, TUNED = "auto", "named", "like", "temperature-tuned"
+DECODINGS = [AUTO, NAMED, LIKE, "ancestral", TUNED]
 PARTS = "parts"
 RESAMPLES = 2000
 READ_TOGETHER = 32
@@ -131,9 +133,12 @@ def measure(
     without: dict[str, str],
 ) -> list[dict[str, Any]]:
     """A row for every kind and decoding."""
+    import numpy as np
+
     from ugap.profile.fitting import like_texts
     from ugap.progress import progress_bar
     from ugap.sampling import profile_of
+    from ugap.study.compare.matched import matched_temperature
     from ugap.study.continuations import Continuations, Text, batches
     from ugap.study.decodings import parse_decodings
     from ugap.study.excerpts import cut_excerpts
@@ -144,13 +149,41 @@ def measure(
     profile = profile_of(scorer.model, arguments.profile, scorer.tokenizer)
     for kind in (*named.values(), *without.values()):
         profile.weights(kind)
-    others = parse_decodings([name for name in arguments.decoding if name not in (AUTO, NAMED, LIKE)])
+    others = parse_decodings([name for name in arguments.decoding if name not in (AUTO, NAMED, LIKE, TUNED)])
     work = Continuations(output / PARTS, {})
 
     def ours(name: str, kind: str, one: "HumanProfile") -> dict[str, Any]:
         path = output / "profiles" / f"{name}-{kind}.json"
         one.save(path)
         return {"human_weight": 1.0, "human_kind": AUTO, "human_profile": str(path)}
+
+    def write(
+        kind: str, excerpts: "Sequence[Excerpt]", name: str, how: dict[str, Any], seed: int
+    ) -> "list[tuple[str, np.ndarray]]":
+        """Continuations of the excerpts: the id of each, and the surprisals that the model itself reads."""
+        out = []
+        for _, batch in batches(excerpts, arguments.batch_size):
+            texts = work.write(
+                scorer,
+                batch,
+                name,
+                how,
+                kind,
+                max_new_tokens=arguments.max_new_tokens,
+                seed=seed_of(kind, name, seed, batch[0].id),
+            )
+            read = [Text(one, scorer.name, name, text) for one, text in zip(batch, texts, strict=True)]
+            scored = work.scores(work.read(scorer, read, kind, name, str(seed), pmi=False))
+            out += [(one.id, one.scores.surprisal) for one in scored]
+        return out
+
+    def tuned(kind: str, excerpts: "Sequence[Excerpt]", level: float) -> dict[str, Any]:
+        def level_at(temperature: float) -> float:
+            how = {"temperature": temperature}
+            written = write(kind, excerpts, f"temperature-{temperature}", how, 0)
+            return float(np.mean([surprisal.mean() for _, surprisal in written if len(surprisal)]))
+
+        return {"temperature": matched_temperature(level, level_at)}
 
     table = []
     with progress_bar() as bar:
@@ -184,27 +217,15 @@ def measure(
                     if len(rest) >= arguments.like:
                         texts = [one.prefix + one.human for one in rest[: arguments.like]]
                         hows[name] = {**ours(name, kind, like_texts(profile, scorer, texts)), "human_kind": LIKE}
+                elif name == TUNED:
+                    hows[name] = tuned(kind, used, float(np.mean([text.mean() for text in human])))
                 else:
                     hows[name] = others[name.partition("=")[0]]
             for name, how in hows.items():
-                written: list[np.ndarray] = []
-                sources: list[int] = []
-                for seed in range(arguments.seeds):
-                    for _, batch in batches(used, arguments.batch_size):
-                        texts = work.write(
-                            scorer,
-                            batch,
-                            name,
-                            how,
-                            kind,
-                            max_new_tokens=arguments.max_new_tokens,
-                            seed=seed_of(kind, name, seed, batch[0].id),
-                        )
-                        read = [Text(one, scorer.name, name, text) for one, text in zip(batch, texts, strict=True)]
-                        for one in work.scores(work.read(scorer, read, kind, name, str(seed), pmi=False)):
-                            written.append(one.scores.surprisal)
-                            sources.append(number_of[one.id])
-                table.append({"kind": kind, "decoding": name, **compared(human, written, sources)})
+                written = [text for seed in range(arguments.seeds) for text in write(kind, used, name, how, seed)]
+                sources = [number_of[id] for id, _ in written]
+                row = {"kind": kind, "decoding": name, **compared(human, [text for _, text in written], sources)}
+                table.append({**row, **({"temperature": how["temperature"]} if name == TUNED else {})})
             bar.advance(task)
     return table
 

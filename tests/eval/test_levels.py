@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import ugap.profile.fitting
+from eval.levels import TUNED
 from ugap.cli.main import main
 
 
@@ -45,11 +46,12 @@ def test_levels(words, tmp_path, capsys, monkeypatch, refused, caplog):
     rows = {(row["kind"], row["decoding"]): row for row in record["rows"]}
     # No kind of the profile is called news, and none was named for it.
     assert set(rows) == {
-        *((kind, decoding) for kind in ("tale", "news") for decoding in ("auto", "like", "ancestral")),
+        *((kind, decoding) for kind in ("tale", "news") for decoding in ("auto", "like", "ancestral", TUNED)),
         ("tale", "named"),
     }
     for row in rows.values():
         assert row["n_written"] <= 6
+        assert ("temperature" in row) == (row["decoding"] == TUNED)
         assert row["miss_percent"] == pytest.approx(100 * (row["written"] / row["human"] - 1))
         low, high = row["miss_ci95"]
         assert low <= row["miss_percent"] <= high

@@ -540,6 +540,8 @@ def selection_of(
     """What the reward selects for each prefix, all drawn texts together, and people's texts: their match and spread."""
     import numpy as np
 
+    from ugap.study.analysis.variety import spread
+
     columns = list(drawn.values())
     matched = Matching.of([text for column in columns for text in column], kind, n)
     rewards = matched.rewards.reshape(len(columns), -1)  # (texts of a prefix, prefixes)
@@ -552,8 +554,7 @@ def selection_of(
             "n": len(points),
             "closeness": float(matching.closeness.mean()),
             "energy_distance": matching.energy_distance,
-            # Root of the mean variance of the whitened features: 1 for human texts of the profile.
-            "spread": float(np.sqrt(points.var(0, ddof=1).mean())),
+            "spread": spread(points[None])["total"],
         }
 
     return {HUMAN: described(people), DRAWN: described(matched), SELECTED: described(chosen)}

@@ -108,6 +108,8 @@ def test_the_record(finished, chat_folder, tiny_folder):
             assert found["ci95"][0] <= found["gap"] <= found["ci95"][1]
         assert 0 < row["distinct_4"]["human"] <= 1
         assert 0 <= row["repetition"]["human"] <= 1
+        assert row["spread"]["total"] > 0
+        assert row["spread"]["within"] is None  # one seed
         # The base has the given profile, and the other scorer one that is fitted for it.
         assert row["to_profile"].keys() == {"surprisal", "deviation", "pmi"}
     assert 0.5 <= record["matched"]["temperature"] <= 2

@@ -22,11 +22,20 @@ def row(writer, decoding, gap, scorer="self", **more):
     varied = {name: {"human": 0.9, "model_value": 0.8} for name in ("distinct_2", "distinct_4", "repetition")}
     profile = {"surprisal": 0.1, "deviation": 0.2} if scorer == "self" else None
     found = {"writer": writer, "decoding": decoding, "settings": {}, "scorer": scorer, "n": 40, "n_sources": 20}
-    return {**found, "n_dropped": 0, "measures": measures, "to_profile": profile, **varied, **more}
+    return {
+        **found,
+        "n_dropped": 0,
+        "measures": measures,
+        "to_profile": profile,
+        **varied,
+        "spread": {"total": 1.1, "within": 0.8, "between": 0.7},
+        **more,
+    }
 
 
 def reading(scorer):
     human = {"distinct_2": 0.95, "distinct_4": 0.99, "repetition": 0.2, "to_profile": {"surprisal": 0.05}}
+    human["spread"] = 0.97
     human["reward"] = 0.83 if scorer == "self" else None
     return {"scorer": scorer, "model": "tiny" if scorer == "self" else scorer, "human": human}
 

@@ -86,12 +86,22 @@ def before_after_tables(record: Record) -> Iterator[Table]:
             words=2,
         )
         yield text_table(
-            f"Variety, by {scorer['model']}'s tokens",
-            ["model", "decoding", "distinct-2", "distinct-4", "repetition"],
+            f"Variety, by {scorer['model']}'s tokens; spread of whole texts (1: human texts), and within a prefix",
+            ["model", "decoding", "distinct-2", "distinct-4", "repetition", "spread", "within"],
             [
-                ["people", "", *(figure(human[name], ".3f") for name in VARIETY)],
+                [
+                    "people",
+                    "",
+                    *(figure(human[name], ".3f") for name in VARIETY),
+                    figure(human["spread"], ".2f"),
+                    MISSING,
+                ],
                 *(
-                    [*name, *(figure(row[one]["model_value"], ".3f") for one in VARIETY)]
+                    [
+                        *name,
+                        *(figure(row[one]["model_value"], ".3f") for one in VARIETY),
+                        *(figure(row["spread"][one], ".2f") for one in ("total", "within")),
+                    ]
                     for name, row in zip(names, rows, strict=True)
                     if row["n"]
                 ),

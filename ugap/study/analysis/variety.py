@@ -26,6 +26,35 @@ def variety(texts: Sequence[TokenScores]) -> dict[str, float]:
     return {"distinct_2": distinct_n(shown, 2), "distinct_4": distinct_n(shown, 4), "repetition": repeated}
 
 
+def spread(points: np.ndarray) -> dict[str, float]:
+    """How much whole texts differ, as root of the mean variance of their whitened features: 1 for human texts.
+
+    Args:
+        points (`np.ndarray` of shape `(seeds, prefixes, features)`): Texts as points of
+            `ugap.profile.texts.TextReference.whitened`. A prefix counts where every seed has a text, a feature where
+            all these texts have it.
+
+    Returns:
+        `dict[str, float]`: `total` of all texts. With two seeds or more, `within` is of the texts of one prefix, and
+        `between` of the means of prefixes, less what `within` adds to it; NaN where there are too few texts.
+
+    Example:
+        >>> {name: round(value, 3) for name, value in spread(np.array([[[0.0], [2.0]], [[2.0], [4.0]]])).items()}
+        {'total': 1.633, 'within': 1.414, 'between': 1.0}
+    """
+    points = points[:, np.isfinite(points).any(2).all(0)]
+    points = points[:, :, np.isfinite(points).all((0, 1))]
+    seeds, n, features = points.shape
+    values = dict.fromkeys(("total", "within", "between"), float("nan"))
+    if features and seeds * n > 1:
+        values["total"] = float(np.sqrt(points.reshape(seeds * n, -1).var(0, ddof=1).mean()))
+    if features and seeds > 1 and n > 1:
+        within = points.var(0, ddof=1).mean()
+        between = points.mean(0).var(0, ddof=1).mean() - within / seeds
+        values |= {"within": float(np.sqrt(within)), "between": float(np.sqrt(max(between, 0.0)))}
+    return values
+
+
 def scored_text(scores: TokenScores) -> str:
     """The text up to the end of its last scored token, where texts are cut by tokens."""
     return scores.text[: int(scores.offsets[-1, 1])] if len(scores) else ""

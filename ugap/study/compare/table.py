@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 
 from ugap.profile import KindProfile
+from ugap.profile.plain import FloatArray
+from ugap.profile.texts import FEATURES, FEWEST_TOKENS
 from ugap.scoring import ScorerId, TokenScores
 from ugap.statistics.gap import paired_gap
 from ugap.statistics.quantiles import wasserstein_to_quantiles
 from ugap.statistics.share import share_closed
-from ugap.study.analysis.variety import VARIETY, variety
+from ugap.study.analysis.variety import VARIETY, spread, variety
 from ugap.study.gap.table import gap_table
 from ugap.study.measures import text_value, token_values
 from ugap.study.pairs import Cell, ScoredText, pair
@@ -64,6 +66,7 @@ class Reading:
                 **variety(texts),
                 "to_profile": distances_to_profile(texts, self.profile),
                 "reward": _mean(self._closeness(self.human)),
+                "spread": self._spread([self.human])["total"],
             },
         }
 
@@ -85,6 +88,7 @@ class Reading:
                 },
                 "to_profile": distances_to_profile(cell.generated, self.profile),
                 **self._variety(seeds),
+                "spread": self._spread(seeds),
             }
 
     def shares(self, decodings: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -137,6 +141,18 @@ class Reading:
         return [
             self.profile.texts.closeness(values, len(text.scores)) for values, text in zip(features, texts, strict=True)
         ]
+
+    def _spread(self, seeds: Sequence[Sequence[ScoredText]]) -> dict[str, float]:
+        """The `spread` of whole texts; NaN where the human profile is not of whole texts."""
+        reference, nothing = self.profile.texts, np.full(len(FEATURES), np.nan)
+
+        def point(text: ScoredText) -> FloatArray:
+            n = len(text.scores)
+            if reference is None or n < FEWEST_TOKENS:
+                return nothing
+            return reference.whitened(self.profile.text_features(text.scores), n)
+
+        return spread(np.array([[point(text) for text in texts] for texts in seeds]))
 
     def _variety(self, seeds: list[list[ScoredText]]) -> dict[str, dict[str, float]]:
         """Means over seeds: each sample is as large as people's."""

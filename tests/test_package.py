@@ -59,7 +59,7 @@ USERS = {
     "llama_cpp": ("ugap.sampling.engines",),
     "matplotlib": ("ugap.report", "ugap.training.evaluation.wandb_log"),
     "peft": (
-        *("ugap.training", "ugap.cli.training", "ugap.models.adapter", "train"),
+        *("ugap.training", "ugap.cli.reward", "ugap.cli.training", "ugap.models.adapter", "train"),
         *("ugap.scoring.scorer", "ugap.scoring.shared", "ugap.scoring.head.lm_head"),
     ),
     "plotly": ("ugap.report.page",),

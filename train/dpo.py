@@ -10,25 +10,20 @@ from trl import DPOConfig
 
 from ugap.cli.arguments import option
 from ugap.cli.main import main
+from ugap.cli.reward import HumanOptions, base_scorer, frozen_scorer, human_of, read_human, uncertainty_reward
 from ugap.cli.training import (
     Data,
     DataOptions,
     EvaluationOptions,
-    HumanOptions,
     PolicyOptions,
-    base_scorer,
     check_trackers,
     data_of,
     decoding_of,
-    frozen_scorer,
-    human_of,
     in_one_line,
     policy_of,
-    read_human,
     say,
     settings_of,
     train,
-    uncertainty_reward,
 )
 from ugap.data.domain import CREATIVE
 from ugap.errors import InputError

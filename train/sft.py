@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from ugap.cli.arguments import option
 from ugap.cli.main import main
+from ugap.cli.reward import frozen_scorer
 from ugap.cli.training import (
     DataOptions,
     EvaluationOptions,
@@ -17,7 +18,6 @@ from ugap.cli.training import (
     check_trackers,
     data_of,
     decoding_of,
-    frozen_scorer,
     in_one_line,
     policy_of,
     say,

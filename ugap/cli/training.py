@@ -1,4 +1,7 @@
-"""The options that the training programs share, and the policy, data and training run that they ask for."""
+"""The options that the training programs share, and the policy, data and training run that they ask for.
+
+The scorers and the reward have a module of their own: `ugap.cli.reward`.
+"""
 
 import dataclasses
 import inspect
@@ -9,8 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from ugap.cli.arguments import option
-from ugap.cli.human import like_option, read_like
-from ugap.data.domain import CREATIVE
 from ugap.errors import InputError, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -18,10 +19,8 @@ if TYPE_CHECKING:
 
     from ugap.data import TextRow
     from ugap.data.facts import Fact
-    from ugap.profile import HumanProfile
     from ugap.scoring import Scorer
     from ugap.study.excerpts import Excerpt
-    from ugap.training import UncertaintyReward
     from ugap.training.policy import Policy
 
 # Sections of the help whose options may change when a run is resumed.
@@ -70,35 +69,6 @@ class DataOptions:
     functional_share: float = option("share of functional rows", default=0.3, group="data")
     limit: int | None = option("texts of each domain and file", default=None, group="data")
     prefix_tokens: int = option("tokens of a prompt that is cut from a text", default=64, group="data")
-
-
-@dataclass(kw_only=True)
-class HumanOptions:
-    """The human text that completions are compared with."""
-
-    profile: str | None = option(
-        "human profile of the scorer, a file or the name of a shipped one (default: the scorer's own)",
-        default=None,
-        group="rewards",
-        metavar="NAME",
-    )
-    kind: str | None = option(
-        f"kind of text or domain of the profile that completions are compared with (default: {CREATIVE})",
-        default=None,
-        group="rewards",
-    )
-    like: str | None = like_option("rewards")
-    second_scorer: list[str] = option(
-        "further frozen models that score completions, each by its own human profile: the reward is the mean over all",
-        default=[],
-        group="rewards",
-        metavar="NAME",
-    )
-    pointwise: bool = option(
-        "reward each completion by itself: best for one average text, so for training without groups alone",
-        default=False,
-        group="rewards",
-    )
 
 
 @dataclass(kw_only=True)
@@ -177,8 +147,8 @@ def policy_of(arguments: Any, config: Any) -> "Policy":
         lora=None if arguments.full or arguments.adapter is not None else lora,
         adapter=arguments.adapter,
         dtype=arguments.dtype,
-        device=_device(config),
-        trust_remote_code=_trusted(config),
+        device=device_of(config),
+        trust_remote_code=trusts_code(config),
     )
     kind = "all weights" if arguments.full else f"adapter {arguments.adapter}"
     if policy.lora is not None:
@@ -221,111 +191,6 @@ def data_of(arguments: Any, tokenizer: "PreTrainedTokenizerBase") -> Data:
     say(f"texts to train on: {_counted(texts)}; facts: {len(data.facts)}")
     say(f"held out: {_counted(data.excerpts)} prefixes from {_counted(held)} texts; facts: {len(data.asked)}")
     return data
-
-
-def frozen_scorer(arguments: Any, config: Any) -> "Scorer | None":
-    """The frozen scorer, unless it is the policy's base. A full fine-tuning changes its base, so it needs a scorer."""
-    from ugap.scoring import Scorer
-
-    name = arguments.scorer or (arguments.model if arguments.full else None)
-    if name is None:
-        return None
-    return Scorer.from_pretrained(name, device=_device(config), trust_remote_code=_trusted(config))
-
-
-def read_human(arguments: Any) -> list[str]:
-    """The texts to write like; checks the other `HumanOptions` as far as it can be done before a model is loaded.
-
-    Raises:
-        InputError: The profile or the file cannot be read, the profile lacks the kind, or options exclude each other.
-    """
-    from ugap.profile import HumanProfile
-    from ugap.profile.fitting import named_profile
-
-    given = arguments.profile
-    if arguments.like is not None and arguments.kind is not None:
-        raise InputError("give --like or --kind, not both")
-    profile = named_profile(arguments.scorer or arguments.model) if given is None else HumanProfile.load(given)
-    if profile is not None:
-        profile.weights(arguments.kind or CREATIVE)
-    return read_like(arguments.like)
-
-
-def human_of(arguments: Any, scorer: "Scorer", like: Sequence[str]) -> "tuple[HumanProfile, str]":
-    """The human profile of a scorer, and the kind of it to compare with.
-
-    Args:
-        arguments (`Any`): The options; `HumanOptions` are among them.
-        scorer (`Scorer`): The scorer of the completions.
-        like (`Sequence[str]`): The texts to write like; none where a kind is followed.
-
-    Raises:
-        InputError: The profile is of another model, lacks the kind, or the texts are too few.
-    """
-    from ugap.profile import HumanProfile
-    from ugap.profile.fitting import certainty, like_texts
-    from ugap.profile.profile import LIKE
-    from ugap.profile.texts import FEWEST_TEXTS
-
-    own = HumanProfile.for_scorer(scorer) if arguments.profile is None else HumanProfile.load(arguments.profile)
-    own.check(scorer.id)
-    if not like:
-        kind = arguments.kind or CREATIVE
-        own.weights(kind)
-        return own, kind
-    own = like_texts(own, scorer, like)
-    if own.kinds[LIKE].texts is None:
-        raise InputError(
-            f"too few of the texts to write like are long enough to compare whole texts with: give {FEWEST_TEXTS}"
-        )
-    say(f"{scorer.name} compares with {certainty(own)}")
-    return own, LIKE
-
-
-def uncertainty_reward(
-    arguments: Any,
-    config: Any,
-    scorer: "Scorer | None",
-    human: "tuple[HumanProfile, str]",
-    like: Sequence[str],
-    *,
-    length: int | None = None,
-) -> "UncertaintyReward":
-    """The reward of the options.
-
-    Args:
-        arguments (`Any`): The options; `HumanOptions` are among them.
-        config (`Any`): The config of the trainer.
-        scorer (`Scorer`, *optional*): The first scorer; by default the policy's base.
-        human (`tuple[HumanProfile, str]`): Its human profile, and the kind of it to compare with: see `human_of`.
-        like (`Sequence[str]`): The texts to write like; none where a kind is followed.
-        length (`int`, *optional*): Nominal length of a completion in tokens; by default the trainer's.
-
-    Raises:
-        InputError: As `human_of`, of the further scorers.
-    """
-    from ugap.training import UncertaintyReward
-
-    profiles: list[HumanProfile] = [human[0]]
-    scorers: list[Scorer | None] = [scorer]
-    for name in arguments.second_scorer:
-        further = frozen_scorer(dataclasses.replace(arguments, scorer=name), config)
-        assert further is not None
-        profiles.append(human_of(dataclasses.replace(arguments, profile=None), further, like)[0])
-        scorers.append(further)
-    return UncertaintyReward(profiles, scorers, kind=human[1], length=length, pointwise=arguments.pointwise)
-
-
-def base_scorer(policy: "Policy") -> "Scorer":
-    """The policy's base as a scorer, before training."""
-    from peft import PeftModel
-
-    from ugap.scoring import Scorer, SharedScorer
-
-    if isinstance(policy.model, PeftModel):
-        return SharedScorer(policy.model, policy.tokenizer)
-    # Without an adapter to continue, the policy still is its base.
-    return Scorer(policy.model, policy.tokenizer)
 
 
 def decoding_of(word: str | None, default: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -457,7 +322,9 @@ def train(
     trainer.create_model_card(model_name=(args.hub_model_id or folder.resolve().name).split("/")[-1])
     # A merged model of an earlier run would not belong to the new adapter.
     if trainer.is_world_process_zero() and (arguments.merge or (folder / MERGED).is_dir()):
-        save_merged(arguments.model, folder, folder / MERGED, dtype=arguments.dtype, trust_remote_code=_trusted(args))
+        save_merged(
+            arguments.model, folder, folder / MERGED, dtype=arguments.dtype, trust_remote_code=trusts_code(args)
+        )
     say(f"\n{before_and_after(gap.evaluations[0], gap.evaluations[-1])}\n\nsaved in {folder}")
     if args.push_to_hub:
         with in_one_line():
@@ -564,11 +431,13 @@ def _effective(args: Any) -> str:
     )
 
 
-def _device(config: Any) -> str | None:
+def device_of(config: Any) -> str | None:
+    """The device that models are loaded on."""
     return "cpu" if config.use_cpu else None  # None: the GPU if there is one
 
 
-def _trusted(config: Any) -> bool:
+def trusts_code(config: Any) -> bool:
+    """Whether the code of a model's repository may run; a config without the option trusts none."""
     return bool(getattr(config, "trust_remote_code", False))
 
 

@@ -34,6 +34,9 @@ With --author all of it is done overall, within author group, and for each autho
 rated higher and more surprising, only what holds within author group speaks of uncertainty. --group narrows everything
 to texts of one group, such as the answers to one prompt.
 
+A profile is nearer to the texts that it was fitted to than to others. The shipped kind story was fitted to human
+stories of creative-story-gen and HANNA: --without story where those are rated.
+
 The folder gets quality.json: settings and all numbers; quality.png and quality-curves.png; and parts, from which
 --resume goes on."""
 
@@ -71,7 +74,13 @@ class Arguments:
         group="scorer",
         metavar="NAME",
     )
-    domain: str = option("domain of the profile", default="creative", group="scorer")
+    domain: str = option("kind or domain of the profile", default="creative", group="scorer")
+    without: list[str] = option(
+        "kinds of the profile to leave out, such as one that was fitted to the rated texts",
+        default=[],
+        group="scorer",
+        metavar="KIND",
+    )
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = option(
         "type of the weights", default="float32", group="scorer"
     )
@@ -170,6 +179,8 @@ def find_profile(arguments: Arguments, scorer: "Scorer") -> "tuple[KindProfile, 
     else:
         profile = HumanProfile.load(arguments.profile)
         profile.check(scorer.id)
+    for kind in arguments.without:
+        profile = profile.without(kind)
     return profile.kind(arguments.domain), profile.source
 
 

@@ -127,6 +127,20 @@ def test_a_scorer_that_nobody_prepared_gets_a_profile(words, tmp_path):
     assert record["human"]["nll"] > 0
 
 
+def test_a_kind_that_was_fitted_to_the_rated_texts_is_left_out(words, tiny_folder, tmp_path):
+    scorer = Scorer.from_pretrained(str(tiny_folder))
+    kinds = {"other": scorer.score(["So it goes. " * 12] * 20), "rated": scorer.score(["tailor wolf " * 12] * 20)}
+    both = HumanProfile.fit(kinds, domains=dict.fromkeys(kinds, "creative"), resamples=2)
+    both.save(tmp_path / "both.json")
+    levels = {}
+    for name, more in (("both", []), ("one", ["--without", "rated"])):
+        profile = ["--profile", str(tmp_path / "both.json"), "--output", str(tmp_path / name), "--rating", "best"]
+        assert main([*words, *profile, *more]) == 0
+        levels[name] = read(tmp_path / name)["human"]["nll"]
+    assert levels["one"] == pytest.approx(both.kinds["other"].means["surprisal"])
+    assert abs(levels["both"] - levels["one"]) > 0.01
+
+
 def test_pmi(words, tmp_path):
     assert main([*words, "--output", str(tmp_path / "out"), "--rating", "best", "--pmi"]) == 0
     measures = {row["measure"] for row in read(tmp_path / "out")["relations"]}
@@ -142,6 +156,7 @@ def test_pmi(words, tmp_path):
         (["--author", "who"], "no column 'who'; the columns are"),
         (["--limit", "9"], "column 'best' rates 9 texts, and at least 10 are needed"),
         (["--resamples", "1"], "resamples is 1, and at least 100 are needed"),
+        (["--without", "creative"], "cannot do without 'creative'"),
         (["--domain", "poems"], "the human profile has no kind 'poems'"),
         (["--data", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
     ],

@@ -402,8 +402,9 @@ def test_targets_by_domain_and_prompt(make_trainer, human_profile):
     trainer = make_trainer()
     batch, rows = scored_batch(trainer)
     creative = torch.tensor([row["domain"] == "creative" for row in rows])
-    levels = trainer.uncertainty.first.human_levels([rows[0]["prompt"]], [rows[0]["human_completion"]])
-    torch.testing.assert_close(batch["entropy_target"][creative], torch.full((4,), levels[0]), check_dtype=False)
+    (judged,) = trainer.uncertainty.first.judge([rows[0]["prompt"]], [""], human=[rows[0]["human_completion"]])
+    level = torch.full((4,), judged.human_level)
+    torch.testing.assert_close(batch["entropy_target"][creative], level, check_dtype=False)
     # On functional prompts: the base's own entropy on the same completion, at the sampling temperature.
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
     mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)

@@ -246,6 +246,11 @@ def own_profiles(monkeypatch, human_profile, human_texts):
     monkeypatch.setattr(HumanProfile, "for_scorer", classmethod(fit))
 
 
+def human_levels(reward, prompts, human):
+    """Expected surprisal of people after prompts, with no completion to judge."""
+    return [one.human_level for one in reward.first.judge(prompts, [""] * len(prompts), human=human)]
+
+
 def test_another_policy_is_bound_anew(two_policies, own_profiles, tokenizer, human_texts):
     reward = UncertaintyReward()
     found, levels = [], []
@@ -258,8 +263,8 @@ def test_another_policy_is_bound_anew(two_policies, own_profiles, tokenizer, hum
         assert reward.first.profile.weight_hash == fresh.first.profile.weight_hash == reward.first.scorer.id.weight_hash
         found.append(call(reward, human_texts[:2]))
         assert found[-1] == call(fresh, human_texts[:2])
-        levels.append(reward.first.human_levels([PROMPT], human_texts[:1]))
-        assert levels[-1] == fresh.first.human_levels([PROMPT], human_texts[:1])
+        levels.append(human_levels(reward, [PROMPT], human_texts[:1]))
+        assert levels[-1] == human_levels(fresh, [PROMPT], human_texts[:1])
     assert found[0] != found[1]
     assert levels[0] != levels[1]
     scorer = reward.first.scorer
@@ -336,7 +341,7 @@ def test_plain_trl_shares_the_base_of_a_peft_policy(base_model, human_profile, t
 
 def test_the_human_level_of_a_prompt(reward, scorer, human_texts, human_profile):
     level = human_profile.kind("creative").means["surprisal"]
-    own, other = reward.first.human_levels([PROMPT, PROMPT], [human_texts[0], None])
+    own, other = human_levels(reward, [PROMPT, PROMPT], [human_texts[0], None])
     assert other == level
     score = scorer.score(human_texts[:1], [PROMPT])[0]
     assert own == pytest.approx(human_profile.curve("creative")(score.entropy).mean(), rel=1e-5)
@@ -349,14 +354,14 @@ def test_a_batch_is_scored_in_one_pass(reward, scorer, human_texts, monkeypatch)
     run_all = scorer._run_all
 
     def keep(requests, *args):
-        scored.append(requests)
+        scored.extend([requests] if requests else [])  # an empty pass reads nothing
         return run_all(requests, *args)
 
     monkeypatch.setattr(scorer, "_run_all", keep)
     prompt = scorer.tokenizer(f"<bos>{PROMPT}")["input_ids"]
     details = reward.first.judge([prompt] * 2, human_texts[:2], human=[human_texts[2], None])
     assert len(scored) == 1
-    assert [one.human_level for one in details] == reward.first.human_levels([prompt] * 2, [human_texts[2], None])
+    assert [one.human_level for one in details] == human_levels(reward, [prompt] * 2, [human_texts[2], None])
     ids = [one.token_ids for one in details]
     assert ids[0] == scorer.tokenizer(human_texts[0], add_special_tokens=False)["input_ids"]
     assert reward.first.token_nlls([prompt] * 2, ids, details) == [one.nll for one in details]

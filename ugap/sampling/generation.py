@@ -18,6 +18,7 @@ from ugap.sampling.params import TAIL, profile_of, weight_of
 from ugap.sampling.portable.params_processor import ALONE
 from ugap.sampling.processor import DrawRecorder, HumanEntropyLogitsProcessor
 from ugap.scoring import Scorer
+from ugap.scoring.tokenise import bos_ids
 
 Prompt = str | Sequence[Mapping[str, str]]
 
@@ -285,7 +286,7 @@ def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
 
 def _context(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, number: int) -> list[int]:
     if isinstance(prompt, str):
-        bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        bos = bos_ids(tokenizer)
         # A string such as <bos> in a text is plain characters, as in scoring.
         ids = [*bos, *tokenizer(prompt, add_special_tokens=False, split_special_tokens=True)["input_ids"]]
     elif tokenizer.chat_template is None:

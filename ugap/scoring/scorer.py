@@ -27,7 +27,7 @@ from ugap.scoring.head.dispatch import Impl
 from ugap.scoring.head.lm_head import LMHead, backbone, input_device
 from ugap.scoring.head.tiles import Precision
 from ugap.scoring.records import STATISTICS, ScorerId, TokenScores
-from ugap.scoring.tokenise import Encoded, encode
+from ugap.scoring.tokenise import Encoded, bos_ids, encode
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -92,8 +92,7 @@ class Scorer:
             raise ValueError(f"max_length is {self.max_length}, fewer than 8 tokens")
         self.model = model
         self.tokenizer = tokenizer
-        with_bos = tokenizer.bos_token_id is not None if bos is None else bos
-        self.bos: list[int] = [tokenizer.bos_token_id] if with_bos else []
+        self.bos: list[int] = [] if bos is False else bos_ids(tokenizer)
         self.token_budget = token_budget or (2048 if input_device(model).type == "cpu" else 32768)
         self.impl, self.precision = impl, precision
         if config.model_type == "xlnet":

@@ -39,6 +39,11 @@ class Encoded:
     straddles: bool
 
 
+def bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What a text without a prefix starts with: the BOS token, or nothing where the tokenizer has none."""
+    return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+
+
 def encode(
     tokenizer: PreTrainedTokenizerBase,
     text: str,

@@ -14,6 +14,7 @@ from ugap.data import TextRow
 from ugap.data.domain import CREATIVE, FUNCTIONAL
 from ugap.data.facts import Fact
 from ugap.errors import InputError
+from ugap.scoring.tokenise import bos_ids
 from ugap.study.excerpts import Excerpt, cut_excerpts
 
 # Shorter pieces of a text teach little.
@@ -80,7 +81,7 @@ def sft_dataset(
     if not 0 <= functional_share < 1:
         raise InputError(f"functional_share is {functional_share}, not in [0, 1)")
     rng = random.Random(seed)
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    bos = bos_ids(tokenizer)
 
     def row(text: str, domain: str, end: bool) -> dict[str, Any]:
         ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]

@@ -36,8 +36,9 @@ class Judged:
         prompt (`str` or `list[int]`): The prompt as the scorer read it.
         n_tokens (`int`): The scorer's tokens of the completion; 0 where it is no text that can be scored.
         kind (`KindProfile`): The human texts that it is compared with.
-        human_level (`float`, *optional*): Expected surprisal of people after the prompt, nats per token; `None` if no
-            levels were asked for.
+        human_level (`float`, *optional*): Expected surprisal of people after the prompt, nats per token. With a human
+            completion, it is the mean over its tokens of the calibration curve at the scorer's entropy; without one,
+            the mean of the kind. `None` if no levels were asked for.
         token_ids (`list[int]`, *optional*): The scorer's token ids of the completion's text.
         nll (`float`, *optional*): Mean surprisal of these tokens, nats per token.
         features (`np.ndarray` of shape `(8,)`, *optional*): `ugap.profile.texts.FEATURES` of the text.
@@ -268,23 +269,6 @@ class Judge:
         bos = self.scorer.bos or []
         ids = self._ids(prefix) if isinstance(prefix, str) else prefix[len(bos) :] if prefix[:1] == bos else prefix
         return [] if len(ids) < 2 or set(self.scorer.tokenizer.all_special_ids).intersection(ids) else list(ids)
-
-    def human_levels(self, prompts: Sequence[Prompt], human: Sequence[Text | None]) -> list[float]:
-        """Expected surprisal of people after prompts, in nats per token of the scorer.
-
-        With a human completion: the mean over its tokens of the calibration curve at the scorer's entropy. Without: the
-        human level of the kind. Each human completion is scored once.
-
-        Args:
-            prompts (`Sequence[str or list]`): Prompts of the reward's domain, or their token ids.
-            human (`Sequence[str or list or None]`): The human completions.
-        """
-        prefixes = [self.prefix(prompt) for prompt in prompts]
-        people = self._people(prefixes, [self.kind] * len(prefixes))
-        if new := self._without_level(prefixes, human, people):
-            texts = [text for _, text, _ in new.values()]
-            self._keep_levels(new, self.scorer.score(texts, [prefix for prefix, *_ in new.values()], skip_bad=True))
-        return self._known_levels(prefixes, human, people)
 
     def _known_levels(self, prefixes: Any, human: Sequence[Text | None], people: Sequence[KindProfile]) -> list[float]:
         return [

@@ -23,7 +23,7 @@ from trl import DPOTrainer
 from ugap.data.domain import CREATIVE, FUNCTIONAL
 from ugap.data.facts import Fact
 from ugap.errors import InputError
-from ugap.scoring.tokenise import encode
+from ugap.scoring.tokenise import bos_ids, encode
 from ugap.training.data import start_with_bos
 from ugap.training.evaluation.card import MeasuredCard
 from ugap.training.samples import Sample, over_processes, sample_continuations
@@ -155,7 +155,7 @@ def functional_pairs(
         `list[dict]`: Rows as in `creative_pairs`, with rewards 1 and 0.
     """
     rng = random.Random(seed)
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    bos = bos_ids(tokenizer)
     rows: list[dict[str, Any]] = []
     # Rounded up: the last pass may be cut.
     for number in range(-(-n // max(1, len(facts)))):

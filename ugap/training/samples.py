@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ugap.data.domain import CREATIVE
 from ugap.sampling.batch import continue_contexts, decode_after
+from ugap.scoring.tokenise import bos_ids
 from ugap.study.decodings import decoder
 from ugap.study.generation import seed_of
 
@@ -72,7 +73,7 @@ def sample_continuations(
     """
     # The base of a PEFT model has the adapter layers in place.
     model: PreTrainedModel = policy.get_base_model() if isinstance(policy, PeftModel) else policy
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    bos = bos_ids(tokenizer)
     plain = tokenizer(list(prompts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
     contexts = [(prompt, bos + ids) for prompt, ids in zip(prompts, plain, strict=True) for _ in range(per_prompt)]
 

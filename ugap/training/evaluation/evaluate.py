@@ -25,7 +25,7 @@ from ugap.errors import InputError
 from ugap.profile import KindProfile
 from ugap.profile.texts import closeness
 from ugap.scoring import Scorer, TokenScores
-from ugap.scoring.tokenise import encode
+from ugap.scoring.tokenise import bos_ids, encode
 from ugap.statistics import distinct_n, repetition
 from ugap.statistics.energy import energy_distance
 from ugap.study.continuations import RAW
@@ -228,7 +228,7 @@ class HeldOut:
         prefixes = [excerpt.prefix for excerpt in unit.excerpts]
         plain = self.tokenizer(prefixes, add_special_tokens=False, split_special_tokens=True)
         # The BOS of the policy's tokenizer: a scorer of another family has another BOS.
-        bos = [self.tokenizer.bos_token_id] if self.tokenizer.bos_token_id is not None else []
+        bos = bos_ids(self.tokenizer)
         written = generate_continuations(
             policy,
             self.tokenizer,

@@ -1,6 +1,7 @@
 """The adapters for vLLM: driven as its model runners drive them, against the sampler alone, request by request."""
 
 import enum
+import json
 import random
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -42,6 +43,8 @@ REQUESTS: list[dict[str, Any] | None] = [
     {"ugap_mode": "creative"},
     {"another": 1},
     None,
+    {"ugap_params": 1.0, "ugap_weight": 0.6},
+    {"ugap_params": 1.5, "ugap_weight": 0.6},
 ]
 
 
@@ -101,9 +104,14 @@ def make(profile, profile_file, monkeypatch):
     monkeypatch.setenv(PROFILE_VARIABLE, str(profile_file))
 
     def make(number: int) -> Sequence:
-        params = Params(REQUESTS[number % len(REQUESTS)])
+        extra = REQUESTS[number % len(REQUESTS)]
+        human = human_params(profile, (extra or {}).get("ugap_kind", "auto"))
+        if extra is not None and "ugap_params" in extra:
+            human["gain"] = [extra["ugap_params"] * gain for gain in human["gain"]]
+            extra = {**extra, "ugap_params": json.dumps(human)}
+        params = Params(extra)
         request = request_of(params)
-        sampler = request and HumanSampler.of(human_params(profile, request.kind), request.weight)
+        sampler = request and HumanSampler.of(human, request.weight)
         return Sequence(params, sampler)
 
     return make
@@ -437,6 +445,15 @@ class TestRequests:
             validate_params(Params({key: value}))
         assert "\n" not in str(caught.value)
 
+    @pytest.mark.parametrize("text", ["", "{}", "[1]", "null", '{"h": [0.0], "g": ["a"]}'])
+    def test_parameters_that_are_none(self, text):
+        with pytest.raises(ValueError, match=r"^ugap_params: not the JSON text of human_params$"):
+            validate_params(Params({"ugap_params": text}))
+
+    def test_parameters_and_a_kind(self, make):
+        with pytest.raises(ValueError, match=r"^give ugap_kind or ugap_params, not both$"):
+            validate_params(Params({"ugap_params": "{}", "ugap_kind": "creative"}))
+
     def test_what_ends_the_text_of_a_request(self, make):
         params = Params({"ugap_mode": "creative"}, all_stop_token_ids={5, 7})
         assert request_of(params) == Request("auto", 1.0, frozenset({5, 7}))
@@ -447,8 +464,8 @@ class TestRequests:
 
     def test_the_profile_must_be_named(self, make, monkeypatch):
         monkeypatch.delenv(PROFILE_VARIABLE)
-        with pytest.raises(InputError, match="set UGAP_PROFILE"):
-            HumanEntropyProcessor(CONFIG, torch.device("cpu"), False)
+        with pytest.raises(InputError, match=r"set UGAP_PROFILE .* or send ugap_params"):
+            validate_params(Params({"ugap_mode": "creative"}))
         monkeypatch.setenv(PROFILE_VARIABLE, "no such profile")
         with pytest.raises(InputError, match="neither a file nor a shipped profile"):
             HumanEntropyProcessor(CONFIG, BatchV2().states)

@@ -6,11 +6,13 @@ llm = LLM(model=..., logits_processors=["ugap.sampling.engines.vllm:HumanEntropy
 llm.generate(prompts, SamplingParams(temperature=1.0, max_tokens=200, extra_args={"ugap_mode": "creative"}))
 ```
 
-A request takes part if it has one of the keys `ugap_mode`, `ugap_weight` and `ugap_kind` in its `extra_args` (over
-HTTP: `"vllm_xargs": {"ugap_mode": "creative"}`); others stay as they are. vLLM applies temperature, top-p, top-k
-and min-p to the returned scores before it samples. A request with values that would distort the distribution is refused
-when it arrives. A key of `null` means the default. The default kind, `auto`, is the creative kinds: prompts are not
-read here. Special tokens are not drawn, except for those that end the text of a request.
+A request takes part if it has one of the keys `ugap_mode`, `ugap_weight`, `ugap_kind` and `ugap_params` in its
+`extra_args` (over HTTP: `"vllm_xargs": {"ugap_mode": "creative"}`); others stay as they are. `ugap_params` is the JSON
+text of [`human_params`][ugap.sampling.human_params]: such a request brings its own human level, and needs no profile.
+vLLM applies temperature, top-p, top-k and min-p to the returned scores before it samples. A request with values that
+would distort the distribution is refused when it arrives. A key of `null` means the default. The default kind, `auto`,
+is the creative kinds: prompts are not read here. Special tokens are not drawn, except for those that end the text of a
+request.
 `allowed_token_ids`, `bad_words`, `min_tokens` and structured outputs rule tokens out first, and the sampler works on
 those that are left. `logit_bias` is refused.
 
@@ -24,11 +26,12 @@ prompt and tokens, so it is kept under their hash: neither interface names reque
 This module also imports without vLLM, without the bases of its processors.
 """
 
+import json
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
@@ -62,7 +65,7 @@ except ImportError:
 logger = logging.getLogger(__name__)
 
 PROFILE_VARIABLE = "UGAP_PROFILE"
-_KEYS = ("ugap_kind", "ugap_mode", "ugap_weight")
+_KEYS = ("ugap_kind", "ugap_mode", "ugap_params", "ugap_weight")
 # Values of SamplingParams that leave the returned scores as they are.
 _NEUTRAL: dict[str, tuple[float, ...]] = {
     "temperature": (1,),
@@ -83,12 +86,14 @@ class Request(NamedTuple):
         weight (`float`): Share of the human level in [0, 1].
         ends (`frozenset[int]`, *optional*): Tokens that end its text.
         own (`bool`, *optional*): Whether the level is the model's own, and not that of the profile's reader.
+        params (`str`, *optional*): The sampler's parameters as JSON, instead of a kind of the profile.
     """
 
     kind: str
     weight: float
     ends: frozenset[int] = frozenset()
     own: bool = False
+    params: str | None = None
 
 
 def request_of(sampling_params: Any) -> Request | None:
@@ -105,15 +110,17 @@ def request_of(sampling_params: Any) -> Request | None:
         raise ValueError(f"unknown argument {unknown[0]!r}: there are {', '.join(_KEYS)}")
     if not settings:
         return None
-    for key in ("ugap_kind", "ugap_mode"):
+    for key in ("ugap_kind", "ugap_mode", "ugap_params"):
         if not isinstance(settings.get(key), str | None):
             raise ValueError(f"{key}: expected a text, got {settings[key]!r}")
-    kind = settings.get("ugap_kind")
+    kind, params = settings.get("ugap_kind"), settings.get("ugap_params")
+    if kind is not None and params is not None:
+        raise ValueError("give ugap_kind or ugap_params, not both")
     ends = frozenset(getattr(sampling_params, "all_stop_token_ids", ()))
     weight = mode_weight(settings.get("ugap_mode"), settings.get("ugap_weight"))
     # As `ugap.sampling.params.aimed` has it.
     own = settings.get("ugap_weight") is not None or weight < 1
-    return Request(AUTO if kind is None else kind, weight, ends, own)
+    return Request(AUTO if kind is None else kind, weight, ends, own, params)
 
 
 def validate_params(sampling_params: Any) -> None:
@@ -126,7 +133,10 @@ def validate_params(sampling_params: Any) -> None:
     request = request_of(sampling_params)
     if request is None:
         return
-    human_params(_profile(), request.kind)
+    if request.params is None:
+        human_params(_profile(), request.kind)
+    else:
+        _parsed(request.params)
     for name, neutral in _NEUTRAL.items():
         value = getattr(sampling_params, name)
         if value not in neutral:
@@ -140,7 +150,8 @@ def _profile() -> HumanProfile:
     name = os.environ.get(PROFILE_VARIABLE)
     if not name:
         raise InputError(
-            f"set {PROFILE_VARIABLE} to the human profile of the model: a file, or the name of a shipped one"
+            f"set {PROFILE_VARIABLE} to the human profile of the model: a file, or the name of a shipped one; "
+            "or send ugap_params"
         )
     return _loaded(name)
 
@@ -149,6 +160,23 @@ def _profile() -> HumanProfile:
 @lru_cache(maxsize=1)
 def _loaded(name: str) -> HumanProfile:
     return HumanProfile.load(name)
+
+
+# The requests of a batch often share their parameters.
+@lru_cache(maxsize=256)
+def _parsed(text: str) -> dict[str, Any]:
+    """The sampler's parameters from their JSON text.
+
+    Raises:
+        ValueError: If they are none.
+    """
+    try:
+        params = json.loads(text)
+        HumanSampler.of(params, 1.0)
+    # Whatever is in a request: a missing list, words for numbers, lists of other lengths.
+    except (ValueError, TypeError, LookupError, RuntimeError) as error:
+        raise ValueError("ugap_params: not the JSON text of human_params") from error
+    return dict(params)
 
 
 def _refuse(vllm_config: Any) -> None:
@@ -174,11 +202,21 @@ def _suppressed(model_config: Any) -> list[int]:
     return unwritable_tokens(tokenizer, model_config.get_vocab_size(), (), configs)
 
 
+# Fields of a sampler with a row for each sequence.
+_ROWS = ("h", "g", "entropy_quantiles", "cdf", "edges", "ranks", "entropy_scale", "gain", "mean_surprisal")
+
+
+class _LastStep(NamedTuple):
+    step: Step
+    row: int  # of the request in the step
+    sampler: HumanSampler  # of all rows of the step
+
+
 class Requests:
     """The state of the requests of an engine, each in a slot of its own.
 
     Args:
-        profile (`HumanProfile`): The human profile of the model.
+        profile (`HumanProfile`, *optional*): The human profile of the model, for requests without `ugap_params`.
         device (`torch.device`): Device of the logits.
         suppress_tokens (`Sequence[int]`, *optional*): Tokens that are not drawn, unless they end the text of a request.
         most_parked (`int`, *optional*, defaults to `1024`): States that are kept of requests without a slot. While a
@@ -187,7 +225,7 @@ class Requests:
 
     def __init__(
         self,
-        profile: HumanProfile,
+        profile: HumanProfile | None,
         device: torch.device | str,
         suppress_tokens: Sequence[int] = (),
         most_parked: int = 1024,
@@ -195,10 +233,12 @@ class Requests:
         self._profile, self._device, self._suppress_tokens = profile, device, suppress_tokens
         self._most_parked = most_parked
         self._samplers: dict[int, HumanSampler] = {}  # by slot; requests with the same settings share one
+        self._groups: dict[int, Hashable] = {}  # by slot
         # Weak: a sampler ends with its last request.
         self._shared: WeakValueDictionary[Request, HumanSampler] = WeakValueDictionary()
         self._states = torch.zeros(len(State._fields), 0, device=device)  # (fields, slots)
-        self._steps: dict[int, tuple[Step, int]] = {}  # by slot: the last step and its row in the step
+        self._steps: dict[int, _LastStep] = {}  # by slot
+        self._joined: dict[Hashable, tuple[list[HumanSampler], HumanSampler]] = {}  # of the last step, by group
         self._parked: OrderedDict[int, tuple[Tensor, Step]] = OrderedDict()  # by key: state (fields,) and last step
 
     def start(self, slot: int, request: Request) -> None:
@@ -206,8 +246,11 @@ class Requests:
         self.stop(slot)
         sampler = self._shared.get(request)
         if sampler is None:
-            profile = self._profile if request.own else self._profile.read_by()
-            params = human_params(profile, request.kind)
+            if request.params is None:
+                profile = self._profile or _profile()
+                params = human_params(profile if request.own else profile.read_by(), request.kind)
+            else:
+                params = _parsed(request.params)
             suppress_tokens = [token for token in self._suppress_tokens if token not in request.ends]
             sampler = HumanSampler.of(params, request.weight, suppress_tokens=suppress_tokens, device=self._device)
             self._shared[request] = sampler
@@ -216,12 +259,16 @@ class Requests:
             self._states = torch.cat([self._states, self._states.new_zeros(len(State._fields), missing)], 1)
         self._states[:, slot] = 0
         self._samplers[slot] = sampler
+        # The rows of a group are decoded together: what they share, and the shapes of what each has of its own.
+        shapes = tuple(getattr(sampler, name).shape[-1] for name in _ROWS)
+        self._groups[slot] = request.weight, request.ends, tuple(sampler.bands.tolist()), shapes
 
     def park(self, slot: int, key: int) -> None:
         """Free `slot`, and keep the state of its request under `key`: vLLM does not say whether it comes back."""
         if slot in self._steps:
             # On the CPU, where it costs no memory of the model; the last token may not be known yet.
-            self._parked[key] = self._states[:, slot].to("cpu", copy=True), _row_of(*self._steps[slot], "cpu")
+            last = self._steps[slot]
+            self._parked[key] = self._states[:, slot].to("cpu", copy=True), _row_of(last.step, last.row, "cpu")
             self._parked.move_to_end(key)
             while len(self._parked) > self._most_parked:
                 self._parked.popitem(last=False)
@@ -235,13 +282,14 @@ class Requests:
                 # Kept, as another request may have the same tokens; but the first to be forgotten.
                 self._parked.move_to_end(key, last=False)
                 self._states[:, slot] = state.to(self._device)
-                self._steps[slot] = _row_of(step, 0, self._device), 0
+                self._steps[slot] = _LastStep(_row_of(step, 0, self._device), 0, self._samplers[slot])
                 return i
         logger.warning("the state of a preempted request is not known any more: it starts again at the human level")
         return None
 
     def stop(self, slot: int) -> None:
         self._samplers.pop(slot, None)
+        self._groups.pop(slot, None)
         self._steps.pop(slot, None)
 
     def apply(
@@ -261,28 +309,35 @@ class Requests:
         """
         self._observe(slots, tokens)
         self._states[State._fields.index("position"), list(slots)] = positions.to(self._states)
-        groups: dict[int, list[int]] = {}
+        groups: dict[Hashable, list[int]] = {}
         for i, slot in enumerate(slots):
-            groups.setdefault(id(self._samplers[slot]), []).append(i)
-        for members in groups.values():
+            groups.setdefault(self._groups[slot], []).append(i)
+        joined, self._joined = self._joined, {}
+        for group, members in groups.items():
             group_slots = [slots[i] for i in members]
+            samplers = [self._samplers[slot] for slot in group_slots]
+            # The same requests run for many steps.
+            before, sampler = joined.get(group, ([], samplers[0]))
+            if len(before) != len(samplers) or any(a is not b for a, b in zip(before, samplers, strict=True)):
+                sampler = _join(samplers)
+            self._joined[group] = samplers, sampler
             index = torch.tensor([rows[i] for i in members], device=logits.device)
             scores = logits[index]
-            step = self._samplers[group_slots[0]].step(scores, State(*self._states[:, group_slots]))
+            step = sampler.step(scores, State(*self._states[:, group_slots]))
             logits[index] = step.scores(scores)
-            self._steps.update((slot, (step, row)) for row, slot in enumerate(group_slots))
+            self._steps.update((slot, _LastStep(step, row, sampler)) for row, slot in enumerate(group_slots))
         return logits
 
     def _observe(self, slots: Sequence[int], tokens: Tensor) -> None:
         """Add the drawn tokens to the states, step by step: the tokens of one step together."""
-        groups: dict[int, tuple[Step, list[int]]] = {}
+        groups: dict[int, tuple[_LastStep, list[int]]] = {}
         for i, slot in enumerate(slots):
             if slot in self._steps:
-                step, _ = self._steps[slot]
-                groups.setdefault(id(step), (step, []))[1].append(i)
-        for step, members in groups.values():
+                last = self._steps[slot]
+                groups.setdefault(id(last.step), (last, []))[1].append(i)
+        for (step, _, sampler), members in groups.values():
             group_slots = [slots[i] for i in members]
-            within = torch.tensor([self._steps[slot][1] for slot in group_slots], device=tokens.device)
+            within = torch.tensor([self._steps[slot].row for slot in group_slots], device=tokens.device)
             drawn = torch.full_like(step.entropy, -1, dtype=torch.long)
             drawn[within] = tokens[torch.tensor(members, device=tokens.device)].long()
             surprisal = step.surprisal_of(drawn)
@@ -292,10 +347,18 @@ class Requests:
                     1, within, self._states[:, group_slots]
                 )
             )
-            after = self._samplers[group_slots[0]].observe(state, step, surprisal)
+            after = sampler.observe(state, step, surprisal)
             self._states[:, group_slots] = torch.stack(list(after))[:, within]
             for slot in group_slots:
                 del self._steps[slot]
+
+
+def _join(samplers: Sequence[HumanSampler]) -> HumanSampler:
+    """One sampler with a row of parameters for each; their parameters are of one shape."""
+    first = samplers[0]
+    if all(one is first for one in samplers):
+        return first
+    return replace(first, **{name: torch.cat([getattr(one, name) for one in samplers]) for name in _ROWS})
 
 
 def _row_of(step: Step, row: int, device: torch.device | str) -> Step:
@@ -323,7 +386,7 @@ class HumanEntropyProcessor(_InterfaceV1, _InterfaceV2):
         is_pin_memory (`bool`, *optional*): V1 gives it; not used.
 
     Raises:
-        InputError: If `UGAP_PROFILE` is not set or cannot be read.
+        InputError: If the profile that `UGAP_PROFILE` names cannot be read.
         ValueError: If the engine decodes speculatively or in a pipeline.
 
     Example:
@@ -348,7 +411,9 @@ class HumanEntropyProcessor(_InterfaceV1, _InterfaceV2):
 def _requests(vllm_config: Any, device: torch.device) -> Requests:
     _refuse(vllm_config)
     suppressed = _suppressed(vllm_config.model_config)
-    return Requests(_profile(), device, suppressed, vllm_config.scheduler_config.max_num_seqs)
+    # Without a profile, every request must bring its parameters; one with a wrong name is refused at the start.
+    profile = _profile() if os.environ.get(PROFILE_VARIABLE) else None
+    return Requests(profile, device, suppressed, vllm_config.scheduler_config.max_num_seqs)
 
 
 @dataclass

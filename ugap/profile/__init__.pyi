@@ -6,5 +6,5 @@ from .kind import KindProfile as KindProfile
 from .positions import Positions as Positions
 from .profile import HumanProfile as HumanProfile
 from .profile import Quantiles as Quantiles
-from .profile import Target as Target
 from .prompt import PromptModel as PromptModel
+from .target import Target as Target

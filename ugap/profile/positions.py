@@ -4,14 +4,17 @@ The mean of a kind in a band of positions is shrunk toward an additive model of 
 term for the kind and a term for the band, fitted by least squares weighted by tokens.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ugap.profile.calibration import figures
 from ugap.profile.plain import FloatArray, array, member, plain
+
+if TYPE_CHECKING:
+    from ugap.scoring.records import TokenScores
 
 BANDS = (8, 16, 32, 64, 128, 256)  # borders of the bands, in tokens before a token; the last band has no end
 REFERENCE = 64  # the position of a continuation whose prefix is not known
@@ -32,6 +35,27 @@ class PlacedTokens(NamedTuple):
     position: FloatArray
     surprisal: FloatArray
     entropy: FloatArray
+
+    @classmethod
+    def of(cls, texts: Sequence["TokenScores"], prefixes: Sequence["TokenScores | None"]) -> "PlacedTokens":
+        """All scored tokens of texts; a text without a known prefix is taken to be deep in its text."""
+        positions, surprisals, entropies = [], [], []
+        for scores, before in zip(texts, prefixes, strict=True):
+            surprisal, entropy = (scores.surprisal, scores.entropy) if before is None else whole_text(before, scores)
+            position = np.arange(len(surprisal)) + (REFERENCE if before is None else 0)
+            scored = np.isfinite(surprisal) & np.isfinite(entropy)
+            positions.append(position[scored])
+            surprisals.append(surprisal[scored].astype(np.float64))
+            entropies.append(entropy[scored].astype(np.float64))
+        return cls(*(np.concatenate(parts) for parts in (positions, surprisals, entropies)))
+
+
+def whole_text(before: "TokenScores", scores: "TokenScores") -> tuple[FloatArray, FloatArray]:
+    """Surprisal and entropy of a text with its prefix, in nats."""
+    return (
+        np.concatenate([before.surprisal, scores.surprisal]).astype(np.float64),
+        np.concatenate([before.entropy, scores.entropy]).astype(np.float64),
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,6 @@ It holds kinds of text (`news`, `letter`, ...), each in a domain (`creative`, `f
 kinds to write: a kind, a domain (its kinds with equal weight), a mixture of kinds, or `auto`: the prompt decides.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,11 +19,21 @@ import numpy as np
 from ugap.errors import InputError
 from ugap.files import write_json
 from ugap.profile.calibration import CalibrationCurve, Pooling, pool
+from ugap.profile.document import VERSION, read_document, shipped_files
 from ugap.profile.kind import KindProfile, ScoredTokens, mix
 from ugap.profile.plain import FloatArray, member, text
-from ugap.profile.positions import REFERENCE, PlacedTokens, Positions, common_ratios, fit_held, fit_positions
+from ugap.profile.positions import (
+    REFERENCE,
+    PlacedTokens,
+    Positions,
+    common_ratios,
+    fit_held,
+    fit_positions,
+    whole_text,
+)
 from ugap.profile.prompt import KIND_TOKENS, SPAN, PromptModel
 from ugap.profile.reading import Reading
+from ugap.profile.target import Target
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,13 +41,10 @@ if TYPE_CHECKING:
     from ugap.scoring import Scorer
     from ugap.scoring.records import ScorerId, TokenScores
 
-VERSION = 2
 AUTO = "auto"
 LIKE = "like"
 Selection = str | Mapping[str, float]
-_MOST_BYTES = 32 * 2**20  # a kind takes some 10 thousand
 _LEAST_SURPRISAL = 0.05  # nats: the regression can predict less for code
-_SHOWN = 3  # kinds that are named
 _LEAST_WEIGHT = 0.01  # a less probable kind is not mixed in
 
 
@@ -47,53 +53,6 @@ class Quantiles(NamedTuple):
 
     levels: FloatArray
     values: FloatArray
-
-
-class Target(NamedTuple):
-    """The human text that a continuation should resemble.
-
-    Args:
-        kind (`KindProfile`): Its profile, mixed where several kinds are possible.
-        weights (`dict[str, float]`): Probability of each kind.
-        position (`int`): Tokens before the continuation.
-        mean_surprisal (`float`): Mean human surprisal of the next 64 tokens, nats per token.
-        strange (`bool`): Whether the prompt is unlike the human texts of every kind.
-        reading (`Reading`, *optional*): To whom the continuation should be human; by default to the scorer itself.
-    """
-
-    kind: KindProfile
-    weights: dict[str, float]
-    position: int
-    mean_surprisal: float
-    strange: bool = False
-    reading: Reading | None = None
-
-    @property
-    def share(self) -> float:
-        """The share of the human level to aim at, which is human to the reader."""
-        return 1.0 if self.reading is None else self.reading.share(self.weights)
-
-    @property
-    def factor(self) -> float:
-        """Ratio of the mean surprisal to that of the kind at the position: 1 where no prompt moved it."""
-        return self.mean_surprisal / self.kind.positions.mean_surprisal(self.position, SPAN)
-
-    def at(self, position: int) -> "Target":
-        """The same kinds after another number of tokens, at the level of their mixture there."""
-        return self._replace(position=position, mean_surprisal=self.kind.positions.mean_surprisal(position, SPAN))
-
-    @property
-    def named(self) -> str:
-        """The kinds in words, with their probabilities where there are several."""
-        ranked = sorted(self.weights.items(), key=lambda one: -one[1])
-        if len(ranked) == 1:
-            return ranked[0][0]
-        # Surprisal and entropy alone tell kinds apart poorly: a long tail of small probabilities says nothing.
-        return ", ".join(f"{name} {weight:.1f}" for name, weight in ranked[:_SHOWN])
-
-    def __str__(self) -> str:
-        aim = "" if self.reading is None else f"; {self.reading.reader} reads {self.share:.2f} of it as human"
-        return f"kind: {self.named}; human level {self.mean_surprisal:.2f}{aim}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +139,7 @@ class HumanProfile:
             raise InputError(f"scores of different scorers, {_named(*one)} and {_named(*other)}, make no profile")
         tokens = {kind: ScoredTokens.of(kind, column) for kind, column in texts.items()}
         before = {kind: _before(column, (prefixes or {}).get(kind)) for kind, column in texts.items()}
-        positions = fit_positions({kind: _placed(column, before[kind]) for kind, column in texts.items()})
+        positions = fit_positions({kind: PlacedTokens.of(column, before[kind]) for kind, column in texts.items()})
         pooling = pool([one.human for one in tokens.values()])
         kinds = {
             kind: KindProfile.fit(
@@ -195,7 +154,7 @@ class HumanProfile:
             for kind, column in texts.items()
         }
         whole = {
-            kind: [_whole(one, scores) for one, scores in zip(before[kind], column, strict=True) if one is not None]
+            kind: [whole_text(one, scores) for one, scores in zip(before[kind], column, strict=True) if one is not None]
             for kind, column in texts.items()
         }
         (scorer,) = scorers.values()
@@ -228,7 +187,7 @@ class HumanProfile:
         for scores in texts:
             self.check(scores.scorer)
         tokens, before = ScoredTokens.of(LIKE, texts), _before(texts, prefixes)
-        positions = fit_held(_placed(texts, before), common_ratios(self.kinds_positions()))
+        positions = fit_held(PlacedTokens.of(texts, before), common_ratios(self.kinds_positions()))
         kind = KindProfile.fit(domain, texts, tokens, positions, self.pooling, resamples=resamples, seed=seed)
         expected = [
             reading.mean_surprisal / float(np.nanmean(scores.surprisal))
@@ -255,7 +214,7 @@ class HumanProfile:
         path = Path(name_or_path)
         if path.is_file():
             return _read(path)
-        shipped = _shipped()
+        shipped = shipped_files()
         if str(name_or_path) not in shipped:
             names = ", ".join(sorted(shipped)) or "none"
             raise InputError(f"{name_or_path}: neither a file nor a shipped profile; shipped: {names}")
@@ -265,7 +224,7 @@ class HumanProfile:
     @classmethod
     def find_shipped(cls, scorer: "ScorerId") -> "HumanProfile | None":
         """The shipped profile that was fitted with a scorer's weights, if there is one."""
-        for entry in _shipped().values():
+        for entry in shipped_files().values():
             with resources.as_file(entry) as file:
                 profile = _read(file)
             if profile.weight_hash == scorer.weight_hash:
@@ -313,6 +272,33 @@ class HumanProfile:
             "prompt": None if self.prompt is None else self.prompt.to_dict(),
             "readings": {name: reading.to_dict() for name, reading in self.readings.items()},
         }
+
+    @classmethod
+    def from_dict(cls, document: Any) -> "HumanProfile":
+        """The profile of a JSON document, as `to_dict` makes it.
+
+        Raises:
+            ValueError: If a part is missing or damaged; the message names it.
+        """
+        scorer, entries = member(document, "scorer"), member(document, "kinds")
+        scorer_name, weight_hash = (text(member(scorer, name), name) for name in ("name", "weight_hash"))
+        source = text(member(document, "source"), "source")
+        pooling = Pooling.from_dict(member(document, "pooling"))
+        prompt = None if document.get("prompt") is None else PromptModel.from_dict(document["prompt"])
+        if not isinstance(entries, dict):
+            raise ValueError("'kinds' is no object")
+        kinds = {}
+        for name, entry in entries.items():
+            try:
+                kinds[name] = KindProfile.from_dict(entry)
+            except ValueError as error:
+                raise ValueError(f"kind {_short(name)}: {error}") from error
+        # Profiles that were not calibrated for a reader have none.
+        readings = document.get("readings", {})
+        if not isinstance(readings, dict):
+            raise ValueError("'readings' is no object")
+        read = {name: Reading.from_dict(name, entry) for name, entry in readings.items()}
+        return cls(scorer_name, weight_hash, source, kinds, pooling, prompt, read)
 
     def read_by(self, reader: str | None = None) -> "HumanProfile":
         """The same profile, for continuations that are human to another model.
@@ -476,78 +462,16 @@ def _before(
     return list(prefixes)
 
 
-def _placed(texts: Sequence["TokenScores"], prefixes: Sequence["TokenScores | None"]) -> PlacedTokens:
-    """All scored tokens with their positions; a text without a known prefix is taken to be deep in its text."""
-    positions, surprisals, entropies = [], [], []
-    for scores, before in zip(texts, prefixes, strict=True):
-        surprisal, entropy = (scores.surprisal, scores.entropy) if before is None else _whole(before, scores)
-        position = np.arange(len(surprisal)) + (REFERENCE if before is None else 0)
-        scored = np.isfinite(surprisal) & np.isfinite(entropy)
-        positions.append(position[scored])
-        surprisals.append(surprisal[scored].astype(np.float64))
-        entropies.append(entropy[scored].astype(np.float64))
-    return PlacedTokens(*(np.concatenate(parts) for parts in (positions, surprisals, entropies)))
-
-
-def _whole(before: "TokenScores", scores: "TokenScores") -> tuple[FloatArray, FloatArray]:
-    """Surprisal and entropy of a text with its prefix, in nats."""
-    return (
-        np.concatenate([before.surprisal, scores.surprisal]).astype(np.float64),
-        np.concatenate([before.entropy, scores.entropy]).astype(np.float64),
-    )
-
-
 def _named(name: str, weight_hash: str) -> str:
     return f"{name!r} (weights {weight_hash})"
 
 
-def _shipped() -> dict[str, Any]:
-    """Files of the shipped profiles by name."""
-    folder = resources.files("ugap.profile") / "shipped"
-    entries = sorted(folder.iterdir(), key=lambda entry: entry.name) if folder.is_dir() else []
-    return {entry.name.removesuffix(".json"): entry for entry in entries if entry.name.endswith(".json")}
-
-
 def _read(path: Path) -> HumanProfile:
+    document = read_document(path)
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise InputError(f"{path}: not a human profile: more than {_MOST_BYTES:,} bytes")
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except InputError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a human profile: {error}") from error
-    if not isinstance(document, dict) or type(document.get("version")) is not int:
-        raise InputError(f"{path}: not a human profile: it has no version")
-    if document["version"] != VERSION:
-        shown = str(document["version"])[:12]
-        raise InputError(
-            f"{path}: a human profile of version {shown}; this ugap reads version {VERSION}: fit it again with "
-            "`ugap profile --model ... --data ... --output ...`"
-        )
-    where = "a damaged human profile"
-    try:
-        scorer, entries = member(document, "scorer"), member(document, "kinds")
-        scorer_name, weight_hash = (text(member(scorer, name), name) for name in ("name", "weight_hash"))
-        source = text(member(document, "source"), "source")
-        pooling = Pooling.from_dict(member(document, "pooling"))
-        prompt = None if document.get("prompt") is None else PromptModel.from_dict(document["prompt"])
-        if not isinstance(entries, dict):
-            raise ValueError("'kinds' is no object")
-        kinds = {}
-        for name, entry in entries.items():
-            where = f"a damaged human profile: kind {_short(name)}"
-            kinds[name] = KindProfile.from_dict(entry)
-        where = "a damaged human profile"
-        readings = document.get("readings", {})
-        if not isinstance(readings, dict):
-            raise ValueError("'readings' is no object")
-        read = {name: Reading.from_dict(name, entry) for name, entry in readings.items()}
-        return HumanProfile(scorer_name, weight_hash, source, kinds, pooling, prompt, read)
+        return HumanProfile.from_dict(document)
     except ValueError as error:
-        raise InputError(f"{path}: {where}: {error}") from error
+        raise InputError(f"{path}: a damaged human profile: {error}") from error
 
 
 def _short(name: str) -> str:

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 from ugap.cli.arguments import option
 from ugap.cli.model import ModelOptions
+from ugap.errors import InputError
 
 if TYPE_CHECKING:
     from ugap.data import TextRow
     from ugap.profile import HumanProfile
+    from ugap.profile.fitting import HumanText
     from ugap.scoring import Scorer
 
 DESCRIPTION = """\
@@ -29,6 +31,10 @@ human level. The profile keeps the share at which they surprise the reader as mu
 fit left out (--limit) are taken first.
 
 The first tokens of each text, or its prompt, are the prefix; the profile is of the text behind the prefix."""
+
+
+# The settings that a resumed run has to share with the run before.
+SETTINGS = ("data", "text_column", "domain", "dtype", "prefix_tokens", "max_tokens", "min_tokens", "limit")
 
 
 @dataclass(kw_only=True)
@@ -78,7 +84,6 @@ def run(arguments: Arguments) -> None:
     from dataclasses import replace
 
     from ugap.data import load_texts
-    from ugap.errors import InputError
     from ugap.files import output_file
     from ugap.profile import HumanProfile
     from ugap.sampling import profile_of
@@ -121,35 +126,16 @@ def run(arguments: Arguments) -> None:
 
 
 def _fit(arguments: Arguments, scorer: "Scorer", texts: "Sequence[Sequence[TextRow]]") -> "HumanProfile":
-    from collections import Counter
     from pathlib import Path
 
-    from ugap.errors import InputError
     from ugap.files import locked
     from ugap.profile import HumanProfile
-    from ugap.profile.fitting import by_kind, cut_text
-    from ugap.study.excerpts import after_prompt
+    from ugap.profile.fitting import by_kind
     from ugap.study.scoring_job import ScoringJob
     from ugap.study.store import scores_from_row
 
     assert arguments.output is not None
-    cuts = []
-    for rows in texts:
-        taken: Counter[str] = Counter()
-        for row in rows:
-            if arguments.limit is not None and taken[row.kind] >= arguments.limit:
-                continue
-            cut = cut_text(
-                scorer.tokenizer,
-                row.text,
-                None if row.prompt is None else after_prompt(row.prompt, row.text),
-                prefix_tokens=arguments.prefix_tokens,
-                max_tokens=arguments.max_tokens,
-                min_tokens=arguments.min_tokens,
-            )
-            if cut is not None:
-                cuts.append((row, cut))
-                taken[row.kind] += 1
+    cuts = _cut(arguments, scorer, texts)
     domains = by_kind((row.kind, row.domain) for rows in texts for row in rows)
     if missing := set(domains) - {row.kind for row, _ in cuts}:
         needed = 2 * arguments.min_tokens
@@ -162,19 +148,7 @@ def _fit(arguments: Arguments, scorer: "Scorer", texts: "Sequence[Sequence[TextR
             pmi=True,  # a profile has quantiles of PMI
             skip_bad=arguments.skip_bad,
             resume=arguments.resume,
-            settings={
-                name: getattr(arguments, name)
-                for name in (
-                    "data",
-                    "text_column",
-                    "domain",
-                    "dtype",
-                    "prefix_tokens",
-                    "max_tokens",
-                    "min_tokens",
-                    "limit",
-                )
-            },
+            settings={name: getattr(arguments, name) for name in SETTINGS},
         )
         # Numbers, as the ids of several files may be the same. The prefixes are scored as texts of their own: the
         # prompt model learns from their surprisal and entropy.
@@ -201,6 +175,35 @@ def _fit(arguments: Arguments, scorer: "Scorer", texts: "Sequence[Sequence[TextR
         return profile
 
 
+def _cut(
+    arguments: Arguments, scorer: "Scorer", texts: "Sequence[Sequence[TextRow]]"
+) -> "list[tuple[TextRow, HumanText]]":
+    """The texts that are long enough, cut behind their prefixes; of each kind and file at most `--limit`."""
+    from collections import Counter
+
+    from ugap.profile.fitting import cut_text
+    from ugap.study.excerpts import after_prompt
+
+    cuts = []
+    for rows in texts:
+        taken: Counter[str] = Counter()
+        for row in rows:
+            if arguments.limit is not None and taken[row.kind] >= arguments.limit:
+                continue
+            cut = cut_text(
+                scorer.tokenizer,
+                row.text,
+                None if row.prompt is None else after_prompt(row.prompt, row.text),
+                prefix_tokens=arguments.prefix_tokens,
+                max_tokens=arguments.max_tokens,
+                min_tokens=arguments.min_tokens,
+            )
+            if cut is not None:
+                cuts.append((row, cut))
+                taken[row.kind] += 1
+    return cuts
+
+
 def _calibrate(
     arguments: Arguments,
     profile: "HumanProfile",
@@ -208,7 +211,7 @@ def _calibrate(
     reader: "Scorer",
     texts: "Sequence[Sequence[TextRow]]",
 ) -> "HumanProfile":
-    """The profile with the shares for `--reader`; those of an interrupted run are kept beside the output."""
+    """The profile with the shares for `--reader`; those of an interrupted run are kept in a file next to the output."""
     import json
     from dataclasses import replace
     from pathlib import Path
@@ -216,25 +219,16 @@ def _calibrate(
     from ugap.data import content_hash
     from ugap.files import write_json
     from ugap.profile.reading import Reading, Share
-    from ugap.sampling.reading import FEWEST_TEXTS, calibrate, cuts_of, embedded_texts
+    from ugap.sampling.reading import calibrate
 
-    by_kind: dict[str, list[str]] = {}
-    for row in (row for rows in texts for row in rows if row.kind in profile.kinds):
-        by_kind.setdefault(row.kind, []).append(row.text)
-    limit = arguments.limit or 0
-    # The texts behind the limit come first: the fit did not see them.
-    cuts = {kind: cuts_of(writer, [*column[limit:], *column[:limit]]) for kind, column in by_kind.items()}
-    cuts = cuts or embedded_texts(writer, profile)
-    if any(len(column) >= FEWEST_TEXTS for column in cuts.values()):
-        for kind in [kind for kind, column in cuts.items() if len(column) < FEWEST_TEXTS]:
-            print(f"{kind}: {len(cuts.pop(kind))} texts are too few to calibrate: it takes the mean of the others")
+    cuts = _to_continue(arguments, profile, writer, texts)
     key = content_hash([writer.id.weight_hash, reader.id.weight_hash, cuts, profile.to_dict()])
     kept = Path(f"{arguments.output}.reading.json") if arguments.output else None
     known: dict[str, Share] = {}
     if arguments.resume and kept is not None and kept.is_file():
-        found = json.loads(kept.read_text(encoding="utf-8"))
-        if found["of"] == key:
-            known = dict(Reading.from_dict("", found).shares)
+        document = json.loads(kept.read_text(encoding="utf-8"))
+        if document["of"] == key:
+            known = dict(Reading.from_dict("", document).shares)
 
     def done(kind: str, share: Share) -> None:
         known[kind] = share
@@ -248,50 +242,29 @@ def _calibrate(
     return replace(profile, readings={**profile.readings, reading.reader: reading})
 
 
-def _show(profile: "HumanProfile") -> None:
-    from rich.table import Table
+def _to_continue(
+    arguments: Arguments, profile: "HumanProfile", writer: "Scorer", texts: "Sequence[Sequence[TextRow]]"
+) -> "dict[str, list[HumanText]]":
+    """The texts to calibrate with, by kind; the embedded ones where none are given."""
+    from ugap.sampling.reading import FEWEST_TEXTS, cuts_of, embedded_texts
 
-    from ugap.profile.positions import BANDS
-    from ugap.terminal import Terminal, one_line
+    by_kind: dict[str, list[str]] = {}
+    for row in (row for rows in texts for row in rows if row.kind in profile.kinds):
+        by_kind.setdefault(row.kind, []).append(row.text)
+    limit = arguments.limit or 0
+    # The texts behind the limit come first: the fit did not see them.
+    cuts = {kind: cuts_of(writer, [*column[limit:], *column[:limit]]) for kind, column in by_kind.items()}
+    cuts = cuts or embedded_texts(writer, profile)
+    if any(len(column) >= FEWEST_TEXTS for column in cuts.values()):
+        for kind in [kind for kind, column in cuts.items() if len(column) < FEWEST_TEXTS]:
+            print(f"{kind}: {len(cuts.pop(kind))} texts are too few to calibrate: it takes the mean of the others")
+    return cuts
+
+
+def _show(profile: "HumanProfile") -> None:
+    from ugap.report.profile import profile_tables
+    from ugap.terminal import Terminal
 
     console = Terminal()
-    console.print(one_line(f"scorer {profile.scorer.name} ({profile.scorer.weight_hash}); {profile.source}"))
-    means = Table("kind", "domain", "texts", "tokens", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("surprisal", "entropy", "deviation", "pmi"):
-        means.add_column(name, justify="right")
-    curves = Table("calibration", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    entropies = [0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
-    for entropy in entropies:
-        curves.add_column(f"g({entropy:g})", justify="right")
-    for name, kind in profile.kinds.items():
-        values = (kind.means.get(measure) for measure in ("surprisal", "entropy", "deviation", "pmi"))
-        shown = ("-" if value is None else f"{value:.3f}" for value in values)
-        means.add_row(one_line(name), one_line(kind.domain), str(kind.n_texts), str(kind.n_tokens), *shown)
-        curves.add_row(one_line(name), *(f"{value:.2f}" for value in kind.curve(entropies)))
-    positions = Table("by position", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for start in (0, *BANDS):
-        positions.add_column(f"{start}-", justify="right")
-    for name, kind in profile.kinds.items():
-        positions.add_row(one_line(name), *(f"{value:.2f}" for value in kind.positions.surprisal))
-    console.print(means)
-    console.print("\nmean surprisal of people by the tokens before (nats):")
-    console.print(positions)
-    console.print("\nmean surprisal of people where the model's entropy is h (nats):")
-    console.print(curves)
-    if profile.prompt is not None and profile.prompt.kinds:
-        errors = Table("tokens of the prompt", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for length in profile.prompt.lengths:
-            errors.add_column(f"{length:g}", justify="right")
-        errors.add_row("error", *(f"{value:.2f}" for value in profile.prompt.kind_deviation))
-        console.print("\nroot mean square error of the level after a prompt, for a kind that was left out (nats):")
-        console.print(errors)
-    for reading in profile.readings.values():
-        console.print()
-        shares = Table("kind", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for column in ("share", "error", "people", "texts"):
-            shares.add_column(column, justify="right")
-        for name, one in reading.shares.items():
-            figures = (f"{one.share:.3f}", f"{one.error:.3f}", f"{one.people:.2f}", str(one.n_texts))
-            shares.add_row(one_line(name), *figures)
-        console.print(one_line(f"share of the human level that is human to {reading.reader}, and people to it (nats):"))
-        console.print(shares)
+    for part in profile_tables(profile):
+        console.print(part)

@@ -1,11 +1,9 @@
 """Test the reward before any training: does it rank people above noise, attacks and model text, and select a mean?"""
 
 import json
-import math
-import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,14 +13,14 @@ from ugap.cli.main import main
 from ugap.files import locked, refuse_results, without_nan, write_json
 
 if TYPE_CHECKING:
-    import numpy as np
     from rich.console import Console
 
     from ugap.data import PartStore, TextRow
-    from ugap.profile import HumanProfile, KindProfile
+    from ugap.profile import HumanProfile
     from ugap.scoring import Scorer
     from ugap.study.excerpts import Excerpt
     from ugap.training.judge import Judge
+    from ugap.training.separation import ReadText
 
 DESCRIPTION = """\
 Compare human continuations with others by the uncertainty reward, and by each of its measures alone. The AUC is the
@@ -50,12 +48,9 @@ deviations, the gain of stopping early, and what is selected. It also gets parts
 
 NAME, PARTS = "reward_auc", "parts"
 VERSION = 2
-HUMAN, ALL = "human", "uncertainty"
-SELECTED, DRAWN = "selected", "drawn"
 SHORT = {"surprisal": "s", "entropy": "h", "deviation": "dev", "repetition": "rep"}  # column heads of a table
 DECODINGS = ["greedy", "temperature-0.7", "temperature-1.5=temperature:1.5", "ancestral"]
 SHARES = (0.125, 0.25, 0.5, 0.75, 0.88, 0.95)  # of the length, at which a text stops early
-REPLACED = 0.3  # share of the words
 
 
 @dataclass(kw_only=True)
@@ -108,16 +103,6 @@ class Arguments:
     resume: bool = option("resume an interrupted run, or add decodings to one", default=False, group="output")
 
 
-@dataclass(frozen=True)
-class Judged:
-    """A text as the scorer reads it: its source and prefix, and its features, `None` where it could not be scored."""
-
-    source: str
-    prefix: str
-    n_tokens: int
-    features: Sequence[float] | None
-
-
 @dataclass(frozen=True, eq=False)
 class Kind:
     """Makes the texts of one kind, batch by batch. `key` names its parts, with the settings of a decoding."""
@@ -125,48 +110,6 @@ class Kind:
     key: str
     excerpts: "Sequence[Excerpt]"
     texts: "Callable[[Sequence[Excerpt]], list[str]]"
-
-
-@dataclass(frozen=True, eq=False)
-class Matching:
-    """The texts of one kind as a policy's completions, at their nominal length.
-
-    Args:
-        texts (`Sequence[Judged]`): The texts.
-        points (`np.ndarray` of shape `(n, 8)`): Whitened features; NaN where a text could not be scored.
-        standardised (`np.ndarray` of shape `(n, 8)`): Features in human standard deviations.
-        rewards (`np.ndarray` of shape `(n,)`): Their rewards.
-        closeness (`np.ndarray` of shape `(n,)`): Their closeness; 0 where a text could not be scored.
-        energy_distance (`float`): From human texts.
-    """
-
-    texts: Sequence[Judged]
-    points: "np.ndarray"
-    standardised: "np.ndarray"
-    rewards: "np.ndarray"
-    closeness: "np.ndarray"
-    energy_distance: float = field(default=math.nan)
-
-    @classmethod
-    def of(cls, texts: Sequence[Judged], kind: "KindProfile", n: int) -> "Matching":
-        """Match texts of nominally `n` tokens. A text of other length has been made so, and is not short for it."""
-        import numpy as np
-
-        from ugap.training.matching import match, with_length_rule
-
-        points, standardised = (np.full((len(texts), 8), np.nan) for _ in range(2))
-        assert kind.texts is not None
-        for i, text in enumerate(texts):
-            if text.features is not None:
-                features = np.array(text.features, dtype=np.float64)
-                points[i] = kind.texts.whitened(features, max(n, text.n_tokens))
-                standardised[i] = kind.texts.standardised(features, text.n_tokens)
-        keys = [text.prefix for text in texts]
-        matched = match(points, keys)
-        scored = np.isfinite(matched.closeness)
-        rewards = with_length_rule(matched.rewards, keys, scored.astype(float))
-        closeness = np.where(scored, matched.closeness, 0)
-        return cls(texts, points, standardised, rewards, closeness, matched.energy_distance)
 
 
 def run(arguments: Arguments) -> None:
@@ -216,6 +159,7 @@ def measure(
     from ugap.scoring import Scorer
     from ugap.study.continuations import check_writer
     from ugap.training.judge import Judge
+    from ugap.training.separation import DRAWN, HUMAN, Matching, compare, selection_of, stopping_early
 
     def load(name: str) -> Scorer:
         return Scorer.from_pretrained(
@@ -315,8 +259,10 @@ def kinds(
 ) -> dict[str, Kind]:
     """Every kind of text by its name, human text first."""
     from ugap.errors import InputError
+    from ugap.study.analysis.corruptions import corruptions, first_tokens
     from ugap.study.continuations import contexts_of
     from ugap.study.generation import generate_continuations, seed_of
+    from ugap.training.separation import DRAWN, HUMAN
 
     n, tokenizer = arguments.max_new_tokens, writer.tokenizer
 
@@ -339,10 +285,14 @@ def kinds(
 
         return write
 
-    out = {name: Kind(name, excerpts, each(make)) for name, make in corrupted(excerpts, tokenizer, n).items()}
+    def first(length: int, one: "Excerpt") -> str:
+        return first_tokens(tokenizer, one.human, length)
+
+    out = {HUMAN: Kind(HUMAN, excerpts, each(lambda one: one.human))}
+    out |= {name: Kind(name, excerpts, each(make)) for name, make in corruptions(excerpts, tokenizer, n).items()}
     for share in SHARES:
         name = f"first {share:.0%}"
-        out[name] = Kind(f"{name} of a human text", excerpts, each(partial(_first, tokenizer, round(share * n))))
+        out[name] = Kind(f"{name} of a human text", excerpts, each(partial(first, round(share * n))))
     if arguments.written is not None:
         for name, rows in _written(arguments, excerpts).items():
             out[name] = Kind(f"{name}|given", cut(rows, writer, arguments), each(lambda one: one.human))
@@ -356,70 +306,12 @@ def kinds(
     return out
 
 
-def corrupted(excerpts: "Sequence[Excerpt]", tokenizer: Any, n: int) -> "dict[str, Callable[[Excerpt], str]]":
-    """How each kind of text that no model writes is made from an excerpt."""
-    from ugap.study.analysis.corruptions import (
-        CODE,
-        OTHER_LANGUAGES,
-        looped,
-        of_other_sources,
-        random_tokens,
-        rare_and_common,
-        replaced_words,
-        shuffled_sentences,
-        shuffled_words,
-    )
-
-    # Each prefix with the continuation of another source.
-    others = {one.id: text for one, text in zip(excerpts, of_other_sources(excerpts), strict=True)}
-    rare, common = rare_and_common([one.human for one in excerpts])
-
-    def rng(excerpt: "Excerpt") -> random.Random:
-        # By the excerpt, so that a resumed run or another limit corrupts a text in the same way.
-        return random.Random(excerpt.id)
-
-    def fixed(text: str) -> "Callable[[Excerpt], str]":
-        return lambda one: _start(one.human) + _tokens(tokenizer, text, n)
-
-    return {
-        HUMAN: lambda one: one.human,
-        "random tokens": lambda one: random_tokens(tokenizer, n, rng(one)),
-        "shuffled words": lambda one: shuffled_words(one.human, rng(one)),
-        "shuffled sentences": lambda one: shuffled_sentences(one.human, rng(one)),
-        "loop of 8 words": lambda one: looped(one.human, 8),
-        "loop of 20 words": lambda one: looped(one.human, 20),
-        "another story": lambda one: others[one.id],
-        "prefix's words, another story": lambda one: _tokens(
-            tokenizer, _start(one.human) + " ".join(one.prefix.split()[-8:]) + others[one.id], n
-        ),
-        "30% rare words": lambda one: replaced_words(one.human, rare, REPLACED, rng(one)),
-        "30% common words": lambda one: replaced_words(one.human, common, REPLACED, rng(one)),
-        "copied prefix": lambda one: _tokens(tokenizer, _start(one.human) + one.prefix.lstrip(), n),
-        "one fixed text": fixed(excerpts[0].human.lstrip()),
-        **{name: fixed(text) for name, text in OTHER_LANGUAGES.items()},
-        "code": fixed(CODE),
-    }
-
-
-def _start(text: str) -> str:
-    return text[: len(text) - len(text.lstrip())]
-
-
-def _tokens(tokenizer: Any, text: str, n: int) -> str:
-    """The first `n` tokens of a text."""
-    offsets = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
-    return text[: offsets["offset_mapping"][:n][-1][1]]
-
-
-def _first(tokenizer: Any, n: int, one: "Excerpt") -> str:
-    return _tokens(tokenizer, one.human, n)
-
-
 def _written(arguments: Arguments, excerpts: "Sequence[Excerpt]") -> "dict[str, list[TextRow]]":
     """What models wrote to the prompts of the domain, by the name of the model."""
     from ugap.data import load_texts
     from ugap.data.domain import load_domain
     from ugap.errors import InputError
+    from ugap.training.separation import HUMAN
 
     assert arguments.written is not None
     assert arguments.writer is not None
@@ -436,9 +328,10 @@ def _written(arguments: Arguments, excerpts: "Sequence[Excerpt]") -> "dict[str, 
 
 def read(
     name: str, kind: Kind, size: int, judge: "Judge", parts: "PartStore", advance: Callable[[int], object]
-) -> list[Judged]:
+) -> "list[ReadText]":
     """Read the texts of one kind. Finished batches are kept, and read by a resumed run."""
     from ugap.errors import InputError
+    from ugap.training.separation import ReadText
 
     out = []
     for number, begin in enumerate(range(0, len(kind.excerpts), size)):
@@ -456,114 +349,16 @@ def read(
                 rows.append({"text": text, "n_tokens": judged.n_tokens, "features": features})
             parts.write(key, rows)
         for one, row in zip(batch, parts.read(key), strict=True):
-            out.append(Judged(one.source, one.prefix, row["n_tokens"], row["features"]))
+            out.append(ReadText(one.source, one.prefix, row["n_tokens"], row["features"]))
         advance(len(batch))
     return out
-
-
-def compare(name: str, people: Matching, texts: Matching) -> dict[str, Any]:
-    """One kind of text: its mean rewards, its distances from people, and the AUC of human texts against it."""
-    import numpy as np
-
-    from ugap.profile.texts import FEATURES, closeness
-    from ugap.statistics.auc import auc
-
-    def single(matching: Matching) -> dict[str, np.ndarray]:
-        """The closeness by each measure alone; 0 for a text that could not be scored."""
-        scored, z = np.isfinite(matching.points).any(1), matching.standardised
-        return {feature: np.where(scored, closeness(z[:, i : i + 1]), 0.0) for i, feature in enumerate(FEATURES)}
-
-    scored = np.isfinite(texts.points).any(1)
-    rewards = {ALL: texts.rewards, **single(texts)}
-    row: dict[str, Any] = {
-        "kind": name,
-        "n": len(texts.texts),
-        "n_sources": len({text.source for text in texts.texts}),
-        "n_not_scored": int((~scored).sum()),
-        "reward": {measure: float(values.mean()) for measure, values in rewards.items()},
-        "closeness": float(texts.closeness.mean()),
-        "energy_distance": texts.energy_distance,
-        "standardised": None,
-        "deviations": None,
-    }
-    if scored.any():
-        mean, deviation = texts.standardised[scored].mean(0), texts.standardised[scored].std(0)
-        row["standardised"] = dict(zip(FEATURES, mean.tolist(), strict=True))
-        row["deviations"] = dict(zip(FEATURES, deviation.tolist(), strict=True))
-    if name == HUMAN:
-        return row
-    sides = [[text.source for text in side.texts] for side in (people, texts)]
-    areas = {}
-    for measure, values in {ALL: people.rewards, **single(people)}.items():
-        if np.isfinite([*values, *rewards[measure]]).all():  # NaN where the profile lacks a measure
-            area = auc(values, sides[0], rewards[measure], sides[1])
-            areas[measure] = {"auc": area.auc, "ci95": list(area.ci95)}
-    return {**row, "auc": areas}
-
-
-def stopping_early(
-    judged: Mapping[str, Sequence[Judged]], early: Mapping[str, Sequence[Judged]], kind: "KindProfile", n: int
-) -> list[dict[str, Any]]:
-    """What a human text gains in reward when it ends early, in a group with the whole text and two like it.
-
-    The group of each prefix is the human text, two more of people, and one that ends at a share of its length.
-    """
-    import numpy as np
-
-    from ugap.training.matching import WHOLE, match, with_length_rule
-
-    assert kind.texts is not None
-    people = judged[HUMAN]
-    whole_points = Matching.of(people, kind, n).points
-    rows = []
-    for name, texts in early.items():
-        shares = [text.n_tokens / own.n_tokens for text, own in zip(texts, people, strict=True)]
-        points = np.array(
-            [
-                kind.texts.whitened(np.array(text.features), n)
-                if text.features is not None and share >= WHOLE
-                else np.full(8, np.nan)
-                for text, share in zip(texts, shares, strict=True)
-            ]
-        )
-        m = len(people)
-        members = np.concatenate([whole_points, np.roll(whole_points, 1, 0), np.roll(whole_points, 2, 0), points])
-        keys = list(range(m)) * 4
-        rewards = with_length_rule(match(members, keys).rewards, keys, np.array([1.0] * 3 * m + shares))
-        rows.append({"kind": name, "gain": float(np.mean(rewards[3 * m :] - rewards[:m]))})
-    return rows
-
-
-def selection_of(
-    drawn: Mapping[str, Sequence[Judged]], people: Matching, kind: "KindProfile", n: int
-) -> dict[str, Any]:
-    """What the reward selects for each prefix, all drawn texts together, and people's texts: their match and spread."""
-    import numpy as np
-
-    from ugap.study.analysis.variety import spread
-
-    columns = list(drawn.values())
-    matched = Matching.of([text for column in columns for text in column], kind, n)
-    rewards = matched.rewards.reshape(len(columns), -1)  # (texts of a prefix, prefixes)
-    best = rewards.argmax(0)
-    chosen = Matching.of([columns[number][i] for i, number in enumerate(best)], kind, n)
-
-    def described(matching: Matching) -> dict[str, float]:
-        points = matching.points[np.isfinite(matching.points).all(1)]
-        return {
-            "n": len(points),
-            "closeness": float(matching.closeness.mean()),
-            "energy_distance": matching.energy_distance,
-            "spread": spread(points[None])["total"],
-        }
-
-    return {HUMAN: described(people), DRAWN: described(matched), SELECTED: described(chosen)}
 
 
 def print_tables(record: Mapping[str, Any], console: "Console") -> None:
     """Print the mean reward and AUC of the whole reward, the AUCs of single measures, and the two tests of training."""
     from ugap.profile.texts import FEATURES
     from ugap.report.terminal import figure, text_table, with_interval
+    from ugap.training.separation import ALL
 
     rows = record["kinds"]
     n, n_sources = rows[0]["n"], rows[0]["n_sources"]

@@ -7,7 +7,7 @@ follows the prefix is no new word glued to it.
 import random
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
@@ -16,6 +16,7 @@ from ugap.study.excerpts import Excerpt
 from ugap.unicode import text_fault
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[.!?][\"'”’])\s+")
+_REPLACED = 0.3  # share of the words
 # Written for this purpose, so that no model knows them by heart.
 OTHER_LANGUAGES = {
     "German": (
@@ -57,6 +58,55 @@ class Queue:
         self.items[self.tail] = item
         self.tail = (self.tail + 1) % len(self.items)
 """
+
+
+def corruptions(
+    excerpts: Sequence[Excerpt], tokenizer: PreTrainedTokenizerBase, n: int
+) -> dict[str, Callable[[Excerpt], str]]:
+    """How each kind of text is made from an excerpt, by the name of the kind.
+
+    Args:
+        excerpts (`Sequence[Excerpt]`): Prefixes with their human continuations, of at least two sources.
+        tokenizer (`PreTrainedTokenizerBase`): Counts the tokens of texts that do not get their length from a person.
+        n (`int`): Tokens of such a text, at most.
+
+    Raises:
+        InputError: If all excerpts are of one source.
+    """
+    # Each prefix with the continuation of another source.
+    others = {one.id: text for one, text in zip(excerpts, of_other_sources(excerpts), strict=True)}
+    rare, common = rare_and_common([one.human for one in excerpts])
+
+    def rng(excerpt: Excerpt) -> random.Random:
+        # By the excerpt, so that a resumed run or another limit corrupts a text in the same way.
+        return random.Random(excerpt.id)
+
+    def fixed(text: str) -> Callable[[Excerpt], str]:
+        return lambda one: _start(one.human) + first_tokens(tokenizer, text, n)
+
+    return {
+        "random tokens": lambda one: random_tokens(tokenizer, n, rng(one)),
+        "shuffled words": lambda one: shuffled_words(one.human, rng(one)),
+        "shuffled sentences": lambda one: shuffled_sentences(one.human, rng(one)),
+        "loop of 8 words": lambda one: looped(one.human, 8),
+        "loop of 20 words": lambda one: looped(one.human, 20),
+        "another story": lambda one: others[one.id],
+        "prefix's words, another story": lambda one: first_tokens(
+            tokenizer, _start(one.human) + " ".join(one.prefix.split()[-8:]) + others[one.id], n
+        ),
+        "30% rare words": lambda one: replaced_words(one.human, rare, _REPLACED, rng(one)),
+        "30% common words": lambda one: replaced_words(one.human, common, _REPLACED, rng(one)),
+        "copied prefix": lambda one: first_tokens(tokenizer, _start(one.human) + one.prefix.lstrip(), n),
+        "one fixed text": fixed(excerpts[0].human.lstrip()),
+        **{name: fixed(text) for name, text in OTHER_LANGUAGES.items()},
+        "code": fixed(CODE),
+    }
+
+
+def first_tokens(tokenizer: PreTrainedTokenizerBase, text: str, n: int) -> str:
+    """The first `n` tokens of a text, as text."""
+    offsets = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+    return text[: offsets["offset_mapping"][:n][-1][1]]
 
 
 def random_tokens(tokenizer: PreTrainedTokenizerBase, n: int, rng: random.Random) -> str:

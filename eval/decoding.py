@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,6 +13,7 @@ from ugap.cli.eval import load_program
 from ugap.cli.human import like_option, read_like
 from ugap.cli.main import main
 from ugap.files import locked, refuse_results, replacing, without_nan, write_json
+from ugap.study.options import ENGINE_ARGS_HELP, ENGINE_HELP, EngineName
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from ugap.scoring import Scorer
     from ugap.study.continuations import Continuations
     from ugap.study.excerpts import Excerpt
+    from ugap.study.generation import Engine
     from ugap.study.pairs import Cell, ScoredText
 
 DESCRIPTION = """\
@@ -56,6 +59,7 @@ DECODINGS = [
     TOP_N_SIGMA,
 ]
 HUMAN, PARTS = "human", "parts"
+_ENGINE = ("engine", "engine_args")
 
 
 @dataclass(kw_only=True)
@@ -92,6 +96,8 @@ class Arguments:
     decoding: list[str] = option("decodings", default=DECODINGS, group="decodings", metavar="NAME")
     seeds: int = option("continuations of every prefix, each with a seed of its own", default=3, group="decodings")
     batch_size: int = option("prefixes that are continued side by side", default=23, group="decodings")
+    engine: EngineName = option(ENGINE_HELP, default="transformers", group="models")
+    engine_args: list[str] = option(ENGINE_ARGS_HELP, default=[], group="models", metavar="KEY=VALUE")
     output: str = option("folder of the results", default="runs/decoding", group="output", metavar="DIR")
     resume: bool = option("go on with an interrupted run, or add decodings", default=False, group="output")
 
@@ -106,6 +112,7 @@ def run(arguments: Arguments) -> None:
     from ugap.data.domain import load_domain
     from ugap.errors import InputError
     from ugap.study.decodings import parse_decodings
+    from ugap.study.engine import check_engine
     from ugap.study.following import check_kinds, check_texts, like_hash, with_profile
 
     special = [name for name in arguments.decoding if name in (TUNED, MIROSTAT, TOP_N_SIGMA)]
@@ -121,6 +128,11 @@ def run(arguments: Arguments) -> None:
     for name, number in (("seeds", arguments.seeds), ("limit", arguments.limit), ("batch_size", arguments.batch_size)):
         if number < 1:
             raise InputError(f"{name}: expected a positive number, got {number}")
+    check_engine(arguments.engine, arguments.engine_args, decodings)
+    if arguments.engine != "transformers":
+        for name in (MIROSTAT, TOP_N_SIGMA):
+            if name in decodings:
+                raise InputError(f"not with --engine {arguments.engine}: {name}; leave out this decoding")
     rows = load_domain(arguments.data, arguments.domain)
     others = load_domain(arguments.tune, arguments.domain) if arguments.tune else []
     like = read_like(arguments.like)
@@ -129,7 +141,7 @@ def run(arguments: Arguments) -> None:
     output = Path(arguments.output)
     refuse_results(arguments.output, arguments.resume, PARTS)
     # These are in the names of parts, so that models, decodings and seeds can be added to a folder.
-    elsewhere = ("model", "decoding", "seeds", "output", "resume", "device", "trust_remote_code")
+    elsewhere = ("model", "decoding", "seeds", "output", "resume", "device", "trust_remote_code", *_ENGINE)
     settings = {
         **{name: value for name, value in asdict(arguments).items() if name not in elsewhere},
         "like": like_hash(like),
@@ -158,6 +170,7 @@ def measure(
     from ugap.progress import progress_bar
     from ugap.scoring import Scorer
     from ugap.study.continuations import Continuations, check_writer
+    from ugap.study.engine import open_engine
     from ugap.study.following import following, plain
 
     work = Continuations(Path(arguments.output) / PARTS, dict(settings))
@@ -180,8 +193,16 @@ def measure(
         follow = following(decodings, scorer.model, scorer.tokenizer, like, readers)
         check_writer(scorer, follow.decodings.values(), [arguments.domain])
         how_of = follow.decodings
-        with progress_bar() as bar:
-            writer = Writer(scorer, reader or scorer, arguments, work, bar, like)
+        engine = open_engine(
+            arguments.engine,
+            arguments.engine_args,
+            scorer.model,
+            scorer.tokenizer,
+            name,
+            trust_remote_code=arguments.trust_remote_code,
+        )
+        with closing(engine), progress_bar() as bar:
+            writer = Writer(scorer, reader or scorer, arguments, work, bar, like, engine)
             excerpts = writer.cut(rows)
             human = writer.texts("test", excerpts, HUMAN, {}, 0)
             # On other texts than those of the table: a temperature fitted on them would match them by construction.
@@ -202,7 +223,9 @@ def measure(
         likes = {"like": follow.certainty} if follow.certainty else {}
         read_by = {} if reader is None else {"reader": reader.name}
         records.append({"model": name, "weight_hash": scorer.id.weight_hash, **read_by, **likes, "rows": table})
-    recorded = {**settings, "decodings": arguments.decoding, "seeds": arguments.seeds, "environment": environment()}
+    added = {"decodings": arguments.decoding, "seeds": arguments.seeds}
+    added |= {name: getattr(arguments, name) for name in _ENGINE}
+    recorded = {**settings, **added, "environment": environment()}
     return dict(without_nan({"version": VERSION, "settings": recorded, "models": records}))
 
 
@@ -216,6 +239,7 @@ class Writer:
     work: "Continuations"
     bar: "Progress"
     like: Sequence[str] = ()
+    engine: "Engine | None" = None
 
     def cut(self, rows: "Sequence[TextRow]") -> "list[Excerpt]":
         """The prefixes of human texts, and how people went on."""
@@ -259,6 +283,7 @@ class Writer:
                     seed=seed_of("|".join(drawn)),
                     domain=a.domain,
                     processors=processors,
+                    engine=self.engine,
                 )
             read = [Text(one, scorer.name, decoding, text) for one, text in zip(batch, texts, strict=True)]
             out += self.work.scores(self.work.read(self.reader, read, scorer.name, decoding, pmi=False))

@@ -9,6 +9,7 @@ EXTRAS = {
     "gguf": ("gguf",),
     "report": ("jinja2", "matplotlib", "plotly"),
     "train": ("datasets", "peft", "trl", "wandb"),
+    "vllm": ("vllm",),
 }
 
 

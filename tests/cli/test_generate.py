@@ -18,6 +18,7 @@ from ugap.cli.generate import Arguments
 from ugap.cli.main import main
 from ugap.models import load_model
 from ugap.profile import HumanProfile
+from ugap.profile.reading import Reading, Share
 from ugap.report.heatmap import STEPS
 from ugap.sampling.generation import generate
 from ugap.sampling.params import TAIL
@@ -383,6 +384,17 @@ class TestRefused:
         line = refused(*words, "--prompt", "A Q", "--output", str(output))
         assert f"{broken_folder}: the scores of row 0 are not finite" in line
         assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.json"]
+
+
+def test_creative_aims_at_the_reader_of_the_profile(words, capsys, profile_file, tmp_path):
+    """A mode aims at the reader, as in `ugap.generate`, and a weight at the model's own level."""
+    shares = {name: Share(0.6, 0.03, 3.2, 32) for name in ("creative", "functional")}
+    read = replace(HumanProfile.load(profile_file), readings={"strong": Reading("strong", "abc", shares)})
+    read.save(tmp_path / "read.json")
+    words[words.index("--profile") + 1] = str(tmp_path / "read.json")
+    for more, aims in (([], True), (["--mode", "creative"], True), (["--weight", "1"], False)):
+        assert main([*words, "--prompt", "Once", *more]) == 0
+        assert ("to the reader strong" in capsys.readouterr().out) == aims
 
 
 def test_the_generator_of_others_is_left_alone(words):

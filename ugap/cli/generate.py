@@ -1,13 +1,14 @@
 """`ugap generate`: continue prompts at human uncertainty, and print the surprisal of the texts."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from ugap.cli.arguments import option
 from ugap.cli.human import like_option, parts_of, read_like, reader_option, selection_of
 from ugap.cli.model import ModelOptions
+from ugap.study.options import ENGINE_ARGS_HELP, ENGINE_HELP, EngineName
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,6 +75,8 @@ class Arguments(ModelOptions):
     )
     num_return_sequences: int = option("texts for each prompt", default=1, group="decoding")
     max_new_tokens: int = option("longest text in tokens", default=128, group="decoding")
+    engine: EngineName = option(ENGINE_HELP, default="transformers", group="decoding")
+    engine_args: list[str] = option(ENGINE_ARGS_HELP, default=[], group="decoding", metavar="KEY=VALUE")
     batch_size: int = option("texts that are written together", default=16, group="decoding")
     seed: int = option("seed of the draws", default=0, group="decoding")
     output: str | None = option("also write the texts, token by token, as JSON lines", default=None, metavar="FILE")
@@ -96,11 +99,13 @@ def run(arguments: Arguments) -> None:
     from ugap.profile.profile import LIKE
     from ugap.sampling import human_params, profile_of, weight_of
     from ugap.sampling.generation import generate_batches
+    from ugap.study.engine import check_engine, open_engine
+    from ugap.study.generation import seed_of
     from ugap.terminal import Terminal, visible
 
     # Whatever can be refused without the model is refused before it is loaded, which takes seconds.
     prompts = _prompts(arguments)
-    weight = weight_of(arguments.mode, arguments.weight)
+    weight_of(arguments.mode, arguments.weight)
     tail = None if arguments.tail == 1 else arguments.tail
     if arguments.output is not None:
         output_file(arguments.output)
@@ -113,6 +118,9 @@ def run(arguments: Arguments) -> None:
         raise InputError("give --like or --kind, not both")
     like = read_like(arguments.like) or None
     check_like(like or [], prompts)
+    check_engine(arguments.engine, arguments.engine_args, {})
+    if arguments.engine != "transformers" and arguments.adapter is not None:
+        raise InputError(f"--engine {arguments.engine} takes no adapter: merge it into its base first")
     model, tokenizer = load_model(arguments.model, **arguments.loading())
     if arguments.chat and tokenizer.chat_template is None:
         raise InputError(f"{arguments.model} has no chat template: leave out --chat")
@@ -121,25 +129,45 @@ def run(arguments: Arguments) -> None:
         print(f"human profile: that of {visible(profile.scorer_name)}", file=sys.stderr)
     if like is not None:
         print(certainty(profile), file=sys.stderr)
+    followed = kind if like is None else LIKE
+    engine = open_engine(
+        arguments.engine,
+        arguments.engine_args,
+        model,
+        tokenizer,
+        arguments.model,
+        trust_remote_code=arguments.trust_remote_code,
+    )
+    how = {"human_mode": arguments.mode, "human_weight": arguments.weight, "human_tail": tail}
+
+    def write(contexts: list[list[int]], number: int) -> list[list[int]]:
+        return engine.continue_contexts(
+            contexts,
+            {**how, "human_kind": followed, "human_profile": profile},
+            max_new_tokens=arguments.max_new_tokens,
+            seed=seed_of(arguments.seed, number),
+        )
+
     batches = generate_batches(
         model,
         tokenizer,
         [[{"role": "user", "content": prompt}] for prompt in prompts] if arguments.chat else prompts,
-        kind=kind if like is None else LIKE,
-        mode=None,  # the weight holds it
-        weight=weight,
+        kind=followed,
+        mode=arguments.mode,
+        weight=arguments.weight,
         profile=profile,
         tail=tail,
         max_new_tokens=arguments.max_new_tokens,
         num_return_sequences=arguments.num_return_sequences,
         batch_size=arguments.batch_size,
         seed=arguments.seed,
+        write=None if arguments.engine == "transformers" else write,
     )
     total = len(prompts) * arguments.num_return_sequences
     console = Terminal(file=sys.stdout, soft_wrap=True)
     coloured = arguments.heatmap and console.color_system is not None and not console.no_color
     # A single batch is printed at once: a bar would only flash.
-    with _opened(arguments.output) as file, _bar(total, hidden=total <= arguments.batch_size) as bar:
+    with closing(engine), _opened(arguments.output) as file, _bar(total, hidden=total <= arguments.batch_size) as bar:
         for batch in batches:
             bar.update(0, advance=len(batch))
             bar.stop()  # a bar on the screen would mix with the texts

@@ -81,11 +81,16 @@ def without_wrapper(model: Any) -> "PreTrainedModel":
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def has_adapters(model: "PreTrainedModel") -> bool:
+    """Whether adapters of PEFT sit in the layers of a model."""
+    return any(".base_layer." in name or ".original_module." in name for name, _ in model.named_parameters())
+
+
 @contextmanager
 def adapters_off(model: "PreTrainedModel") -> Iterator[None]:
     """The model without what its adapters add; afterwards it is as it was. One without adapters is left alone."""
     layers: list[Any] = []
-    if any(".base_layer." in name or ".original_module." in name for name, _ in model.named_parameters()):
+    if has_adapters(model):
         from peft.tuners.tuners_utils import BaseTunerLayer
         from peft.utils.other import AuxiliaryTrainingWrapper
 

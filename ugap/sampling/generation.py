@@ -1,6 +1,6 @@
 """Text at human uncertainty from a model and prompts, and the arguments that make `model.generate()` write it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +17,7 @@ from ugap.sampling.batch import continue_contexts, decode_after, drawn_config, p
 from ugap.sampling.params import TAIL, profile_of, weight_of
 from ugap.sampling.portable.params_processor import ALONE
 from ugap.sampling.processor import DrawRecorder, HumanEntropyLogitsProcessor
+from ugap.sampling.prompts import read_prompt
 from ugap.scoring import Scorer
 from ugap.scoring.tokenise import bos_ids
 
@@ -216,8 +217,13 @@ def generate_batches(
     num_return_sequences: int,
     batch_size: int,
     seed: int | None,
+    write: Callable[[list[list[int]], int], list[list[int]]] | None = None,
 ) -> Iterator[list[Generation]]:
-    """As [`generate`][], batch by batch. Wrong arguments raise here, before the first batch."""
+    """As [`generate`][], batch by batch. Wrong arguments raise here, before the first batch.
+
+    `write` continues the contexts of a batch in place of transformers, from them and the number of the batch. The model
+    then reads the token ids that come back for their surprisal and entropy.
+    """
     for name, number in (
         ("max_new_tokens", max_new_tokens),
         ("num_return_sequences", num_return_sequences),
@@ -251,17 +257,25 @@ def generate_batches(
         model=model,
     )
 
+    def draw(contexts: list[list[int]]) -> tuple[list[list[int]], list[list[float]], list[list[float]]]:
+        """Token ids of the texts, and surprisal and entropy at each step."""
+        processor.reset()
+        recorder = DrawRecorder(processor)
+        try:
+            rows = continue_contexts(model, tokenizer, contexts, drawn_config(max_new_tokens), [processor, recorder])
+        except ValueError as error:
+            raise InputError(f"{model.config.name_or_path}: {error}") from error
+        return rows, recorder.rows("surprisal"), recorder.rows("entropy")
+
     def run() -> Iterator[list[Generation]]:
-        for start in range(0, len(requests), batch_size):
+        for number, start in enumerate(range(0, len(requests), batch_size)):
             batch = requests[start : start + batch_size]
-            processor.reset()
-            recorder = DrawRecorder(processor)
-            contexts, config = [context for _, context in batch], drawn_config(max_new_tokens)
-            try:
-                rows = continue_contexts(model, tokenizer, contexts, config, [processor, recorder])
-            except ValueError as error:
-                raise InputError(f"{model.config.name_or_path}: {error}") from error
-            surprisal, entropy = recorder.rows("surprisal"), recorder.rows("entropy")
+            contexts = [context for _, context in batch]
+            if write is None:
+                rows, surprisal, entropy = draw(contexts)
+            else:
+                rows = write(contexts, number)
+                surprisal, entropy = _read(model, contexts, rows)
             yield [
                 Generation(
                     prompt,
@@ -275,6 +289,15 @@ def generate_batches(
             ]
 
     return run()
+
+
+def _read(
+    model: PreTrainedModel, contexts: Sequence[list[int]], rows: Sequence[list[int]]
+) -> tuple[list[list[float]], list[list[float]]]:
+    """Surprisal and entropy of the tokens of each text behind its context, in nats."""
+    read = [read_prompt(model, [*context, *row], len(row)) for context, row in zip(contexts, rows, strict=True)]
+    new = [[values[len(context) :].tolist() for values in one] for one, context in zip(read, contexts, strict=True)]
+    return [surprisal for surprisal, _ in new], [entropy for _, entropy in new]
 
 
 def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -90,18 +90,19 @@ class PromptParams:
 
 
 @torch.no_grad()
-def read_prompt(model: "PreTrainedModel", ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def read_prompt(model: "PreTrainedModel", ids: Sequence[int], most: int = MOST_TOKENS) -> tuple[np.ndarray, np.ndarray]:
     """Surprisal and entropy of the tokens of a prompt under the model, in nats: shape `(T,)` each.
 
-    The first token has none, and of a long prompt only the last 192 tokens do: they are NaN.
+    The first token has none, and of a long prompt only the last `most` tokens do: the others are NaN.
 
     Args:
         model (`PreTrainedModel`): A causal language model.
         ids (`Sequence[int]`): Token ids of the prompt, BOS included.
+        most (`int`, *optional*, defaults to `192`): Tokens that are read, from the end.
     """
     surprisal, entropy = np.full((2, len(ids)), np.nan)
     row = torch.tensor([list(ids)], device=model.device)
-    kept = min(len(ids), MOST_TOKENS + 1)
+    kept = min(len(ids), most + 1)
     # Not every architecture takes these, and all logits of a long prompt are large.
     options = {"use_cache": False, "logits_to_keep": kept}
     taken = inspect.signature(model.forward).parameters

@@ -22,7 +22,7 @@ from ugap.scoring import Scorer, TokenScores
 from ugap.study.decodings import Settings, decoder, is_human
 from ugap.study.excerpts import Excerpt
 from ugap.study.following import plain
-from ugap.study.generation import chat_context, generate_continuations
+from ugap.study.generation import Engine, chat_context, generate_continuations
 from ugap.study.pairs import HUMAN, ScoredText
 from ugap.study.store import GENERATED, SCORED, from_row, no_scores, to_row
 
@@ -90,6 +90,7 @@ class Continuations:
         prompting: str = RAW,
         processors: Sequence[LogitsProcessor] = (),
         skip_bad: bool = False,
+        engine: Engine | None = None,
     ) -> list[str]:
         """Let a model continue the prefixes of a batch; one text each, `""` where it wrote nothing.
 
@@ -108,6 +109,7 @@ class Continuations:
                 by them, so `decoding` must be.
             skip_bad (`bool`, *optional*, defaults to `False`): As in
                 `ugap.study.generation.generate_continuations`.
+            engine (`Engine`, *optional*): What generates; by default transformers.
 
         Raises:
             InputError: As in `ugap.study.generation.generate_continuations`, or there is no chat template.
@@ -120,6 +122,8 @@ class Continuations:
         )
         # Everything that the texts depend on: a change of any of it must give the part another name.
         made_of = (contexts, shown, profile, max_new_tokens, seed, domain, skip_bad)
+        if engine is not None:
+            made_of = (*made_of, *engine.made_of)
         key = part_key(*labels, decoding, weights=writer.id.weight_hash, content=made_of)
         if not self.generated.done(key):
             texts = generate_continuations(
@@ -133,6 +137,7 @@ class Continuations:
                 processors=processors,
                 names=[Text(one, writer.name, decoding, "").name for one in batch],
                 skip_bad=skip_bad,
+                engine=engine,
             )
             # Read back from the part even when just written: a resumed study must see the same strings.
             rows = [{"id": one.id, "text": text} for one, text in zip(batch, texts, strict=True)]

@@ -2,8 +2,9 @@
 
 A setting is one of `generate()`, or of the sampler at human uncertainty: `human_mode` (`creative`, `balanced`,
 `precise`) or `human_weight` (a share of the model's own human level), `human_reader` (a model that the text
-should be human to), `human_kind` (by default `auto`: the prompt decides, or else the domain of the text) and
-`human_profile` (by default the profile of the model).
+should be human to), `human_kind` (by default `auto`: the prompt decides, or else the domain of the text),
+`human_tail` (where the human tail is cut, `null` for nowhere) and `human_profile` (by default the profile of the
+model).
 
 Every decoding spells out all the warpers, because `generate()` fills in its own where they are left unset (`top_k=50`
 alone costs more than a nat of surprisal). Behind them tokens are drawn by [`DrawLogitsProcessor`][].
@@ -34,22 +35,25 @@ from ugap.errors import InputError
 from ugap.profile.profile import AUTO
 from ugap.sampling import DrawLogitsProcessor, HumanEntropyLogitsProcessor, profile_of, weight_of
 from ugap.sampling.batch import padding_token, suppressed_tokens
+from ugap.sampling.params import TAIL
 from ugap.sampling.portable.params_processor import WITHOUT_EFFECT
 from ugap.study.named import DECODINGS, STUDIED, Settings, check_names, is_human
 
 __all__ = [
     "DECODINGS",
+    "NO_WARPERS",
     "STUDIED",
     "Settings",
     "decoder",
     "generation_config",
+    "human_processor",
     "is_deterministic",
     "is_human",
     "parse_decodings",
 ]
 
 
-_NO_WARPERS: dict[str, Any] = {
+NO_WARPERS: dict[str, Any] = {
     "do_sample": True,
     "num_beams": 1,
     "temperature": 1.0,
@@ -80,7 +84,7 @@ _IDLE = {"do_sample": False, **{name: WITHOUT_EFFECT.get(name) for name in _WARP
 _MADE_OF = {**_WARPERS, "repetition_penalty": RepetitionPenaltyLogitsProcessor}
 
 # Settings of the sampler at human uncertainty.
-_HUMAN = ("human_mode", "human_weight", "human_reader", "human_kind", "human_profile")
+_HUMAN = ("human_mode", "human_weight", "human_reader", "human_kind", "human_profile", "human_tail")
 
 # How many texts of which length come out, and in what form, is the study's to say.
 _FIXED = {
@@ -138,11 +142,11 @@ def generation_config(settings: Settings, **fixed: Any) -> GenerationConfig:
         raise InputError(f"decoding settings {dict(settings)}: human_mode or human_weight is missing")
     try:
         for name, value in settings.items():
-            if name in _MADE_OF and value != _NO_WARPERS[name]:
+            if name in _MADE_OF and value != NO_WARPERS[name]:
                 _MADE_OF[name](value)
         given = {name: value for name, value in settings.items() if name not in _HUMAN}
         # Greedy with a temperature set is a warning of transformers on every batch.
-        unset = _NO_WARPERS if settings.get("do_sample", True) else {**_NO_WARPERS, **_IDLE}
+        unset = NO_WARPERS if settings.get("do_sample", True) else {**NO_WARPERS, **_IDLE}
         config = GenerationConfig(**{**unset, **given, **fixed})
         # Without `strict` transformers only warns of settings that have no effect.
         config.validate(strict=True)
@@ -189,19 +193,7 @@ def decoder(
     """
     config = generation_config(settings, **fixed)
     if is_human(settings):
-        profile = profile_of(model, settings.get("human_profile"), tokenizer, reader=settings.get("human_reader"))
-        processor = HumanEntropyLogitsProcessor(
-            profile,
-            settings.get("human_kind") or AUTO,
-            settings.get("human_weight"),
-            mode=settings.get("human_mode"),
-            draw=True,
-            generator=generator,
-            suppress_tokens=() if tokenizer is None else suppressed_tokens(model, tokenizer),
-            pad_token_id=None if tokenizer is None else padding_token(tokenizer),
-            model=model,
-            otherwise=domain if domain in (*profile.kinds, *profile.domains) else None,
-        )
+        processor = human_processor(settings, model, domain, tokenizer=tokenizer, generator=generator)
         # Our processor draws; generate() then has to take the one token that is left.
         config.update(**_IDLE)
         return config, [*processors, processor]
@@ -209,10 +201,35 @@ def decoder(
         # Beams are drawn by generate() itself, which keeps several tokens a step.
         return config, [*processors]
     warpers = [
-        warper(getattr(config, name)) for name, warper in _WARPERS.items() if getattr(config, name) != _NO_WARPERS[name]
+        warper(getattr(config, name)) for name, warper in _WARPERS.items() if getattr(config, name) != NO_WARPERS[name]
     ]
     config.update(**_IDLE)
     return config, [*warpers, *processors, DrawLogitsProcessor(generator)]
+
+
+def human_processor(
+    settings: Settings,
+    model: PreTrainedModel,
+    domain: str | None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    generator: torch.Generator | None = None,
+) -> HumanEntropyLogitsProcessor:
+    """The processor of a decoding at human uncertainty, which draws; arguments and errors as of [`decoder`][]."""
+    profile = profile_of(model, settings.get("human_profile"), tokenizer, reader=settings.get("human_reader"))
+    return HumanEntropyLogitsProcessor(
+        profile,
+        settings.get("human_kind") or AUTO,
+        settings.get("human_weight"),
+        mode=settings.get("human_mode"),
+        tail=settings.get("human_tail", TAIL),
+        draw=True,
+        generator=generator,
+        suppress_tokens=() if tokenizer is None else suppressed_tokens(model, tokenizer),
+        pad_token_id=None if tokenizer is None else padding_token(tokenizer),
+        model=model,
+        otherwise=domain if domain in (*profile.kinds, *profile.domains) else None,
+    )
 
 
 def _parse_settings(word: str, text: str) -> dict[str, Any]:
@@ -230,6 +247,6 @@ def _parse_settings(word: str, text: str) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise InputError(f"decoding {word!r}: {value!r} is not a value") from error
         # `temperature:1` is an int to YAML, and the warpers of transformers refuse one.
-        if isinstance(out[setting], int) and isinstance(_NO_WARPERS.get(setting), float):
+        if isinstance(out[setting], int) and isinstance(NO_WARPERS.get(setting), float):
             out[setting] = float(out[setting])
     return out

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
@@ -35,7 +35,94 @@ def chat_context(tokenizer: PreTrainedTokenizerBase, prefix: str, name: str) -> 
     return chat_ids(tokenizer, [{"role": "user", "content": REQUEST.format(prefix=prefix)}], name)
 
 
-@torch.no_grad()
+class Engine(Protocol):
+    """What continues token ids: transformers, or an engine of its own. It belongs to one model.
+
+    Args:
+        made_of (`tuple`): What the texts depend on beyond the weights, the contexts and the decoding.
+    """
+
+    made_of: tuple[Any, ...]
+
+    def continue_contexts(
+        self,
+        contexts: Sequence[Sequence[int]],
+        settings: Settings,
+        *,
+        max_new_tokens: int,
+        seed: int,
+        domain: str | None = None,
+        processors: Sequence[LogitsProcessor] = (),
+        names: Sequence[str] = (),
+        skip_bad: bool = False,
+    ) -> list[list[int]]:
+        """Token ids that continue each context, before the model's end token.
+
+        Arguments and errors are those of [`generate_continuations`][ugap.study.generation.generate_continuations].
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back memory and processes; the engine is not used again."""
+        ...
+
+
+class TransformersEngine:
+    """`model.generate()`: the rows of a batch share one seed.
+
+    Args:
+        model (`PreTrainedModel`): A causal language model.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+    """
+
+    made_of: tuple[Any, ...] = ()
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
+        self._model, self._tokenizer = model, tokenizer
+
+    @torch.no_grad()
+    def continue_contexts(
+        self,
+        contexts: Sequence[Sequence[int]],
+        settings: Settings,
+        *,
+        max_new_tokens: int,
+        seed: int,
+        domain: str | None = None,
+        processors: Sequence[LogitsProcessor] = (),
+        names: Sequence[str] = (),
+        skip_bad: bool = False,
+    ) -> list[list[int]]:
+        """As [`Engine.continue_contexts`][ugap.study.generation.Engine.continue_contexts]."""
+        model = self._model
+        finite = _Finite(names, model.config.name_or_path, skip_bad)
+        generator = torch.Generator(model.device).manual_seed(seed)
+        config, drawn = decoder(
+            settings,
+            model,
+            domain,
+            processors,
+            generator=generator,
+            tokenizer=self._tokenizer,
+            max_new_tokens=max_new_tokens,
+        )
+        # fork_rng saves the state of every GPU by default: seconds on a machine with eight.
+        devices = [model.device] if model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)  # for sampling with beams, which is left to generate()
+            try:
+                new = continue_contexts(model, self._tokenizer, contexts, config, [finite, *drawn])
+            # An InputError is a ValueError too, and names its text already.
+            except InputError:
+                raise
+            except (ValueError, TypeError) as error:
+                raise InputError(f"decoding settings {dict(settings)}: {' '.join(str(error).split())}") from error
+        return [[] if i in finite.skipped else row for i, row in enumerate(new)]
+
+    def close(self) -> None:
+        """Nothing to give back: the model is the caller's."""
+
+
 def generate_continuations(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -48,6 +135,7 @@ def generate_continuations(
     processors: Sequence[LogitsProcessor] = (),
     names: Sequence[str] | None = None,
     skip_bad: bool = False,
+    engine: Engine | None = None,
 ) -> list[str]:
     """Continue a batch of contexts; the texts end before the model's end token.
 
@@ -64,38 +152,23 @@ def generate_continuations(
         names (`Sequence[str]`, *optional*): How errors name the texts; by default `text 0`, `text 1`, ...
         skip_bad (`bool`, *optional*, defaults to `False`): Where the logits of a text are not finite, log it and give
             an empty continuation, instead of raising.
+        engine (`Engine`, *optional*): What generates; by default transformers.
 
     Raises:
         InputError: If a context is empty, the logits of a text are not finite (the message names it), there is no human
-            profile of the model where the settings need one, or `generate()` refuses the settings.
+            profile of the model where the settings need one, or the engine refuses the settings.
     """
-    names = [f"text {i}" for i in range(len(contexts))] if names is None else names
-    finite = _Finite(names, model.config.name_or_path, skip_bad)
-    generator = torch.Generator(model.device).manual_seed(seed)
-    config, drawn = decoder(
+    new = (engine or TransformersEngine(model, tokenizer)).continue_contexts(
+        contexts,
         settings,
-        model,
-        domain,
-        processors,
-        generator=generator,
-        tokenizer=tokenizer,
         max_new_tokens=max_new_tokens,
+        seed=seed,
+        domain=domain,
+        processors=processors,
+        names=[f"text {i}" for i in range(len(contexts))] if names is None else names,
+        skip_bad=skip_bad,
     )
-    # fork_rng saves the state of every GPU by default: seconds on a machine with eight.
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)  # for sampling with beams, which is left to generate()
-        try:
-            new = continue_contexts(model, tokenizer, contexts, config, [finite, *drawn])
-        # An InputError is a ValueError too, and names its text already.
-        except InputError:
-            raise
-        except (ValueError, TypeError) as error:
-            raise InputError(f"decoding settings {dict(settings)}: {' '.join(str(error).split())}") from error
-    return [
-        "" if i in finite.skipped else decode_after(tokenizer, context, row)
-        for i, (context, row) in enumerate(zip(contexts, new, strict=True))
-    ]
+    return [decode_after(tokenizer, context, row) for context, row in zip(contexts, new, strict=True)]
 
 
 class _Finite(LogitsProcessor):

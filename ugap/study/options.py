@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
+EngineName = Literal["transformers", "vllm"]
+ENGINE_HELP = "what generates"
+ENGINE_ARGS_HELP = "options of vLLM, such as tensor_parallel_size=4 or max_model_len=4096"
 
 
 def values(options: Any, of: type) -> dict[str, Any]:
@@ -54,6 +57,10 @@ class StudyOptions:
     skip_bad: bool = field(default=False, metadata=_help("log and skip bad rows instead of stopping", "texts"))
     device: str | None = field(
         default=None, metadata=_help("where models run (default: the GPU if there is one)", "models")
+    )
+    engine: EngineName = field(default="transformers", metadata=_help(ENGINE_HELP, "models"))
+    engine_args: list[str] = field(
+        default_factory=list, metadata=_help(ENGINE_ARGS_HELP, "models", metavar="KEY=VALUE")
     )
 
 

@@ -358,7 +358,8 @@ def _join(samplers: Sequence[HumanSampler]) -> HumanSampler:
     first = samplers[0]
     if all(one is first for one in samplers):
         return first
-    return replace(first, **{name: torch.cat([getattr(one, name) for one in samplers]) for name in _ROWS})
+    rows: dict[str, Any] = {name: torch.cat([getattr(one, name) for one in samplers]) for name in _ROWS}
+    return replace(first, **rows)
 
 
 def _row_of(step: Step, row: int, device: torch.device | str) -> Step:

@@ -7,6 +7,7 @@ and once more for each other scorer.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ from ugap.progress import progress_bar
 from ugap.scoring import Scorer
 from ugap.study.continuations import CHAT, RAW, Continuations, Text, batches, check_writer
 from ugap.study.decodings import DECODINGS, STUDIED, Settings
+from ugap.study.engine import check_engine, open_engine
 from ugap.study.excerpts import Excerpt, cut_excerpts
 from ugap.study.following import check_kinds, check_texts, following, like_hash
 from ugap.study.gap.table import contrast_table, gap_table
-from ugap.study.generation import seed_of
+from ugap.study.generation import Engine, seed_of
 from ugap.study.options import GapOptions
 from ugap.study.pairs import GIVEN, HUMAN, SELF, Cell, pair
 from ugap.study.store import rows_hash
@@ -60,6 +62,8 @@ class StudySettings(GapOptions):
         skip_bad (`bool`, *optional*, defaults to `False`): Log a prefix whose logits are not finite and leave it out.
         dtype (`str`, *optional*, defaults to `"float32"`): Type of the weights.
         device (`str`, *optional*): Where models run.
+        engine (`str`, *optional*, defaults to `"transformers"`): What generates; `"vllm"` needs the extra `vllm`.
+        engine_args (`list[str]`, *optional*): Options of vLLM as `KEY=VALUE`.
         trust_remote_code (`bool`, *optional*, defaults to `False`): Run the code that a repository brings along.
         revisions (`dict[str, str]`, *optional*): Branch, tag or commit by Hub id; by default the main branch.
     """
@@ -195,26 +199,28 @@ class _Study:
         units = self._units(scorer)
         total = sum(len(unit.batch) for unit in units) * len(s.decodings)
         task = self.bar.add_task(f"{scorer.name} writes", total=total)
-        for prompting in s.promptings:
-            for decoding, how in decodings.items():
-                for unit in units:
-                    if unit.prompting != prompting:
-                        continue
-                    labels = (scorer.name, prompting, decoding, unit.domain, str(unit.number))
-                    unit.written[decoding] = self.work.write(
-                        scorer,
-                        unit.batch,
-                        decoding,
-                        how,
-                        *labels,
-                        max_new_tokens=s.max_new_tokens,
-                        # Of the labels, never of the time: a resumed study draws what an uninterrupted one draws.
-                        seed=seed_of(s.seed, "|".join(labels)),
-                        domain=unit.domain,
-                        prompting=prompting,
-                        skip_bad=s.skip_bad,
-                    )
-                    self.bar.advance(task, len(unit.batch))
+        with closing(self._engine(scorer, model)) as engine:
+            for prompting in s.promptings:
+                for decoding, how in decodings.items():
+                    for unit in units:
+                        if unit.prompting != prompting:
+                            continue
+                        labels = (scorer.name, prompting, decoding, unit.domain, str(unit.number))
+                        unit.written[decoding] = self.work.write(
+                            scorer,
+                            unit.batch,
+                            decoding,
+                            how,
+                            *labels,
+                            max_new_tokens=s.max_new_tokens,
+                            # Of the labels, never of the time: a resumed study draws what an uninterrupted one draws.
+                            seed=seed_of(s.seed, "|".join(labels)),
+                            domain=unit.domain,
+                            prompting=prompting,
+                            skip_bad=s.skip_bad,
+                            engine=engine,
+                        )
+                        self.bar.advance(task, len(unit.batch))
         if SELF in s.scorers:
             keys += self._score(scorer, model, units, given=True)
         return units, scorer.id.weight_hash
@@ -244,6 +250,12 @@ class _Study:
             domains = dict.fromkeys(row.domain for row in self.rows)
             check_writer(scorer, self._follow(scorer).values(), domains, s.promptings)
         return scorer
+
+    def _engine(self, scorer: Scorer, model: str) -> Engine:
+        s = self.settings
+        revision, trusted = s.revisions.get(model), s.trust_remote_code
+        named = (scorer.model, scorer.tokenizer, model)
+        return open_engine(s.engine, s.engine_args, *named, revision=revision, trust_remote_code=trusted)
 
     def _follow(self, scorer: Scorer) -> dict[str, Settings]:
         """The decodings of a model that writes; where they write like given texts, with the profile of these."""
@@ -343,6 +355,7 @@ def _check(settings: StudySettings, rows: Sequence[TextRow]) -> None:
     for model in settings.stages:
         if model not in settings.models:
             raise InputError(f"stage of {model!r}: there is no such model in the study")
+    check_engine(settings.engine, settings.engine_args, settings.decodings)
     check_kinds(settings.decodings, settings.models)
     check_texts(settings.like, settings.decodings, [row.text for row in rows])
     seen: set[str] = set()

@@ -30,6 +30,7 @@ from ugap.files import locked, refuse_results, replacing, write_json
 from ugap.models.hub import is_commit, is_local, resolve_commit
 from ugap.study.contrasts import STAGES
 from ugap.study.decodings import DECODINGS, Settings
+from ugap.study.engine import check_engine
 from ugap.study.following import check_kinds, check_texts, like_hash
 from ugap.study.gap.run import PARTS, StudySettings, run_locked
 from ugap.study.options import Dtype, MultiOptions, values
@@ -168,6 +169,8 @@ class MultiSettings(MultiOptions):
         pmi (`bool`, *optional*, defaults to `False`): Measure PMI and CPMI too.
         skip_bad (`bool`, *optional*, defaults to `False`): Leave out prefixes whose logits are not finite.
         device (`str`, *optional*): Where models run.
+        engine (`str`, *optional*, defaults to `"transformers"`): What generates.
+        engine_args (`list[str]`, *optional*): Options of vLLM as `KEY=VALUE`.
     """
 
     models: list[ModelEntry]
@@ -248,6 +251,7 @@ def run_multi(
     output, (index, n_shards) = Path(output), shard
     if not 0 <= index < n_shards:
         raise InputError(f"shard {index}/{n_shards}: the first number goes from 0 to one less than the second")
+    check_engine(settings.engine, settings.engine_args, settings.decodings)
     check_kinds(settings.decodings, [model.name for model in settings.models])
     check_texts(settings.like, settings.decodings, [row.text for row in rows])
     # Every n-th: neighbours in a list are often of one size, and shards should take about as long.

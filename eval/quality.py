@@ -30,8 +30,8 @@ profile of the scorer are correlated with each rating: Spearman's and Pearson's,
 with 95% bootstrap intervals over texts and Holm's correction over the measures. An inverted U is found where the
 quadratic term is below 0 and lines below and above its peak rise and fall, all beyond chance.
 
-With --author all of it is done overall, within author group, and for each author group: where people's texts are both
-rated higher and more surprising, only what holds within author group speaks of uncertainty. --group narrows everything
+With --author all of it is done overall, within author group, and for each author group. Where people's texts are both
+rated higher and more surprising, only the numbers within author group speak of uncertainty. --group narrows everything
 to texts of one group, such as the answers to one prompt.
 
 A profile is nearer to the texts that it was fitted to than to others. The shipped kind story was fitted to human

@@ -32,10 +32,10 @@ examples:
   ugap eval reward_auc --model smollm2-135m-instruct --data continuations.jsonl --like_texts 64
       --written model_text --writer writer
 
-Prefixes of held-out texts are continued by their author and by others: noise, loops, shuffles, other languages, code,
-the prefix itself, a stranger, one fixed text, words replaced by rare or by common ones, and the model under each
-decoding. --written adds texts that models wrote. The reward is that of ugap train grpo, for a policy that writes texts
-of one kind alone. Intervals are 95% bootstrap intervals over source texts.
+Prefixes of held-out texts are continued by their author, by the model under each decoding, and by attacks: noise,
+loops, shuffles, other languages, code, the prefix itself, another author, one fixed text, and rare or common words.
+--written adds texts that models wrote. The reward is that of ugap train grpo, for a policy that writes texts of one
+kind alone. Intervals are 95% bootstrap intervals over source texts.
 
 Leave out texts that the profile was fitted to. --like_texts fits it to some of the texts, which are not judged.
 

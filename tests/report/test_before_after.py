@@ -118,8 +118,8 @@ def test_the_tables(record):
     assert "-5.0 [-10.0, +0.0]" in fact
     assert "1, 3" in fact
     assert "0.625" in fact
-    beside = next(line for line in lines if "beside" in line)
-    assert "-5.0" in beside
+    compared = next(line for line in lines if ", against " in line)
+    assert "-5.0" in compared
     assert "11.1" not in printed(record)  # kinds are in the file
     assert "Questions" not in printed(record)
 

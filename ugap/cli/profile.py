@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from ugap.scoring import Scorer
 
 DESCRIPTION = """\
-Fit a human profile to human texts. For each kind of text it holds quantiles of surprisal, entropy, deviation, PMI and
-rank, means by position, and the calibration curve (how surprising people are where the model's entropy is h). From
-three kinds on, it also predicts the human level from a prompt. Or show a profile: that of a
-file or name, or that of a model. A model that has none gets one, fitted to embedded tales and manuals.
+Fit a human profile to human texts, or show one. For each kind of text, a profile holds quantiles of surprisal, entropy,
+deviation, PMI and rank, and means by position. It also holds the calibration curve: how surprising people are where the
+model's entropy is h. From three kinds on, it predicts the human level from a prompt. A model without a profile gets
+one, fitted to embedded tales and manuals.
 
 examples:
   ugap profile --show gemma-3-270m
@@ -27,8 +27,8 @@ examples:
   ugap profile --model gemma-3-270m --profile g.json --reader org/stronger --data stories.jsonl --output read.json
 
 --reader calibrates the profile for a stronger model: of each kind, 32 texts are continued at several shares of the
-human level. The profile keeps the share at which they surprise the reader as much as people's texts do. Texts that the
-fit left out (--limit) are taken first.
+human level. The profile keeps the share at which they surprise the reader as much as people's texts do. The mode
+creative aims at this share. Texts that the fit left out (--limit) are taken first.
 
 The first tokens of each text, or its prompt, are the prefix; the profile is of the text behind the prefix."""
 

@@ -120,8 +120,8 @@ def like_texts(profile: HumanProfile, scorer: "Scorer", texts: Sequence[str], *,
         seed (`int`, *optional*, defaults to `0`): Seed of the curve's band.
 
     Raises:
-        InputError: If the texts have fewer than 400 tokens to profile in all, or are far more surprising to the scorer
-            than every kind it knows, as text of another language is.
+        InputError: If the texts have fewer than 400 tokens to profile in all. Also if they are far more surprising to
+            the scorer than every kind it knows, as text of another language is.
     """
     from ugap.scoring.fingerprint import weight_hash
 
@@ -152,7 +152,7 @@ def _warn_of_few(key: str, n: int) -> None:
 
 
 def check_like(texts: Sequence[str], continued: Iterable[str]) -> None:
-    """Refuse to write like the texts that are continued: the sampler would copy the level of what it should predict.
+    """Refuse to write like the texts that are continued: the sampler would know the level that it should predict.
 
     Args:
         texts (`Sequence[str]`): The texts to write like.
@@ -199,8 +199,8 @@ def profile_for(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") 
     a profile of your own texts. The regression on the prompt comes from a shipped profile, as it hardly differs between
     models. A fitted profile is cached.
 
-    A model with an adapter has the profile of its base: what it should come to is how the base reads people. To fit
-    one to the adapted model itself, give `ugap profile` the adapter and texts.
+    A model with an adapter has the profile of its base: it should come to how the base reads people. To fit a profile
+    to the adapted model itself, give `ugap profile` the adapter and texts.
 
     Args:
         model (`PreTrainedModel`): A causal language model, or a PEFT model.

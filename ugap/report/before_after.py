@@ -166,7 +166,7 @@ def _probe(name: str, probe: Record, decoded: Callable[[str], str]) -> Table:
             if (comparison["a_writer"], comparison["a_test"]) == answered
         ]
         for comparison in compared:
-            beside = "" if comparison["b_test"] == row["test"] else f", beside {comparison['b_test']}"
+            beside = "" if comparison["b_test"] == row["test"] else f", against {comparison['b_test']}"
             difference = with_interval(comparison["difference"], comparison["ci95"], "+.1f", scale=100)
             won = f"{comparison['a_only']}, {comparison['b_only']}"
             rows.append(

@@ -44,9 +44,9 @@ def export_custom_generate(
 ) -> Path:
     """Write a self-contained folder for `model.generate(custom_generate=folder, trust_remote_code=True, ...)`.
 
-    The folder is what the Hub takes as a repository: a `README.md` with a model card, and `custom_generate/` with the
-    sampler and the parameters of every kind and domain of the profile, and of `auto`, the creative kinds. Each file is
-    written whole or not at all, and `generate.py` last.
+    The Hub takes the folder as a repository. It has a `README.md` with a model card, and `custom_generate/` with the
+    sampler. There are parameters of every kind and domain of the profile, and of `auto`, the creative kinds. Each file
+    is written whole or not at all, and `generate.py` last.
 
     Args:
         folder (`str` or `Path`): Where to write: a new or empty folder, or one of an earlier export. Files whose names
@@ -59,8 +59,8 @@ def export_custom_generate(
         `Path`: The folder.
 
     Raises:
-        InputError: If the folder holds something else or cannot be written, the base model is no Hub id, or the profile
-            cannot be read, or lacks the tail or the mean surprisal of a kind.
+        InputError: If the folder holds something else or cannot be written, or the base model is no Hub id. Also if
+            the profile cannot be read, or lacks the tail or the mean surprisal of a kind.
 
     Example:
         ```python

@@ -152,8 +152,7 @@ def generate(
             the human profile; with `auto` the prompt decides.
         mode (`str`, *optional*): `"creative"` (the default: as uncertain as people), `"balanced"` (half the model's own
             human level, or as near as the likeliest tokens come) or `"precise"` (greedy). `creative` is as uncertain
-            as people to the reader that the profile was calibrated for, such as a shipped one; without a reader, to the
-            model itself.
+            as people to the reader that the profile was calibrated for. Without a reader, it is so to the model itself.
         weight (`float`, *optional*): Share of the model's own human level in [0, 1], instead of a mode.
         profile (`HumanProfile`, `str` or `Path`, *optional*): Human profile of the model; by default that of
             [`profile_for`][ugap.profile.profile_for].

@@ -23,9 +23,9 @@ class HumanEntropyLogitsProcessor(ParamsLogitsProcessor):
     r"""Decode at human uncertainty: every step is as surprising as people are at the model's entropy.
 
     Where the model's entropy is `h`, people are `g(h)` nats surprising on average: the calibration curve of a human
-    profile. At each step the temperature is solved for at which the expected surprisal under the model is
-    `weight * g(h)`, plus a correction that holds the mean over the continuation at the human level, and tokens beyond
-    the rank that people reach at this entropy are cut. See `ugap.sampling.portable.human` for the formula.
+    profile. At each step the temperature is the one at which the expected surprisal under the model is `weight * g(h)`
+    plus a correction. The correction holds the mean over the continuation at the human level. Tokens beyond the rank
+    that people reach at this entropy are cut. See `ugap.sampling.portable.human` for the formula.
 
     The processor keeps a state per row, from the first step of a `generate()` call to its last. It takes one
     sequence per row: no beams, no assisted decoding. [`generation_kwargs`][ugap.sampling.generation_kwargs] sets

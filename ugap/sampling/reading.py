@@ -104,7 +104,7 @@ def calibrate(
 ) -> Reading:
     """The share of its human level at which a writer's text is as surprising to a reader as people's text.
 
-    For each kind, the prefixes of human texts are continued at two shares, and then at a third: the logarithm of the
+    For each kind, the prefixes of human texts are continued at two shares, and then at a third. The logarithm of the
     level to the reader is taken to be linear in the share, and solved for people's level. The shares of all kinds are
     then shrunk toward their mean, by how certain each is (empirical Bayes).
 

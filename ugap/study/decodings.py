@@ -1,10 +1,12 @@
 """Ways to decode, by name: the ones that are known, and any `generate()` settings a person names.
 
-A setting is one of `generate()`, or of the sampler at human uncertainty: `human_mode` (`creative`, `balanced`,
-`precise`) or `human_weight` (a share of the model's own human level), `human_reader` (a model that the text
-should be human to), `human_kind` (by default `auto`: the prompt decides, or else the domain of the text),
-`human_tail` (where the human tail is cut, `null` for nowhere) and `human_profile` (by default the profile of the
-model).
+A setting is one of `generate()`, or of the sampler at human uncertainty:
+
+- `human_mode`: `creative`, `balanced` or `precise`; or `human_weight`, a share of the model's own human level;
+- `human_reader`: a model that the text should be human to;
+- `human_kind`: by default `auto`, where the prompt decides, or else the domain of the text;
+- `human_tail`: where the human tail is cut, `null` for nowhere;
+- `human_profile`: by default the profile of the model.
 
 Every decoding spells out all the warpers, because `generate()` fills in its own where they are left unset (`top_k=50`
 alone costs more than a nat of surprisal). Behind them tokens are drawn by [`DrawLogitsProcessor`][].

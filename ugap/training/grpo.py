@@ -3,8 +3,8 @@
 The trainer below reads from top to bottom as one step: completions, rewards, advantages, references, loss. TRL calls
 the stages; a `Step` holds what they know.
 
-- *Advantages.* From each reward, the mean of its group of completions is taken, and the rest is divided by one scale of
-  the batch: the deviation within groups. The rewards are then weighted, then summed. So a weight acts between domains.
+- *Advantages.* From each reward, the mean of its group of completions is taken. The rest is divided by one scale of the
+  batch: the deviation within groups. The rewards are then weighted, then summed. So a weight acts between domains.
   Normalising after the weighting would cancel the weight of a reward that alone applies to its rows. Dividing each
   group by its own deviation would blow up the noise of a group whose completions are equally good. The multiplier of
   the constraint weighs the constrained reward too.
@@ -13,8 +13,8 @@ the stages; a `Step` holds what they know.
   target)^2)` over completions. The term is two-sided, and each completion has its own target. The policy's entropy is
   that of the distribution that is drawn from, at the sampling temperature.
 - *Targets.* On a creative prompt, the target is the expected surprisal of people there: the calibration curve at the
-  frozen scorer's entropies over the human continuation, or without one the human level of the domain. On a functional
-  prompt, the target is the entropy of the policy's frozen base over the same completion.
+  frozen scorer's entropies over the human continuation. Without a continuation, it is the human level of the domain. On
+  a functional prompt, the target is the entropy of the policy's frozen base over the same completion.
 - *Divergence.* The surprisal of the policy's text to the scorer has to meet people. It is the policy's entropy plus its
   divergence from the scorer: `E[-log S] = H + KL(policy || S)`. So creative targets are lower by that divergence, or
   the policy would overshoot by as much as it has learned. The estimate is the scorer's less the policy's mean surprisal

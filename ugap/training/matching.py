@@ -5,9 +5,9 @@ A point is a completion's features, whitened so that human texts have mean 0 and
 
 - *Closeness* is 1 inside the human region and falls outside. Alone, it is best for a policy that writes one text.
 - *Energy* is what a completion adds to the nearness of all completions to people: its mean distance to its peers less
-  that to human texts. Its mean is highest where completions are distributed as human texts: none is better for being
-  average, and a completion that differs from its peers as people differ gains. This is the gradient of the energy
-  distance of Székely and Rizzo, sample by sample.
+  that to human texts. Its mean is highest where completions are distributed as human texts. No completion is better for
+  being average, and one that differs from its peers as people differ gains. This is the gradient of the energy distance
+  of Székely and Rizzo, sample by sample.
 - *Peers* are completions of other prompts and of the completion's own prompt, half and half: the first alone would let
   the completions of a prompt collapse. An advantage is taken against the mean of a group, which shares the distances
   within it: of `G` completions, each gets back `(G - 2) / (G - 1)` of what it adds. So what a completion differs from

@@ -123,7 +123,7 @@ def _is_rate(value: object) -> bool:
 
 
 def leave_profile(people: HumanProfile | None, weights: str, folder: Path) -> None:
-    """Put the human profile of the base beside the weights of a trained model.
+    """Put the human profile of the base next to the weights of a trained model.
 
     As with an adapter, the model aims at what its base reads as human. Without a profile of the base, nothing is done.
     """

@@ -79,8 +79,8 @@ class UncertaintyReward:
     A completion of fewer than 4 tokens, or that is no valid text, counts as one of no length. One whose logits are not
     finite gets NaN.
 
-    The log gets `{name}/closeness`, `{name}/energy_distance` (of all completions from human texts: 0 where they are
-    alike), `{name}/short` (the share of short completions) and `{name}/{feature}`: the mean distance of the completions
+    The log gets `{name}/closeness`, `{name}/short` (the share of short completions) and `{name}/energy_distance` of all
+    completions from human texts: 0 where they are alike. `{name}/{feature}` is the mean distance of the completions
     from the human mean, in human standard deviations (negative: below people). Of several scorers, each has its own
     `{name}/{scorer}/...`. The table of completions gets the column `{name}_nll`, by the first scorer.
 
@@ -156,7 +156,7 @@ class UncertaintyReward:
     def __call__(
         self, prompts: Sequence[Text], completions: Sequence[Text], completion_ids: Any = None, **columns: Any
     ) -> list[float | None]:
-        """The reward of every completion; `None` for rows of another domain. Arguments as of `details`."""
+        """The reward of every completion; `None` for rows of another domain. See `details` for the arguments."""
         details = self.details(prompts, completions, completion_ids, **columns)
         return [None if one is None else one.reward for one in details]
 

@@ -52,8 +52,8 @@ def generate(
         The output of `model.generate()`.
 
     Raises:
-        ValueError: Before anything is generated, if kind, mode or weight is unknown or out of range, an option asks
-            for beams or another decoding, or the vocabulary is smaller than the ranks of the human texts.
+        ValueError: Before anything is generated, if kind, mode or weight is unknown or out of range, or an option asks
+            for beams or another decoding. Also if the vocabulary is smaller than the ranks of the human texts.
 
     Example:
         ```python

@@ -1,7 +1,7 @@
-"""Texts that a reward must not take for human text: noise, shuffles, loops, and what belongs to another place.
+"""Texts that a reward must not take for human text: noise, shuffles, loops, and text that belongs to another place.
 
-Each is made from a human continuation, so that it has about its length, and starts with its white space, so that what
-follows the prefix is no new word glued to it.
+Each is made from a human continuation and has about its length. It starts with the same white space, so that its first
+word is not glued to the prefix.
 """
 
 import random

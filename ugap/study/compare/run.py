@@ -151,11 +151,14 @@ def measure_before_after(
         progress (`bool`, *optional*, defaults to `False`): Show progress bars.
 
     Returns:
-        `dict`: In the types of JSON, `None` for what cannot be estimated: `version`, `settings`, `models`, `matched`
-        (the temperature, and what was tried), `scorers` (and what people's texts are to them), `rows` (a writer and
-        decoding under a scorer), `shares` (closed, of the base's absolute gap in surprisal), `rewards` (before, after
-        and their difference; empty where the human profile is not of whole texts), `facts` and `questions` (accuracies,
-        comparisons with the base and answers; `None` where none were asked).
+        `dict`: In the types of JSON, `None` for numbers that cannot be estimated:
+
+        - `version`, `settings`, `models`, and `matched`: the matched temperature and those that were tried;
+        - `scorers`, each with its numbers of people's texts;
+        - `rows`: a writer and decoding under a scorer;
+        - `shares`: what is closed of the base's absolute gap in surprisal;
+        - `rewards`: before, after and their difference; empty where the human profile is not of whole texts;
+        - `facts` and `questions`: accuracies, comparisons with the base and answers; `None` where none were asked.
 
     Raises:
         InputError: If a model, adapter, text or profile cannot be used, or the folder holds parts of other texts or
@@ -168,7 +171,7 @@ def measure_before_after(
         "data_hash": content_hash([row.text for row in rows]),
         "tune_hash": content_hash([row.text for row in tune]) if tune else None,
     }
-    # What other texts a temperature was matched on is no matter of the other parts.
+    # The texts of the matched temperature change no other part.
     kept = {name: value for name, value in shared.items() if name != "tune_hash"}
     folder = Path(folder)
     with locked(folder):

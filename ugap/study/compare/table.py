@@ -102,9 +102,10 @@ class Reading:
                 yield {**named, **asdict(share_closed(*zip(*before, strict=True), *zip(*after, strict=True)))}
 
     def rewards(self, decodings: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """The closeness of what was written, as in [`UncertaintyReward`][ugap.training.UncertaintyReward] with
-        `pointwise`, less the base's for the same prefixes under the same decoding: of the tuned models, and of the base
-        at the matched temperature.
+        """The closeness of continuations less the base's, for the same prefixes under the same decoding.
+
+        Closeness is that of [`UncertaintyReward`][ugap.training.UncertaintyReward] with `pointwise`. There are rows of
+        the tuned models, and of the base at the matched temperature.
         """
         rewards = {
             origin: [value for seed in seeds for value in self._closeness(seed)]
@@ -173,8 +174,8 @@ class Reading:
 def distances_to_profile(texts: Sequence[TokenScores], profile: KindProfile) -> dict[str, float] | None:
     """1-Wasserstein distances of the pooled tokens of texts from a human profile's quantiles.
 
-    A profile is of other texts, and mostly of longer ones, in which the prefix tells less about each token: people's
-    own continuations have a distance too, of PMI above all, and that is what a model's is to be held against.
+    A profile is of other texts, and mostly of longer ones, in which the prefix tells less about each token. So people's
+    own continuations have a distance too, of PMI above all. Compare the distance of a model with theirs.
 
     Args:
         texts (`Sequence[TokenScores]`): Texts, scored by the profile's scorer.

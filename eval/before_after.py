@@ -63,7 +63,7 @@ class Arguments(CompareOptions, Models):
     question_tokens: int = option("tokens of an answer to a question", default=256, group="probes")
     output: str = option("folder of the results", default="runs/before_after", group="output", metavar="DIR")
     resume: bool = option(
-        "go on with an interrupted run, or add models, decodings or scorers to one", default=False, group="output"
+        "resume an interrupted run, or add models, decodings or scorers to one", default=False, group="output"
     )
 
 

@@ -99,7 +99,7 @@ class Arguments:
     engine: EngineName = option(ENGINE_HELP, default="transformers", group="models")
     engine_args: list[str] = option(ENGINE_ARGS_HELP, default=[], group="models", metavar="KEY=VALUE")
     output: str = option("folder of the results", default="runs/decoding", group="output", metavar="DIR")
-    resume: bool = option("go on with an interrupted run, or add decodings", default=False, group="output")
+    resume: bool = option("resume an interrupted run, or add decodings", default=False, group="output")
 
 
 def run(arguments: Arguments) -> None:
@@ -374,6 +374,7 @@ def markdown(entry: Mapping[str, Any]) -> str:
     from ugap.report.terminal import figure, with_interval
 
     rows = entry["rows"]
+    # Short texts leave pairs out: the row with the most pairs says most about people.
     people = max(rows, key=lambda row: row["n"])
     head = (
         f"### {entry['model']}\n\n"

@@ -68,7 +68,7 @@ class Arguments:
     limit: int | None = option("ask N facts only, some of every kind", default=None, group="probe")
     output: str = option("folder of the results", default="runs/factuality", group="output", metavar="DIR")
     resume: bool = option(
-        "go on with an interrupted run, or add decodings and seeds to a finished one", default=False, group="output"
+        "resume an interrupted run, or add decodings and seeds to a finished one", default=False, group="output"
     )
     compare: str | None = option(
         "compare with the results of another run, in this folder", default=None, group="output", metavar="DIR"

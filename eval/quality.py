@@ -92,7 +92,7 @@ class Arguments:
     resamples: int = option("bootstrap resamples", default=2000, group="statistics")
     seed: int = option("seed of the bootstrap", default=0, group="statistics")
     output: str = option("folder of the results", default="runs/quality", group="output", metavar="DIR")
-    resume: bool = option("go on with an interrupted run", default=False, group="output")
+    resume: bool = option("resume an interrupted run", default=False, group="output")
 
 
 def run(arguments: Arguments) -> None:

@@ -301,6 +301,7 @@ def kinds(
             raise InputError(f"decoding {name!r}: the name is taken")
         out[name] = Kind(f"{name}|{json.dumps(how, sort_keys=True)}", excerpts, written(how))
     for number in range(arguments.best_of):
+        # Number 0 draws the texts of the decodings: these are others.
         key = f"{DRAWN} {number}"
         out[key] = Kind(key, excerpts[: arguments.best_of_limit], written({}, number + 1))
     return out

@@ -83,7 +83,7 @@ class Arguments(CompareOptions, Sweep):
     )
     output: str = option("folder of the results", default="runs/tradeoff", group="output", metavar="DIR")
     resume: bool = option(
-        "go on with an interrupted sweep, or add weights, limits and models to one", default=False, group="output"
+        "resume an interrupted sweep, or add weights, limits and models to one", default=False, group="output"
     )
 
 

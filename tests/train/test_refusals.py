@@ -227,7 +227,7 @@ class TestFolder:
 
     def test_nothing_to_go_on_from(self, said, tmp_path):
         line = said("sft", "--resume_from_checkpoint", "yes")
-        assert line == f"{tmp_path / 'run'}: there is no run to go on with"
+        assert line == f"{tmp_path / 'run'}: there is no run to resume"
 
     def test_no_checkpoint(self, said, tmp_path):
         line = said("sft", "--resume_from_checkpoint", str(tmp_path))

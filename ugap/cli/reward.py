@@ -61,6 +61,7 @@ def read_human(arguments: Any) -> list[str]:
         raise InputError("give --like or --kind, not both")
     profile = named_profile(arguments.scorer or arguments.model) if given is None else HumanProfile.load(given)
     if profile is not None:
+        # Raises for an unknown kind. A profile that has to be fitted first is checked after the model is loaded.
         profile.weights(arguments.kind or CREATIVE)
     return read_like(arguments.like)
 
@@ -110,6 +111,7 @@ def human_of(arguments: Any, scorer: "Scorer", like: Sequence[str]) -> "tuple[Hu
         own.weights(kind)
         return own, kind
     own = like_texts(own, scorer, like)
+    # A human level takes some hundred tokens; the features of whole texts take a number of texts.
     if own.kinds[LIKE].texts is None:
         raise InputError(
             f"too few of the texts to write like are long enough to compare whole texts with: give {FEWEST_TEXTS}"
@@ -145,6 +147,7 @@ def uncertainty_reward(
     profiles: list[HumanProfile] = [human[0]]
     scorers: list[Scorer | None] = [scorer]
     for name in arguments.second_scorer:
+        # --profile is that of the first scorer; each further one has its own.
         further = frozen_scorer(dataclasses.replace(arguments, scorer=name), config)
         assert further is not None
         profiles.append(human_of(dataclasses.replace(arguments, profile=None), further, like)[0])

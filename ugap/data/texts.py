@@ -163,8 +163,10 @@ def load_texts(
         row_of_id[row_id] = number
         taken[row_domain] += 1
 
+    # A run on no text would end as if all were well.
     if not rows:
         raise InputError(f"{first_fault} (and no row is good)" if first_fault else f"{source}: there are no rows")
+    # A column that was named and is not there is likely misspelt.
     for column, default in ((id_column, "id"), (prompt_column, "prompt")):
         if column != default and column not in seen_columns:
             log.warning("%s: no column %r; continuing without it", source, column)

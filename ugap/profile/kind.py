@@ -168,6 +168,7 @@ class KindProfile:
             resamples (`int`): Bootstrap resamples of the curve's band.
             seed (`int`): Seed of the bootstrap.
         """
+        # The seed anew for each kind, so that another kind changes no band.
         curve, bins = fit_calibration(tokens.human, pooling, resamples=resamples, rng=np.random.default_rng(seed))
         finite = {name: values[np.isfinite(values)] for name, values in tokens.columns.items()}
         finite = {name: values for name, values in finite.items() if values.size}
@@ -274,6 +275,7 @@ def mix(kinds: Sequence[KindProfile], weights: Sequence[float]) -> KindProfile:
         return kinds[0]
     first = kinds[0]
     density = np.array([kind.bins.n_tokens / kind.n_tokens for kind in kinds]) * share[:, None]  # (kinds, B)
+    # At an entropy where no kind has tokens, the probabilities of the kinds decide.
     empty = density.sum(0) <= 0
     density[:, empty] = share[:, None]
     density /= density.sum(0)
@@ -301,6 +303,7 @@ def mix(kinds: Sequence[KindProfile], weights: Sequence[float]) -> KindProfile:
             surprisal_levels=first.bins.surprisal_levels,
             surprisal=at_entropy(lambda kind: kind.bins.surprisal),
             rank_levels=first.bins.rank_levels,
+            # Ranks span orders of magnitude: a mean of logarithms is not that of the largest alone.
             rank=np.exp(at_entropy(lambda kind: np.log(np.maximum(kind.bins.rank, 1)))),
         ),
         positions=Positions(

@@ -140,6 +140,7 @@ class HumanProfile:
         tokens = {kind: ScoredTokens.of(kind, column) for kind, column in texts.items()}
         before = {kind: _before(column, (prefixes or {}).get(kind)) for kind, column in texts.items()}
         positions = fit_positions({kind: PlacedTokens.of(column, before[kind]) for kind, column in texts.items()})
+        # Common curve and bins come first: each kind is shrunk toward them.
         pooling = pool([one.human for one in tokens.values()])
         kinds = {
             kind: KindProfile.fit(
@@ -153,6 +154,7 @@ class HumanProfile:
             )
             for kind, column in texts.items()
         }
+        # A prompt is read from the start of a text, so texts without a known prefix say nothing about prompts.
         whole = {
             kind: [whole_text(one, scores) for one, scores in zip(before[kind], column, strict=True) if one is not None]
             for kind, column in texts.items()
@@ -187,6 +189,7 @@ class HumanProfile:
         for scores in texts:
             self.check(scores.scorer)
         tokens, before = ScoredTokens.of(LIKE, texts), _before(texts, prefixes)
+        # A few texts say little about positions, so their means are shrunk toward those of the other kinds.
         positions = fit_held(PlacedTokens.of(texts, before), common_ratios(self.kinds_positions()))
         kind = KindProfile.fit(domain, texts, tokens, positions, self.pooling, resamples=resamples, seed=seed)
         expected = [
@@ -356,6 +359,7 @@ class HumanProfile:
             domain = selection
             if selection == AUTO:
                 domain = "creative" if "creative" in self.domains else self.domains[0]
+            # Texts to write like are followed where they are named, and are no part of a domain.
             members = [name for name, kind in self.kinds.items() if kind.domain == domain and name != LIKE]
             if not members:
                 raise InputError(f"the human profile has no kind {selection!r}; it has {self._known()}")

@@ -60,6 +60,7 @@ class Reading:
 
     def share(self, weights: Mapping[str, float]) -> float:
         """The share for a mixture of kinds; a kind that was not calibrated has the mean of the others."""
+        # Kinds differ little in their shares, so the mean serves for one that was not calibrated.
         mean = float(np.mean([one.share for one in self.shares.values()]))
         known = {kind: self.shares[kind].share if kind in self.shares else mean for kind in weights}
         return sum(weight * known[kind] for kind, weight in weights.items()) / sum(weights.values())

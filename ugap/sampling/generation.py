@@ -235,12 +235,14 @@ def generate_batches(
     if like is not None:
         check_like(like, [prompt for prompt in listed if isinstance(prompt, str)])
     profile = profile_of(model, profile, tokenizer, like=like, reader=reader)
+    # Ids beyond the embedding would end in an error deep inside torch.
     if len(tokenizer) > model.get_output_embeddings().weight.shape[0]:
         raise InputError(
             f"the tokenizer has {len(tokenizer)} tokens and the model {model.get_output_embeddings().weight.shape[0]}: "
             "they do not belong together"
         )
     requests = [(prompt, _context(tokenizer, prompt, i)) for i, prompt in enumerate(listed)]
+    # The texts of a prompt follow each other, in the order of transformers.
     requests = [request for request in requests for _ in range(num_return_sequences)]
     generator = _generator(model, seed)
     processor = HumanEntropyLogitsProcessor(
@@ -258,6 +260,7 @@ def generate_batches(
 
     def draw(contexts: list[list[int]]) -> tuple[list[list[int]], list[list[float]], list[list[float]]]:
         """Token ids of the texts, and surprisal and entropy at each step."""
+        # Its state is that of the rows of the batch before.
         processor.reset()
         recorder = DrawRecorder(processor)
         try:

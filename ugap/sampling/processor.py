@@ -86,6 +86,7 @@ class HumanEntropyLogitsProcessor(ParamsLogitsProcessor):
         otherwise: Selection | None = None,
     ):
         loaded = profile if isinstance(profile, HumanProfile) else HumanProfile.load(profile)
+        # Not the weight alone: creative may aim at another reader than the model itself.
         loaded, weight = aimed(loaded, mode, weight)
         self.prompts = PromptParams(loaded, kind, tail, model=model, special=suppress_tokens, otherwise=otherwise)
         super().__init__(
@@ -113,6 +114,7 @@ class DrawRecorder(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Record the draw, and return `scores` unchanged."""
+        # It comes directly behind the processor, which has just drawn.
         assert self.processor.drawn is not None
         self.steps.append(self.processor.drawn)
         return scores

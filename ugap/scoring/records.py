@@ -81,6 +81,7 @@ class TokenScores:
     @property
     def bits_per_byte(self) -> float:
         """Total surprisal in bits over the UTF-8 bytes of the scored tokens: comparable between tokenizers."""
+        # Without BOS the first token has no surprisal: its bytes do not count either.
         scored = np.isfinite(self.surprisal)
         if not scored.any():
             return float("nan")
@@ -139,5 +140,6 @@ class TokenScores:
 
 
 def _mean(values: np.ndarray) -> float:
+    # Summed in float64: thousands of float32 tokens would lose digits.
     finite = values[np.isfinite(values)]
     return float(finite.mean(dtype=np.float64)) if finite.size else float("nan")

@@ -63,6 +63,7 @@ def contrast_independent(
     shared = next((source for source in b.sources if source in on_a), None)
     if shared is not None:
         raise ValueError(f"sources_b: {shared!r} is a source of both sides, which are then not independent")
+    # Two groups: nothing pairs a source of one side with one of the other.
     groups = [Group([a], [1]), Group([b], [-1])]
     return Contrast(
         n_sources=(len(a.sources), len(b.sources)),
@@ -107,6 +108,7 @@ def contrast_paired(
     a = Clusters.gather(column(gaps_a, "gaps_a"), sources_a, "sources_a")
     b = Clusters.gather(column(gaps_b, "gaps_b"), sources_b, "sources_b")
     on_b = set(b.sources)
+    # In one order on both sides, so that a difference cancels what a source does to both.
     shared = [source for source in a.sources if source in on_b]
     if not shared:
         raise ValueError("sources_b: no source is shared with sources_a")

@@ -41,6 +41,7 @@ def with_profile(
     out: dict[str, Settings] = dict(decodings)
     for name, how in decodings.items():
         if profile is not None and is_human(how):
+            # A profile that the decoding names wins.
             out[name] = {"human_profile": profile, **how}
         if reader is not None and "human_mode" in how:
             # A weight is a share of the level in the writer's own eyes.
@@ -62,6 +63,7 @@ def check_kinds(decodings: Mapping[str, Settings], models: Sequence[str]) -> Non
         if not is_human(how):
             continue
         given = how.get("human_profile")
+        # None for a model whose profile is not known by its name: its kinds are checked once it is loaded.
         profiles = [named_profile(model) for model in models] if given is None else [HumanProfile.load(given)]
         for profile in profiles:
             try:

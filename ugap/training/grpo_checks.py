@@ -114,7 +114,7 @@ def factual_cost(trainer: "UncertaintyGRPOTrainer", reward: Reward, rows: Sequen
     columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
     rewards = reward(prompts=prompts, completions=completions, **columns)
     judged = [value for value in rewards if value is not None and not math.isnan(value)]
-    # Draws can differ between processes, by rounding. The sums make all processes go on with one number.
+    # Draws can differ between processes, by rounding. The sums give all processes one number.
     right, n = trainer._reduced(torch.tensor([float(sum(judged)), float(len(judged))])).tolist()
     if not n:
         raise InputError("the FactualityReward could not judge a single functional row of the training set")

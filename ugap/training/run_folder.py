@@ -47,7 +47,7 @@ def open_run(folder: str | Path, resume: str | None, settings: Mapping[str, Any]
         if resume.lower() in ("yes", "true"):
             checkpoint = next(iter(_checkpoints(folder)), None)
             if checkpoint is None and not (folder / RUN_FILE).exists():
-                raise InputError(f"{folder}: there is no run to go on with")
+                raise InputError(f"{folder}: there is no run to resume")
         else:
             checkpoint = Path(resume)
             if not _is_whole(checkpoint):

@@ -81,6 +81,7 @@ def load_samples(
             raise InputError(f"{where}: {record.cause}")
         group, *written = (_label(record, name, where) for name in columns[1:])
         system = written[0] if written else "all"
+        # Cut to one number of words: a longer text repeats more.
         words_of_text = _text(record[text_column], text_column, where).split()
         pool = pools.setdefault((system, group), [])
         if len(words_of_text) < words:
@@ -141,6 +142,7 @@ def compare_samples(
     for system in systems:
         of_system = [i for i, one in enumerate(sets) if one.system == system]
         of_reference = [i for i, one in enumerate(sets) if one.system == reference]
+        # Prompts differ in how varied their answers are, so only those that both answered are compared.
         shared = {sets[i].group for i in of_system} & {sets[i].group for i in of_reference}
         for measure in measures[0]:
             values = column([measures[i][measure] for i in of_system], measure)
@@ -158,6 +160,7 @@ def compare_samples(
                 ]
                 contrast = contrast_paired(*sides[0], *sides[1], resamples=resamples, seed=seed)
                 differences.append({**labels, **asdict(contrast), "n_sources": contrast.n_sources[0]})
+    # Over all systems and measures: they are read as one table.
     for row, p in zip(differences, holm([row["p_value"] for row in differences]), strict=True):
         row["p_holm"] = float(p)
     return means, differences

@@ -106,7 +106,7 @@ def run_study(
         settings (`StudySettings`): What to measure.
         output (`str` or `Path`): Folder of the study.
         data (`Sequence[str]`, *optional*): Names of the data, for the record.
-        resume (`bool`, *optional*, defaults to `False`): Go on with a study that is in the folder already.
+        resume (`bool`, *optional*, defaults to `False`): Resume a study that is in the folder already.
         progress (`bool`, *optional*, defaults to `False`): Show progress bars.
 
     Raises:

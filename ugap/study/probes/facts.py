@@ -129,6 +129,7 @@ def contrastive(scorer: Scorer, facts: Sequence[Fact], *, advance: Advance | Non
             names=[f"fact {fact.id!r}, answer {answer!r}" for fact, answer in zip(owners, answers, strict=True)],
         )
         for fact, answer, score in zip(owners, answers, scores, strict=True):
+            # The four answers would be scored after different prompts.
             if score.straddles:
                 raise InputError(f"fact {fact.id!r}: to {scorer.name}, the prompt's end and {answer!r} are one token")
         # The right answer is the last: argmax takes the first of equal ones, so a tie is not counted as right.
@@ -318,6 +319,7 @@ def compare(a: Sequence[FactResult], b: Sequence[FactResult], *, seed: int = 0) 
     values_a = np.array([shares_a[name] for name in shared])
     values_b = np.array([shares_b[name] for name in shared])
     gap = paired_gap(values_a, values_b, shared, seed=seed)
+    # One run a side is right or wrong on each fact; several have shares, which McNemar cannot take.
     if len(a) == len(b) == 1:
         tested = mcnemar(values_a == 1, values_b == 1)
         return Comparison(gap.n, tested.difference, gap.ci95, "mcnemar", tested.p_value, tested.a_only, tested.b_only)

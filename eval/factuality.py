@@ -95,7 +95,7 @@ def run(arguments: Arguments) -> None:
     from ugap.environment import environment
     from ugap.errors import InputError
     from ugap.models import adapter_hash, load_model, with_adapter
-    from ugap.scoring.fingerprint import weight_hash
+    from ugap.models.fingerprint import weight_hash
     from ugap.study.decodings import parse_decodings
 
     # The hash is of all facts: another --limit may use the parts and results of this run.

@@ -36,9 +36,9 @@ from transformers import (
 import ugap.models.gguf
 import ugap.profile.fitting
 from ugap.cli.main import main
+from ugap.models.fingerprint import weight_hash
 from ugap.profile import HumanProfile
 from ugap.scoring import Scorer, ScorerId, TokenScores
-from ugap.scoring.fingerprint import weight_hash
 
 torch.set_num_threads(1)
 

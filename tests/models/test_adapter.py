@@ -14,11 +14,11 @@ import ugap.profile.profile
 from ugap.errors import InputError
 from ugap.models import ASSETS, load_model
 from ugap.models.adapter import adapters_off, base_of
+from ugap.models.fingerprint import weight_hash
 from ugap.profile import HumanProfile
 from ugap.profile.fitting import BESIDE, like_texts
 from ugap.sampling import generate, profile_of
 from ugap.scoring import Scorer
-from ugap.scoring.fingerprint import weight_hash
 from ugap.training.policy import save_merged
 
 COMMIT = "0" * 40

@@ -32,9 +32,9 @@ from transformers import (
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig
 
 from ugap.errors import InputError
+from ugap.models.fingerprint import weight_hash
 from ugap.scoring import Scorer
 from ugap.scoring.context import context_limit
-from ugap.scoring.fingerprint import weight_hash
 
 SHAPE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 SHAPE |= {"intermediate_size": 48, "initializer_range": 0.3}

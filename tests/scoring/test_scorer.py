@@ -7,8 +7,8 @@ import torch
 from transformers import XLNetConfig, XLNetLMHeadModel
 
 from ugap.errors import InputError
+from ugap.models.fingerprint import weight_hash
 from ugap.scoring import Scorer, TokenScores, batching
-from ugap.scoring.fingerprint import weight_hash
 from ugap.scoring.head.statistics import head_statistics
 from ugap.study.measures import text_value
 

@@ -283,9 +283,9 @@ def train(
             logits are not finite.
         Terminated: The run got SIGTERM, and has saved a checkpoint.
     """
+    from ugap.models.fingerprint import weight_hash
     from ugap.profile.fitting import known_profile
     from ugap.scoring import ScorerId
-    from ugap.scoring.fingerprint import weight_hash
     from ugap.training.evaluation.callback import UncertaintyGapCallback
     from ugap.training.evaluation.card import before_and_after
     from ugap.training.policy import MERGED, leave_profile, save_merged
@@ -338,7 +338,7 @@ def trained_on(trainer: "Trainer", data: Data) -> dict[str, str]:
     A model that is sharded while loading has no fingerprint, as no process has all weights.
     """
     from ugap.data import content_hash
-    from ugap.scoring.fingerprint import weight_hash
+    from ugap.models.fingerprint import weight_hash
     from ugap.study.store import rows_hash
 
     policy: Any = trainer.accelerator.unwrap_model(trainer.model)

@@ -123,7 +123,7 @@ def like_texts(profile: HumanProfile, scorer: "Scorer", texts: Sequence[str], *,
         InputError: If the texts have fewer than 400 tokens to profile in all. Also if they are far more surprising to
             the scorer than every kind it knows, as text of another language is.
     """
-    from ugap.scoring.fingerprint import weight_hash
+    from ugap.models.fingerprint import weight_hash
 
     profile.check(scorer.id)
     cuts = [
@@ -254,8 +254,8 @@ def _fitted(weights: str, tokenizer: "PreTrainedTokenizerBase") -> Path:
 
 
 def _profile_of(name: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> HumanProfile:
+    from ugap.models.fingerprint import weight_hash
     from ugap.scoring import Scorer, ScorerId
-    from ugap.scoring.fingerprint import weight_hash
 
     scorer_id = ScorerId(name, weight_hash(model))
     known = known_profile(name, scorer_id, tokenizer, getattr(model.config, "_commit_hash", None))

@@ -12,6 +12,7 @@ import numpy as np
 
 from ugap.errors import InputError
 from ugap.models.adapter import without_wrapper
+from ugap.models.fingerprint import weight_hash
 from ugap.profile import HumanProfile, Target
 from ugap.profile.calibration import CalibrationCurve
 from ugap.profile.positions import BANDS
@@ -19,7 +20,6 @@ from ugap.profile.profile import AUTO, Selection
 from ugap.sampling.portable.human import MODES
 from ugap.sampling.portable.params_processor import mode_weight
 from ugap.scoring import ScorerId
-from ugap.scoring.fingerprint import weight_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -26,7 +26,7 @@ from datasets.distributed import split_dataset_by_node
 
 from ugap import __version__
 from ugap.errors import InputError
-from ugap.scoring.fingerprint import weight_hash
+from ugap.models.fingerprint import weight_hash
 from ugap.scoring.records import STATISTICS, TokenScores
 
 if TYPE_CHECKING:

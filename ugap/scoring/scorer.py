@@ -19,9 +19,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ugap.errors import InputError, is_out_of_memory, reading
 from ugap.models import load_model
+from ugap.models.fingerprint import weight_hash
 from ugap.scoring.batching import Batch, Regimes, Request, plan, windows
 from ugap.scoring.context import context_limit, shares_prefixes, states_after
-from ugap.scoring.fingerprint import weight_hash
 from ugap.scoring.head.bfloat16 import FloatProducts, has_bfloat16_units
 from ugap.scoring.head.dispatch import Impl
 from ugap.scoring.head.lm_head import LMHead, backbone, input_device

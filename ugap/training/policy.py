@@ -16,10 +16,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ugap.errors import InputError
 from ugap.models import load_model, with_adapter
 from ugap.models.console import quiet_transformers
+from ugap.models.fingerprint import weight_hash
 from ugap.profile import HumanProfile
 from ugap.profile.fitting import BESIDE, known_profile
 from ugap.scoring import ScorerId
-from ugap.scoring.fingerprint import weight_hash
 from ugap.training.data import start_with_bos
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from ugap.scoring.fingerprint import weight_hash
+from ugap.models.fingerprint import weight_hash
 
 
 def test_one_checkpoint_has_one_hash_in_every_dtype(tiny_model, tmp_path):

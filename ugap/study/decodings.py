@@ -217,7 +217,7 @@ def human_processor(
     tokenizer: PreTrainedTokenizerBase | None = None,
     generator: torch.Generator | None = None,
 ) -> HumanEntropyLogitsProcessor:
-    """The processor of a decoding at human uncertainty, which draws; arguments and errors as of [`decoder`][]."""
+    """The processor of a decoding at human uncertainty, which draws; arguments and errors as of `decoder`."""
     profile = profile_of(model, settings.get("human_profile"), tokenizer, reader=settings.get("human_reader"))
     return HumanEntropyLogitsProcessor(
         profile,

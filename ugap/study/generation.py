@@ -58,7 +58,7 @@ class Engine(Protocol):
     ) -> list[list[int]]:
         """Token ids that continue each context, before the model's end token.
 
-        Arguments and errors are those of [`generate_continuations`][ugap.study.generation.generate_continuations].
+        Arguments and errors are those of `generate_continuations`.
         """
         ...
 
@@ -93,7 +93,7 @@ class TransformersEngine:
         names: Sequence[str] = (),
         skip_bad: bool = False,
     ) -> list[list[int]]:
-        """As [`Engine.continue_contexts`][ugap.study.generation.Engine.continue_contexts]."""
+        """As `ugap.study.generation.Engine.continue_contexts`."""
         model = self._model
         finite = _Finite(names, model.config.name_or_path, skip_bad)
         generator = torch.Generator(model.device).manual_seed(seed)

@@ -165,7 +165,7 @@ class VllmEngine:
         names: Sequence[str] = (),
         skip_bad: bool = False,
     ) -> list[list[int]]:
-        """As [`Engine.continue_contexts`][ugap.study.generation.Engine.continue_contexts].
+        """As `ugap.study.generation.Engine.continue_contexts`.
 
         vLLM does not say whether logits are finite. The scorer does, when it reads the texts.
         """

@@ -8,7 +8,7 @@ llm.generate(prompts, SamplingParams(temperature=1.0, max_tokens=200, extra_args
 
 A request takes part if it has one of the keys `ugap_mode`, `ugap_weight`, `ugap_kind` and `ugap_params` in its
 `extra_args` (over HTTP: `"vllm_xargs": {"ugap_mode": "creative"}`); others stay as they are. `ugap_params` is the JSON
-text of [`human_params`][ugap.sampling.human_params]: such a request brings its own human level, and needs no profile.
+text of `ugap.sampling.human_params`: such a request brings its own human level, and needs no profile.
 vLLM applies temperature, top-p, top-k and min-p to the returned scores before it samples. A request with values that
 would distort the distribution is refused when it arrives. A key of `null` means the default. The default kind, `auto`,
 is the creative kinds: prompts are not read here. Special tokens are not drawn, except for those that end the text of a

@@ -33,9 +33,10 @@ examples:
   ugap eval decoding --model gemma-3-270m --data stories.test.jsonl --tune stories.val.jsonl --output runs/decoding
   ugap eval decoding --model gemma-3-270m --data stories.jsonl --decoding ugap-creative ancestral "warm=temperature:1.1"
 
-Prefixes of human texts are continued under every decoding, by every seed, and read by the model itself, as people's
-continuations are. decodings: those of ugap measure, and temperature-tuned (the temperature at which the mean surprisal
-on the texts of --tune is the human one), mirostat-2 (holding the human level of the profile), top-n-sigma-1.
+Prefixes of human texts are continued under every decoding, by every seed. The model itself, or --reader, reads these
+texts and people's continuations. decodings: those of ugap measure, and temperature-tuned (the temperature at which the
+mean surprisal on the texts of --tune is the human one), mirostat-2 (holding the human level of the profile),
+top-n-sigma-1.
 
 The folder gets decoding.json and decoding.md: for each decoding the mean surprisal against people's with its interval
 (bootstrap over source texts), the 1-Wasserstein distances of the per-token distributions of surprisal and deviation,

@@ -117,6 +117,14 @@ class TestFigures:
             expected = profile.kind(kind).positions.mean_surprisal(one.target.position, len(one.token_ids))
             assert one.human_level == expected
 
+    @pytest.mark.parametrize(
+        ("setting", "share"),
+        [({"mode": "creative"}, 1), ({"mode": "balanced"}, 0.5), ({"mode": "precise"}, 0), ({"weight": 0.3}, 0.3)],
+    )
+    def test_the_aim_is_a_share_of_the_level(self, write, setting, share):
+        (one,) = write(PROMPTS[:1], **setting)
+        assert one.aim == pytest.approx(share * one.human_level)
+
     def test_more_weight_is_more_surprising(self, write):
         """The means are far apart: 8 texts of 32 tokens each."""
         means = [

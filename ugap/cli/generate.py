@@ -242,7 +242,7 @@ def _show(
     wrote = f"{one.nll:.2f} nats per token" if one.token_ids else "the model ended the text at once"
     people = f"people: {one.human_level:.2f} (kind: {visible(one.target.named)})"
     if (reading := one.target.reading) is not None:
-        people += f", {one.aim:.2f} to the reader {visible(reading.reader)}"
+        people += f", {one.target.share * one.human_level:.2f} to the reader {visible(reading.reader)}"
     console.print(f"{wrote}; {people}\n", markup=False)
 
 

@@ -20,7 +20,7 @@ examples:
   ugap measure --scorer gemma-3-270m --data rewrites.jsonl --candidate gpt=gpt_text --output runs/given
 
 decodings: ancestral (T=1), top-p-0.9, temperature-0.7, top-k-50, min-p-0.1, typical-p-0.95, greedy; eta-0.0009,
-top-h-0.4; ugap-creative, ugap-balanced (the modes of the sampler), ugap-own (the human level in the model's own eyes);
+top-h-0.4; ugap-creative, ugap-balanced (the modes of the sampler), ugap-own (weight 1: the model's own human level);
 or NAME=setting:value,setting:value with any settings of generate(), or human_mode, human_weight, human_reader and
 human_kind of the sampler: "warm=temperature:1.1", "half=human_weight:0.5", "news=human_mode:creative,human_kind:news".
 

@@ -35,6 +35,7 @@ class Generation:
         surprisal (`list[float]`): `-log p` of each token under the model, nats.
         entropy (`list[float]`): Entropy of the model's distribution at each token, nats.
         target (`Target`): The human text that it should resemble: kinds, position, and human level in nats per token.
+        weight (`float`, *optional*, defaults to `1.0`): The weight of the sampler: 0 is greedy.
     """
 
     prompt: Prompt
@@ -43,6 +44,7 @@ class Generation:
     surprisal: list[float]
     entropy: list[float]
     target: Target
+    weight: float = 1.0
 
     @property
     def human_level(self) -> float:
@@ -52,11 +54,11 @@ class Generation:
 
     @property
     def aim(self) -> float:
-        """The share of `human_level` that is human to the profile's reader: the level of `creative` text.
+        """The mean surprisal that the sampler aims at, in nats per token: a share of `human_level`.
 
-        All of it where the profile has no reader, or a weight was given.
+        For `creative` it is the share that is human to the profile's reader, or all without a reader; else the weight.
         """
-        return self.target.share * self.human_level
+        return self.weight * self.target.share * self.human_level
 
     @property
     def nll(self) -> float:
@@ -286,6 +288,7 @@ def generate_batches(
                     surprisal[i][: len(row)],
                     entropy[i][: len(row)],
                     processor.prompts.target(context),
+                    processor.weight,
                 )
                 for i, ((prompt, context), row) in enumerate(zip(batch, rows, strict=True))
             ]

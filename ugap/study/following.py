@@ -44,7 +44,7 @@ def with_profile(
             # A profile that the decoding names wins.
             out[name] = {"human_profile": profile, **how}
         if reader is not None and "human_mode" in how:
-            # A weight is a share of the level in the writer's own eyes.
+            # A weight is a share of the writer's own human level.
             out[name] = {"human_reader": reader, **out[name]}
     return out
 

@@ -94,7 +94,8 @@ def run(arguments: Arguments) -> None:
     from ugap.data.facts import load_facts
     from ugap.environment import environment
     from ugap.errors import InputError
-    from ugap.models import adapter_hash, load_model, with_adapter
+    from ugap.models import adapter_hash, load_model
+    from ugap.models.adapter import without_wrapper
     from ugap.models.fingerprint import weight_hash
     from ugap.study.decodings import parse_decodings
 
@@ -117,26 +118,26 @@ def run(arguments: Arguments) -> None:
             "facts_hash": content_hash(all_facts),
         }
         others = read_results(Path(arguments.compare), settings["facts_hash"]) if arguments.compare is not None else []
-        model, tokenizer = load_model(
+        load = partial(
+            load_model,
             arguments.model,
             dtype=arguments.dtype,
             device=arguments.device,
             trust_remote_code=arguments.trust_remote_code,
         )
-        settings["weight_hash"] = weight_hash(model)
+        model, tokenizer = load(adapter=adapter)
+        settings["weight_hash"] = weight_hash(model)  # the base's
         # A part is named by what was typed, so that another decoding of the same name is another part.
         words = dict(zip(decodings, arguments.decoding, strict=True))
-        ask = partial(
-            ask_model, tokenizer, facts, decodings, words, arguments.seeds, open_parts(output / "parts", settings)
-        )
-        if adapter is None:
-            results = ask(model, arguments.model)
-        else:
-            adapted = with_adapter(model, adapter, arguments.model)
-            # One set of weights in memory for both: the adapter is switched off for the base.
-            with adapted.disable_adapter():
-                results = ask(adapted.get_base_model(), arguments.model)
-            results += ask(adapted.get_base_model(), f"{arguments.model} + {adapter}")
+        parts = open_parts(output / "parts", settings)
+        ask = partial(ask_model, facts=facts, decodings=decodings, words=words, seeds=arguments.seeds, parts=parts)
+        adapted = []
+        if adapter is not None:
+            adapted = ask(without_wrapper(model), tokenizer, name=f"{arguments.model} + {adapter}")
+            # Not the adapter switched off: it may have embeddings and a tokenizer of its own.
+            del model
+            model, tokenizer = load()
+        results = [*ask(model, tokenizer, name=arguments.model), *adapted]
 
         record = {
             "version": VERSION,
@@ -157,14 +158,15 @@ def run(arguments: Arguments) -> None:
 
 
 def ask_model(
+    model: "PreTrainedModel",
     tokenizer: Any,
+    *,
+    name: str,
     facts: "Sequence[Fact]",
     decodings: Mapping[str, Any],
     words: Mapping[str, str],
     seeds: int,
     parts: "PartStore",
-    model: "PreTrainedModel",
-    name: str,
 ) -> list[Result]:
     """The contrastive score and the score of each decoding; a finished run is a part, and is read, not made again."""
     from ugap.progress import progress_bar

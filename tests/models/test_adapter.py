@@ -16,10 +16,10 @@ from ugap.models import ASSETS, load_model
 from ugap.models.adapter import adapters_off, base_of
 from ugap.models.fingerprint import weight_hash
 from ugap.profile import HumanProfile
-from ugap.profile.fitting import BESIDE, like_texts
+from ugap.profile.fitting import BESIDE, like_texts, named_profile
 from ugap.sampling import generate, profile_of
-from ugap.scoring import Scorer
-from ugap.training.policy import save_merged
+from ugap.scoring import Scorer, SharedScorer
+from ugap.training.policy import load_policy, save_merged
 
 COMMIT = "0" * 40
 TEXT = "Once upon a time there was a king"
@@ -53,6 +53,33 @@ def as_hub(tmp_path, monkeypatch):
         return shutil.copytree(folder, repository / "snapshots" / COMMIT)
 
     return put
+
+
+@pytest.fixture
+def make_base(save_model, make_model):
+    """`make_base(tied)`: the folder of a tiny Llama whose head may be its embedding."""
+    return lambda tied: save_model(f"tied-{tied}", make_model("llama", eos_token_id=0, tie_word_embeddings=tied))
+
+
+@pytest.fixture
+def add_tokens(tmp_path):
+    """`add_tokens(base, **config)`: a changed adapter with two tokens, its tokenizer, and the folder of both."""
+
+    def make(base, save_embedding_layers="auto", **config):
+        torch.manual_seed(0)
+        model, tokenizer = load_model(str(base))
+        tokenizer.add_tokens(["<one>", "<two>"])
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        trained = get_peft_model(model, LoraConfig(r=2, **config)).eval().requires_grad_(False)
+        for name, parameter in trained.named_parameters():
+            if any(part in name for part in ("lora_B", "lora_embedding_B", "modules_to_save", "tokens_delta")):
+                torch.nn.init.normal_(parameter, std=0.3)
+        folder = tmp_path / "more-tokens"
+        trained.save_pretrained(folder, save_embedding_layers=save_embedding_layers)
+        tokenizer.save_pretrained(folder)
+        return trained, tokenizer, folder
+
+    return make
 
 
 class TestLoading:
@@ -120,10 +147,6 @@ class TestLoading:
         own = load_model(str(adapter))[1]
         assert own.chat_template == tokenizer.chat_template
         assert own.bos_token_id == tokenizer.bos_token_id
-        tokenizer.add_tokens(["<one>", "<two>", "<three>"] * 20 + [f"<{i}>" for i in range(500)])
-        tokenizer.save_pretrained(adapter)
-        with pytest.raises(InputError, match="merge them first"):
-            load_model(str(adapter))
 
     @pytest.mark.parametrize(
         ("change", "fault"),
@@ -164,6 +187,100 @@ class TestLoading:
             load_model(str(adapter), adapter=adapter)
 
 
+class TestAddedTokens:
+    @pytest.mark.parametrize("tied", [False, True])
+    @pytest.mark.parametrize(
+        "config",
+        [
+            {"target_modules": ["q_proj", "v_proj"]},
+            {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+            {"target_modules": ["q_proj"], "trainable_token_indices": [400, 401]},
+        ],
+        ids=["resized", "whole", "rows"],
+    )
+    def test_the_model_is_the_trained_one_and_so_is_the_merged(self, make_base, add_tokens, tmp_path, tied, config):
+        base = make_base(tied)
+        trained, tokenizer, folder = add_tokens(base, **config)
+        ids = torch.tensor([tokenizer(f"{TEXT}<one> and<two>")["input_ids"]])
+        assert {400, 401} <= set(ids[0].tolist())
+        with torch.no_grad():
+            expected = trained(ids).logits
+            model, own = load_model(str(base), adapter=folder)
+            assert own("<two>")["input_ids"][-1] == 401
+            assert torch.equal(model(ids).logits, expected)
+            save_merged(str(base), folder, tmp_path / "merged")
+            merged, own = load_model(str(tmp_path / "merged"))
+            assert own("<two>")["input_ids"][-1] == 401
+            assert torch.allclose(merged(ids).logits, expected, atol=1e-4)
+            # Trained further, it is as it was before the first step.
+            policy = load_policy(str(base), adapter=folder)
+            assert policy.tokenizer("<two>")["input_ids"][-1] == 401
+            assert torch.equal(policy.model.eval()(ids).logits, expected)
+        assert any(parameter.requires_grad for parameter in policy.model.parameters())
+
+    def test_the_base_alone_has_average_embeddings_for_them(self, make_base, add_tokens):
+        base = make_base(False)
+        whole = {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}
+        _, _, folder = add_tokens(base, save_embedding_layers=False, **whole)
+        model = load_model(str(base), adapter=folder)[0].get_base_model()
+        alone = load_model(str(base))[0]
+        ids = torch.tensor([[2, 30, 40]])
+        with torch.no_grad(), adapters_off(model):
+            logits = model(ids).logits
+        assert torch.allclose(logits[..., :400], alone(ids).logits, atol=1e-5)
+        assert torch.allclose(logits[..., 401], logits[..., :400].mean(-1), atol=1e-4)
+
+    def test_embeddings_that_the_adapter_lacks_are_refused(self, make_base, add_tokens, tmp_path):
+        base = make_base(False)
+        _, _, folder = add_tokens(base, save_embedding_layers=False, target_modules=["q_proj"])
+        line = r"its tokenizer has 402 tokens, .* has embeddings of 400, and the adapter has none of the others"
+        for load in (
+            lambda: load_model(str(folder)),
+            lambda: load_policy(str(base), adapter=folder),
+            lambda: save_merged(str(base), folder, tmp_path / "merged"),
+        ):
+            with pytest.raises(InputError, match=line):
+                load()
+        assert not (tmp_path / "merged").exists()
+
+    def test_a_shared_embedding_that_is_adapted_is_not_merged(self, make_base, add_tokens, tmp_path):
+        base = make_base(True)
+        trained, tokenizer, folder = add_tokens(base, target_modules=["q_proj", "embed_tokens", "lm_head"])
+        ids = torch.tensor([tokenizer(TEXT)["input_ids"]])
+        assert torch.equal(load_model(str(folder))[0](ids).logits, trained(ids).logits)
+        with pytest.raises(InputError, match=r"changes an embedding that .* shares with its output head"):
+            save_merged(str(base), folder, tmp_path / "merged")
+
+    def test_the_profile_is_that_of_the_base(self, make_base, add_tokens, make_profile, monkeypatch, tmp_path):
+        base = make_base(True)
+        profile = make_profile(load_model(str(base))[0], level=3.0)
+        find = classmethod(lambda cls, scorer: profile if scorer.weight_hash == profile.weight_hash else None)
+        monkeypatch.setattr(ugap.profile.profile.HumanProfile, "find_shipped", find)
+        trained, _, folder = add_tokens(base, target_modules=["q_proj"])
+        model, tokenizer = load_model(str(folder))
+        assert profile_of(model, None, tokenizer) is profile
+        scorer = Scorer(model, tokenizer)
+        HumanProfile.for_scorer(scorer).check(scorer.id)
+        save_merged(str(base), folder, tmp_path / "merged")
+        assert HumanProfile.load(tmp_path / "merged" / BESIDE).to_dict()["kinds"] == profile.to_dict()["kinds"]
+        # A model that the caller wrapped is known by its weights alone.
+        assert weight_hash(trained) != profile.weight_hash
+
+    def test_one_that_is_fitted_does_not_become_that_of_the_base(self, make_base, add_tokens, monkeypatch, tmp_path):
+        monkeypatch.setattr("ugap.profile.fitting.cache_dir", lambda: tmp_path / "cache")
+        base = make_base(False)
+        trained, _, _ = add_tokens(base, target_modules=["q_proj"])
+        torch.nn.init.normal_(trained.get_input_embeddings().weight, std=0.3)
+        trained.save_pretrained(tmp_path / "adapter")
+        of_adapted = HumanProfile.for_model(*load_model(str(tmp_path / "adapter")))
+        of_base = HumanProfile.for_model(*load_model(str(base)))
+        assert of_adapted.weight_hash == of_base.weight_hash
+        assert of_adapted.to_dict()["kinds"] != of_base.to_dict()["kinds"]
+        # From then on, the base has one.
+        of_adapted = HumanProfile.for_model(*load_model(str(tmp_path / "adapter")))
+        assert of_adapted.to_dict() == of_base.to_dict()
+
+
 class TestProfile:
     @pytest.fixture
     def people(self, tiny_folder, make_profile, monkeypatch) -> HumanProfile:
@@ -189,6 +306,59 @@ class TestProfile:
         assert profile_of(model, own, tokenizer).source == "of the adapted model"
         with pytest.raises(InputError, match="was fitted with"):
             profile_of(model, replace(own, weight_hash="0" * 16), tokenizer)
+
+    @pytest.mark.parametrize("of", ["the adapted model", "its base"])
+    @pytest.mark.parametrize("named", ["folder", "option", "hub"])
+    def test_one_in_its_folder_comes_first(self, adapter, people, tiny_folder, tmp_path, as_hub, of, named):
+        adapted = Scorer.from_pretrained(str(adapter)).id.weight_hash
+        own = replace(people, weight_hash=adapted if of == "the adapted model" else people.weight_hash, source="own")
+        own.save(adapter / BESIDE)
+        if named == "hub":
+            as_hub("somebody/adapter", adapter)
+        name, options = {
+            "folder": (str(adapter), {}),
+            "option": (str(tiny_folder), {"adapter": adapter}),
+            "hub": ("somebody/adapter", {}),
+        }[named]
+        model, tokenizer = load_model(name, **options)
+        assert profile_of(model, None, tokenizer).source == "own"
+        scorer = Scorer(model, tokenizer)
+        of_scorer = HumanProfile.for_scorer(scorer)
+        of_scorer.check(scorer.id)
+        assert of_scorer.source == "own"
+        save_merged(str(tiny_folder), adapter, tmp_path / "merged")
+        assert HumanProfile.load(tmp_path / "merged" / BESIDE).source == "own"
+        # What a training compares with is the base.
+        assert HumanProfile.for_scorer(SharedScorer(model, tokenizer)).source == people.source
+
+    def test_one_in_its_folder_of_another_model_is_refused(self, adapter, people):
+        replace(people, weight_hash="0" * 16).save(adapter / BESIDE)
+        model, tokenizer = load_model(str(adapter))
+        with pytest.raises(InputError, match=r"was fitted with .*, not with .the adapter .* or its base"):
+            profile_of(model, None, tokenizer)
+
+    def test_one_in_its_folder_is_known_before_the_model_is_loaded(self, adapter, people, tiny_folder):
+        assert named_profile(str(tiny_folder), str(adapter)) is None
+        people.save(adapter / BESIDE)
+        for base in (str(tiny_folder), "gemma-3-270m"):
+            own = named_profile(base, str(adapter))
+            assert own is not None
+            assert own.to_dict() == people.to_dict()
+        (adapter / BESIDE).unlink()
+        of_base = named_profile("gemma-3-270m", str(adapter))
+        assert of_base is not None
+        assert of_base.scorer_name == "gemma-3-270m"
+        # It may have one of its own, which is not known yet.
+        assert named_profile("gemma-3-270m", "somebody/adapter") is None
+
+    def test_a_merged_model_without_one_gets_one_of_its_own(self, adapter, tiny_folder, monkeypatch, tmp_path):
+        monkeypatch.setattr("ugap.profile.fitting.cache_dir", lambda: tmp_path / "cache")
+        save_merged(str(tiny_folder), adapter, tmp_path / "merged")
+        model, tokenizer = load_model(str(tmp_path / "merged"))
+        own = profile_of(model, None, tokenizer)
+        assert own.weight_hash == weight_hash(model)
+        base = HumanProfile.for_model(*load_model(str(tiny_folder)))
+        assert own.to_dict()["kinds"] != base.to_dict()["kinds"]
 
     def test_texts_to_write_like_are_kept_apart_from_those_of_the_base(
         self, adapter, people, tiny_folder, monkeypatch, tmp_path, text_rows

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from ugap.models.adapter import adapter_of
+
 SAMPLES = 4096
 # PEFT moves an adapted layer one level down, to `q_proj.base_layer.weight`, and adds `q_proj.lora_A...` next to it. It
 # keeps both states of a layer that is trained as a whole, and the change of tokens that are.
@@ -23,6 +25,10 @@ def weight_hash(model: torch.nn.Module, *, adapters: bool = False) -> str:
     PEFT model has the hash of the base model alone, or with `adapters` that of both. Offloading does not change it.
     """
     from accelerate.utils import align_module_device
+
+    adapter = adapter_of(model)
+    if adapter is not None and not adapters:
+        return adapter.base_hash
 
     digest = hashlib.sha256()
     parameters = dict(_base_parameters(model))

@@ -61,7 +61,8 @@ def load_model(
             a `.gguf` file (converted once), or a Hub id. Also the folder or Hub id of a PEFT adapter, whose config
             names its base.
         adapter (`str` or `Path`, *optional*): Folder or Hub id of a PEFT adapter to put on the model. The model that is
-            returned is then a `PeftModel`. A tokenizer of the adapter takes the place of the model's.
+            returned is then a `PeftModel`. A tokenizer of the adapter takes the place of the model's, and may have more
+            tokens if the adapter holds the embeddings.
         dtype (`str` or `torch.dtype`, *optional*, defaults to `"float32"`): Type of the weights: `"float32"`,
             `"bfloat16"`, `"float16"`, or `"auto"` for the one they are stored in.
         device (`str`, *optional*): Where the model goes; by default the GPU where there is one, else the CPU.
@@ -127,15 +128,13 @@ def _is_hub_id(name: str) -> bool:
 def _adapted(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, adapter: str | Path, name: str
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    n_tokens = 0
     if (Path(adapter) / "tokenizer_config.json").is_file():
         with reading(f"{adapter}: its tokenizer cannot be loaded"), quiet_transformers():
             own = AutoTokenizer.from_pretrained(str(adapter), local_files_only=True)
-        rows = model.get_output_embeddings().weight.shape[0]
-        if len(own) > rows:
-            raise InputError(f"{adapter}: its tokenizer has {len(own)} tokens and {name} has {rows}: merge them first")
         own.bos_token = tokenizer.bos_token  # as a document starts for the base, by measurement or by its config
-        tokenizer = _ready_tokenizer(str(adapter), own)
-    adapted = with_adapter(model, adapter, name).eval().requires_grad_(False)
+        tokenizer, n_tokens = _ready_tokenizer(str(adapter), own), len(own)
+    adapted = with_adapter(model, adapter, name, n_tokens=n_tokens).eval().requires_grad_(False)
     return cast(PreTrainedModel, adapted), tokenizer
 
 

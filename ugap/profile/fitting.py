@@ -15,7 +15,7 @@ import numpy as np
 
 from ugap.data import DEMO, content_hash, load_texts
 from ugap.errors import InputError
-from ugap.models.adapter import adapters_off, without_wrapper
+from ugap.models.adapter import adapter_of, adapters_off, without_wrapper
 from ugap.models.cache import cache_dir, ensure_entry
 from ugap.models.console import announced
 from ugap.models.hub import file_beside
@@ -199,8 +199,8 @@ def profile_for(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") 
     a profile of your own texts. The regression on the prompt comes from a shipped profile, as it hardly differs between
     models. A fitted profile is cached.
 
-    A model with an adapter has the profile of its base: it should come to how the base reads people. To fit a profile
-    to the adapted model itself, give `ugap profile` the adapter and texts.
+    A model with an adapter has the profile of its base: it should come to how the base reads people. A profile in the
+    adapter's folder comes first. It may be of the adapted model, as `ugap profile` fits it to texts, or of the base.
 
     Args:
         model (`PreTrainedModel`): A causal language model, or a PEFT model.
@@ -210,14 +210,45 @@ def profile_for(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") 
         InputError: If the embedded texts cannot be fetched, or the model cannot score text.
     """
     base = without_wrapper(model)
-    return _profile_of(base.config.name_or_path or type(base).__name__, base, tokenizer)
+    own = adapter_profile(model)
+    return own or _profile_of(base.config.name_or_path or type(base).__name__, base, tokenizer)
 
 
 def scorer_profile(scorer: "Scorer") -> HumanProfile:
     """The human profile of a scorer; returns and raises as `profile_for`."""
-    profile = _profile_of(scorer.model.config.name_or_path or scorer.name, scorer.model, scorer.tokenizer)
+    from ugap.models.fingerprint import weight_hash
+
+    # The base of a policy scores with the adapter switched off.
+    is_base = scorer.id.weight_hash == weight_hash(scorer.model)
+    own = None if is_base else adapter_profile(scorer.model)
+    profile = own or _profile_of(scorer.model.config.name_or_path or scorer.name, scorer.model, scorer.tokenizer)
     # The profile of the base serves the adapted model, whose records bear another hash.
     return replace(profile, weight_hash=scorer.id.weight_hash)
+
+
+def adapter_profile(model: "PreTrainedModel") -> HumanProfile | None:
+    """The profile in the folder of a model's adapter, under the weight hash of the base.
+
+    Raises:
+        InputError: If it is damaged, or of neither the adapted model nor its base.
+    """
+    from ugap.scoring import ScorerId
+
+    adapter = adapter_of(model)
+    if adapter is None or not (adapter.folder / BESIDE).is_file():
+        return None
+    profile = under_base(HumanProfile.load(adapter.folder / BESIDE), model)
+    profile.check(ScorerId(f"the adapter {adapter.folder} or its base", adapter.base_hash))
+    return profile
+
+
+def under_base(profile: HumanProfile, model: "PreTrainedModel") -> HumanProfile:
+    """A profile that was fitted with an adapted model, under the weight hash of the base; any other as it is."""
+    from ugap.models.fingerprint import weight_hash
+
+    base = without_wrapper(model)
+    is_adapted = profile.weight_hash == weight_hash(base, adapters=True)
+    return replace(profile, weight_hash=weight_hash(base)) if is_adapted else profile
 
 
 def known_profile(
@@ -268,22 +299,28 @@ def _profile_of(name: str, model: "PreTrainedModel", tokenizer: "PreTrainedToken
         with announced(line), adapters_off(model):
             embedded_profile(Scorer(model, tokenizer, name=name)).save(folder / _FILE)
 
-    return HumanProfile.load(ensure_entry(_fitted(scorer_id.weight_hash, tokenizer), build) / _FILE)
+    # Where the adapter's embeddings took the place of the base's, what reads is not quite the base.
+    adapter = adapter_of(model)
+    weights = weight_hash(model, adapters=adapter is not None and adapter.has_embeddings)
+    return HumanProfile.load(ensure_entry(_fitted(weights, tokenizer), build) / _FILE)
 
 
-def named_profile(model: str) -> HumanProfile | None:
+def named_profile(model: str, adapter: str | None = None) -> HumanProfile | None:
     """The profile of a model as far as its name tells: the one in its folder, or the shipped one of an asset.
 
     It serves to refuse an unknown kind before the model is loaded, which takes seconds.
 
     Args:
         model (`str`): Asset, folder, `.gguf` file or Hub id.
+        adapter (`str`, *optional*): Folder or Hub id of an adapter on it, whose own profile comes first.
 
     Raises:
         InputError: If the profile in the folder is damaged.
     """
     from ugap.models.assets import ASSETS
 
+    if adapter is not None and (not Path(adapter).is_dir() or (Path(adapter) / BESIDE).is_file()):
+        return named_profile(adapter)
     beside = Path(model) / BESIDE
     if beside.is_file():
         return HumanProfile.load(beside)

@@ -183,10 +183,10 @@ def profile_of(
     if profile is None:
         own = HumanProfile.shipped_for(scorer) if tokenizer is None else HumanProfile.for_model(model, tokenizer)
     else:
+        from ugap.profile.fitting import under_base  # loads scipy, which a processor does without
+
         own = profile if isinstance(profile, HumanProfile) else HumanProfile.load(profile)
-        # A profile can be of the adapted model itself, too.
-        if own.weight_hash != scorer.weight_hash and own.weight_hash == weight_hash(base, adapters=True):
-            own = replace(own, weight_hash=scorer.weight_hash)
+        own = under_base(own, base)
         own.check(scorer)
     if own.reader is not None:
         reader = None  # The given profile has one.

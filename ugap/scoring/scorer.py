@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ugap.errors import InputError, is_out_of_memory, reading
 from ugap.models import load_model
+from ugap.models.adapter import adapted_name
 from ugap.models.fingerprint import weight_hash
 from ugap.scoring.batching import Batch, Regimes, Request, plan, windows
 from ugap.scoring.context import context_limit, shares_prefixes, states_after
@@ -138,7 +139,7 @@ class Scorer:
             trust_remote_code=trust_remote_code,
         )
         # Records name what was read: the base alone would be another model.
-        return cls(model, tokenizer, name=name if adapter is None else f"{name} + {Path(adapter).name}", **kwargs)
+        return cls(model, tokenizer, name=name if adapter is None else adapted_name(name, adapter), **kwargs)
 
     @cached_property
     def id(self) -> ScorerId:

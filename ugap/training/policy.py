@@ -8,17 +8,20 @@ import logging
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from peft import LoraConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ugap.errors import InputError
-from ugap.models import load_model, with_adapter
+from ugap.models import load_model
+from ugap.models.adapter import without_wrapper
 from ugap.models.console import quiet_transformers
 from ugap.models.fingerprint import weight_hash
 from ugap.profile import HumanProfile
-from ugap.profile.fitting import BESIDE, known_profile
+from ugap.profile.fitting import BESIDE, adapter_profile, known_profile
 from ugap.scoring import ScorerId
 from ugap.training.data import start_with_bos
 
@@ -68,10 +71,12 @@ def load_policy(
     """
     if lora is not None and adapter is not None:
         raise ValueError("lora asks for a new adapter, and adapter names one to train further: give one of them")
-    model, tokenizer = load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    model, tokenizer = load_model(
+        name, adapter=adapter, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+    )
     start_with_bos(tokenizer)
     if adapter is not None:
-        adapted = with_adapter(model, adapter, name)
+        adapted = cast(PeftModel, model)
         # PEFT loads adapters for inference: saved again, this one would say so.
         adapted.active_peft_config.inference_mode = False
         adapted.set_adapter(adapted.active_adapter)  # trainable again
@@ -136,6 +141,8 @@ def save_merged(
 ) -> None:
     """Write a model with an adapter merged into its weights, and its tokenizer. The folder is whole or as it was.
 
+    The tokenizer is the adapter's own, if it has one.
+
     Args:
         base (`str`): Name of the model.
         adapter (`str` or `Path`): Folder of the adapter.
@@ -144,13 +151,20 @@ def save_merged(
         trust_remote_code (`bool`, *optional*, defaults to `False`): Run the code of the model's repository.
 
     Raises:
-        InputError: If the model or the adapter cannot be loaded.
+        InputError: If the model or the adapter cannot be loaded, or the adapter cannot be merged.
     """
-    model, tokenizer = load_model(base, dtype=dtype, device="cpu", trust_remote_code=trust_remote_code)
+    model, tokenizer = load_model(base, adapter=adapter, dtype=dtype, device="cpu", trust_remote_code=trust_remote_code)
     start_with_bos(tokenizer)
-    people = known_profile(base, ScorerId(base, weight_hash(model)), tokenizer)
+    people = adapter_profile(model) or known_profile(base, ScorerId(base, weight_hash(model)), tokenizer)
+    adapted = without_wrapper(model)
+    ends = (adapted.get_input_embeddings(), adapted.get_output_embeddings())
+    if adapted.config.get_text_config().tie_word_embeddings and any(isinstance(end, BaseTunerLayer) for end in ends):
+        # One tensor would take the changes of both.
+        raise InputError(
+            f"{adapter}: cannot be merged: it changes an embedding that {base} shares with its output head"
+        )
     # safe_merge refuses weights that become NaN.
-    merged = with_adapter(model, adapter, base).merge_and_unload(safe_merge=True)
+    merged = cast(PeftModel, model).merge_and_unload(safe_merge=True)
     folder = Path(folder)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

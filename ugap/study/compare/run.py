@@ -27,7 +27,7 @@ from ugap.data.facts import Fact, load_facts, split_facts
 from ugap.environment import environment
 from ugap.errors import InputError
 from ugap.files import locked, without_nan
-from ugap.models import adapter_hash, load_model, with_adapter
+from ugap.models import adapter_hash, load_model
 from ugap.profile import HumanProfile, KindProfile
 from ugap.progress import progress_bar
 from ugap.scoring import Scorer, ScorerId
@@ -281,8 +281,10 @@ class _Work:
         s = self.settings
         if not tuned.is_adapter:
             return _Writer(tuned.name, self._load(tuned.model))
-        model, tokenizer = load_model(s.model, dtype=s.dtype, device=s.device, trust_remote_code=s.trust_remote_code)
-        return _Writer(tuned.name, Scorer(with_adapter(model, tuned.model, s.model), tokenizer, name=tuned.name))
+        model, tokenizer = load_model(
+            s.model, adapter=tuned.model, dtype=s.dtype, device=s.device, trust_remote_code=s.trust_remote_code
+        )
+        return _Writer(tuned.name, Scorer(model, tokenizer, name=tuned.name))
 
     def _cut(self, base: _Writer, rows: Sequence[TextRow]) -> list[Excerpt]:
         s = self.settings

@@ -1,11 +1,14 @@
 """What reaches a terminal: names and texts that try to steer it, through every way of printing that we have."""
 
+import ast
 import io
+from pathlib import Path
 
 import pytest
 from rich.table import Table
 from rich.text import Text
 
+import ugap
 from ugap.models.console import announced
 from ugap.progress import progress_bar
 from ugap.terminal import Terminal, one_line, visible
@@ -80,3 +83,29 @@ def test_what_is_announced(attack, capsys):
     with announced(f"reading {attack}\nfolder"):
         pass
     assert capsys.readouterr().err == f"reading {one_line(attack)}\\nfolder\n"
+
+
+def test_what_is_printed_without_a_console_is_made_visible():
+    """`print` writes what it gets: names of files, models and kinds have to pass through this module first."""
+    # A shell substitutes the paths of assets, which are of this machine's cache.
+    exempt = {"ugap/cli/assets.py"}
+    safe = {"visible", "one_line", "_shown", "_overview", "len", "repr"}
+    root = Path(ugap.__file__).parents[1]
+    bare = []
+    for path in sorted((root / "ugap").rglob("*.py")):
+        if path.relative_to(root).as_posix() in exempt:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
+                parts = [
+                    part for one in node.args for part in (one.values if isinstance(one, ast.JoinedStr) else [one])
+                ]
+                values = [part.value if isinstance(part, ast.FormattedValue) else part for part in parts]
+                bare += [
+                    f"{path.relative_to(root)}:{node.lineno}: {ast.unparse(value)}"
+                    for value in values
+                    if not isinstance(value, ast.Constant)
+                    and ast.unparse(value) != "ugap.__version__"
+                    and not (isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id in safe)
+                ]
+    assert bare == []

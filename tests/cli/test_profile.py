@@ -10,7 +10,9 @@ import ugap.sampling.reading
 import ugap.study.scoring_job
 from ugap.cli.main import main
 from ugap.errors import InputError
+from ugap.files import locked
 from ugap.profile import HumanProfile
+from ugap.profile.reading import Share
 from ugap.scoring import Scorer
 
 
@@ -145,6 +147,36 @@ class TestReader:
         assert main([*words, "--output", out, "--resume"]) == 0
         assert kinds == ["creative", "functional", "functional"]
         assert set(next(iter(HumanProfile.load(out).readings.values())).shares) == {"creative", "functional"}
+
+    def test_names_of_kinds_do_not_steer_the_terminal(
+        self, fit, write_rows, text_rows, tmp_path, reader_folder, capsys, monkeypatch
+    ):
+        monkeypatch.setattr(ugap.sampling.reading, "_share", lambda *_: Share(0.7, 0.1, 3.0, 8))
+        rows = [dict(row, kind="new\x1b[31ms", text=row["text"] * 2, domain="creative") for row in text_rows]
+        assert main([*fit, write_rows(rows), "--reader", str(reader_folder)]) == 0
+        printed = capsys.readouterr().out
+        assert "\x1b" not in printed
+        assert r"new\x1b[31ms: 0.700 +- 0.100 of the human level" in printed
+
+    @pytest.mark.parametrize("damage", ['{"of": ', "[]", "[" * 100_000])
+    def test_shares_that_cannot_be_resumed_are_refused(
+        self, fit, write_rows, text_rows, tmp_path, reader_folder, refused, damage
+    ):
+        path = write_rows(text_rows)
+        (tmp_path / "profile.json.reading.json").write_text(damage, encoding="utf-8")
+        message = refused(*fit, path, "--reader", str(reader_folder), "--resume")
+        assert "profile.json.reading.json: cannot be resumed: delete it, or leave out --resume" in message
+
+    def test_two_processes_do_not_calibrate_into_one_file(
+        self, fit, write_rows, text_rows, tmp_path, reader_folder, refused, monkeypatch
+    ):
+        monkeypatch.setattr(ugap.sampling.reading, "_share", lambda *_: Share(0.7, 0.1, 3.0, 8))
+        own = str(tmp_path / "own.json")
+        path = write_rows([dict(row, text=row["text"] * 2, domain="creative") for row in text_rows])
+        assert main([*fit[:-1], "--data", path, "--output", own]) == 0
+        with locked(tmp_path / "profile.json"):
+            message = refused(*fit, path, "--profile", own, "--reader", str(reader_folder))
+        assert "another process is writing there" in message
 
     def test_a_profile_without_a_reader_is_refused(self, refused, tiny_folder, tmp_path):
         words = ["profile", "--model", str(tiny_folder), "--profile", "gemma-3-270m"]

@@ -6,11 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import ugap.sampling.reading
 from ugap.errors import InputError
 from ugap.profile import HumanProfile
 from ugap.profile.fitting import HumanText, cut_text
-from ugap.profile.reading import Share
-from ugap.sampling.reading import LEAST_SHARE, MOST_SHARE, _solve, calibrate, shrunk
+from ugap.profile.reading import Reading, Share
+from ugap.sampling.reading import LEAST_SHARE, MOST_SHARE, _solve, calibrate, profile_read_by, shrunk
 from ugap.scoring import Scorer
 
 TEXTS = [HumanText("Once upon a time there was", f" a king who had {n} daughters and a garden") for n in range(8)]
@@ -92,6 +93,29 @@ class TestCalibrate:
             calibrate(tiny_scorer, reader, profile, {})
         with pytest.raises(InputError, match="was fitted with"):
             calibrate(reader, tiny_scorer, profile, {"creative": TEXTS})
+
+    def test_a_reader_whose_folder_has_other_weights_reads_anew(
+        self, tiny_scorer, make_model, save_model, make_profile, tmp_path, monkeypatch
+    ):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(ugap.sampling.reading, "cache_dir", lambda: tmp_path / "cache")
+        folder, calibrated = save_model("reader", make_model("gpt2")), []
+
+        def noted(writer, reader, profile, texts):
+            calibrated.append(reader.id.weight_hash)
+            return Reading("reader", reader.id.weight_hash, {"creative": Share(0.7, 0.1, 3.0, 8)})
+
+        monkeypatch.setattr(ugap.sampling.reading, "calibrate", noted)
+        profile = profile_read_by(make_profile(tiny_scorer.model), tiny_scorer, str(folder))
+        assert len(calibrated) == 1
+        # By its name alone where nothing of that name is on the disk, and by its weights where it is.
+        assert profile_read_by(profile, tiny_scorer, "reader").reader == "reader"
+        (tmp_path / "reader").symlink_to(folder)
+        assert profile_read_by(profile, tiny_scorer, "reader").reader == "reader"
+        assert len(calibrated) == 1
+        make_model("gpt2", initializer_range=0.1).save_pretrained(folder)
+        profile_read_by(profile, tiny_scorer, "reader")
+        assert len(set(calibrated)) == 2
 
     @pytest.mark.slow
     def test_text_at_the_share_is_human_to_the_reader(self, smollm2, gemma):

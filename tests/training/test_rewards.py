@@ -16,6 +16,7 @@ from peft import LoraConfig, get_peft_model
 from trl import GRPOConfig, GRPOTrainer
 
 import ugap.profile.fitting
+import ugap.training.judge
 from ugap.data import load_texts
 from ugap.errors import InputError
 from ugap.profile import HumanProfile
@@ -143,6 +144,17 @@ def test_the_drawn_tokens_are_counted_where_they_are_known(reward, human_texts):
     # Special tokens do not make a text longer.
     end = reward.first.scorer.tokenizer.eos_token_id
     assert details(reward, human_texts[:1], completion_ids=[[5] * 10 + [end] * 30])[0].share == 0.25
+
+
+@pytest.mark.slow
+def test_control_tokens_make_no_text_longer(smollm2):
+    """`all_special_ids` of transformers names 2 of the 17 of this tokenizer."""
+    reward = UncertaintyReward(scorers=[smollm2], kind="story", length=60)
+    text = " Two and two make four, said the old man by the door."
+    ids, control = (smollm2.tokenizer(one)["input_ids"] for one in (text, "<file_sep>"))
+    assert len(control) == 1
+    plain, padded = details(reward, [text, text], completion_ids=[ids, ids + control * 50])
+    assert plain.share == padded.share == len(ids) / 60
 
 
 def test_several_scorers_read_each_with_its_own_profile(human_profile, scorer, make_model, tokenizer, human_texts):
@@ -416,6 +428,19 @@ def test_the_prompt_decides_on_the_kind(human_profile, reward, human_texts, monk
     (score,) = reward.first.scorer.score([long])
     np.testing.assert_allclose(asked[0]["prompt"][0], score.surprisal, rtol=1e-5)
     assert asked[0]["position"] == len(ids)
+
+
+def test_the_kinds_of_a_batch_are_not_forgotten_while_it_is_read(human_profile, reward, human_texts, monkeypatch):
+    """What is remembered has a bound, which a batch of many prompts passes."""
+    target = HumanProfile.target
+    monkeypatch.setattr(HumanProfile, "target", lambda self, *_, **known: target(self, "functional"))
+    monkeypatch.setattr(ugap.training.judge, "_MOST_KINDS", 3)
+    judge = UncertaintyReward(human_profile, reward.first.scorer, kind="auto").first
+    judge.bind(None, None)
+    functional = human_profile.kind("functional").means["surprisal"]
+    for _ in range(2):
+        people = judge._people(human_texts[:5], ["auto"] * 5)
+        assert [one.means["surprisal"] for one in people] == [functional] * 5
 
 
 def test_what_cannot_be_compared_is_refused(reward, human_profile, make_model, tokenizer, human_texts):

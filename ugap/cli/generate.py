@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from ugap.cli.arguments import option
 from ugap.cli.human import like_option, parts_of, read_like, reader_option, selection_of
-from ugap.cli.model import ModelOptions
+from ugap.cli.model import ModelOptions, check_adapter
 from ugap.study.options import ENGINE_ARGS_HELP, ENGINE_HELP, EngineName
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def run(arguments: Arguments) -> None:
         output_file(arguments.output)
     profile = None if arguments.profile is None else HumanProfile.load(arguments.profile)
     kind = selection_of(arguments.kind)
-    known = profile or named_profile(arguments.model)
+    known = profile or named_profile(arguments.model, arguments.adapter)
     if known is not None:
         human_params(known, kind, tail)
     if arguments.like is not None and arguments.kind != ["auto"]:
@@ -119,8 +119,7 @@ def run(arguments: Arguments) -> None:
     like = read_like(arguments.like) or None
     check_like(like or [], prompts)
     check_engine(arguments.engine, arguments.engine_args, {})
-    if arguments.engine != "transformers" and arguments.adapter is not None:
-        raise InputError(f"--engine {arguments.engine} takes no adapter: merge it into its base first")
+    check_adapter(arguments.adapter, [arguments.model], arguments.engine)
     model, tokenizer = load_model(arguments.model, **arguments.loading())
     if arguments.chat and tokenizer.chat_template is None:
         raise InputError(f"{arguments.model} has no chat template: leave out --chat")
@@ -128,7 +127,7 @@ def run(arguments: Arguments) -> None:
     if arguments.profile is None and profile.scorer_name != arguments.model:  # as for an adapter or a merged model
         print(f"human profile: that of {visible(profile.scorer_name)}", file=sys.stderr)
     if like is not None:
-        print(certainty(profile), file=sys.stderr)
+        print(visible(certainty(profile)), file=sys.stderr)
     followed = kind if like is None else LIKE
     engine = open_engine(
         arguments.engine,

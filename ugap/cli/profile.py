@@ -81,13 +81,11 @@ def run(arguments: Arguments) -> None:
     Raises:
         InputError: The input is bad, or options are missing.
     """
-    from dataclasses import replace
+    from contextlib import nullcontext
 
-    from ugap.data import load_texts
-    from ugap.files import output_file
+    from ugap.files import locked, output_file
     from ugap.profile import HumanProfile
-    from ugap.sampling import profile_of
-    from ugap.scoring import Scorer
+    from ugap.terminal import Terminal
 
     if arguments.output:
         # Before the model is loaded, which takes longer than a look at the folder.
@@ -101,6 +99,24 @@ def run(arguments: Arguments) -> None:
         raise InputError("--output is needed to fit a profile to texts")
     if arguments.profile and not arguments.reader:
         raise InputError("--profile is calibrated for a reader: name it with --reader")
+    with locked(arguments.output) if arguments.output else nullcontext():
+        profile = _made(arguments)
+        if arguments.output:
+            profile.save(arguments.output)
+    _show(profile)
+    if arguments.output:
+        Terminal().print(f"\nwritten to {arguments.output}", soft_wrap=True)
+
+
+def _made(arguments: Arguments) -> "HumanProfile":
+    """The profile that the options ask for: fitted, given or the model's own, and calibrated for the reader."""
+    from dataclasses import replace
+
+    from ugap.data import load_texts
+    from ugap.profile import HumanProfile
+    from ugap.sampling import profile_of
+    from ugap.scoring import Scorer
+
     given = HumanProfile.load(arguments.profile) if arguments.profile else None
     texts = [
         load_texts(name, text_column=arguments.text_column, domain=arguments.domain, skip_bad=arguments.skip_bad)
@@ -116,19 +132,12 @@ def run(arguments: Arguments) -> None:
     else:
         own = profile_of(writer.model, given, writer.tokenizer)
         profile = replace(own, weight_hash=writer.id.weight_hash)
-    if reader is not None:
-        profile = _calibrate(arguments, profile, writer, reader, texts)
-    if arguments.output:
-        profile.save(arguments.output)
-    _show(profile)
-    if arguments.output:
-        print(f"\nwritten to {arguments.output}")
+    return profile if reader is None else _calibrate(arguments, profile, writer, reader, texts)
 
 
 def _fit(arguments: Arguments, scorer: "Scorer", texts: "Sequence[Sequence[TextRow]]") -> "HumanProfile":
     from pathlib import Path
 
-    from ugap.files import locked
     from ugap.profile import HumanProfile
     from ugap.profile.fitting import by_kind
     from ugap.study.scoring_job import ScoringJob
@@ -141,38 +150,37 @@ def _fit(arguments: Arguments, scorer: "Scorer", texts: "Sequence[Sequence[TextR
         needed = 2 * arguments.min_tokens
         raise InputError(f"kind {min(missing)!r}: no text has the {needed} tokens of a prefix and its continuation")
     output = Path(arguments.output)
-    with locked(output):
-        job = ScoringJob(
-            scorer,
-            output.with_name(output.name + ".parts"),
-            pmi=True,  # a profile has quantiles of PMI
-            skip_bad=arguments.skip_bad,
-            resume=arguments.resume,
-            settings={name: getattr(arguments, name) for name in SETTINGS},
-        )
-        # Numbers, as the ids of several files may be the same. The prefixes are scored as texts of their own: the
-        # prompt model learns from their surprisal and entropy.
-        numbers = range(len(cuts))
-        keys = job.run(
-            [*(f"{i}" for i in numbers), *(f"{i}:prefix" for i in numbers)],
-            [*(cut.text for _, cut in cuts), *(cut.prefix for _, cut in cuts)],
-            [*(cut.prefix for _, cut in cuts), *("" for _ in cuts)],
-            where=[f"{row.where}, text {row.id!r}" for row, _ in cuts] * 2,
-            progress=True,
-        )
-        by_id = {row["id"]: scores_from_row(row, scorer.id) for key in keys for row in job.store.read(key)}
-        scores: dict[str, list] = {kind: [] for kind in domains}
-        prefixes: dict[str, list] = {kind: [] for kind in domains}
-        for i, (row, _) in enumerate(cuts):
-            if f"{i}" in by_id:  # not where --skip_bad left it out
-                scores[row.kind].append(by_id[f"{i}"])
-                # A prompt is not the start of its text, so it says nothing about positions.
-                prefixes[row.kind].append(by_id.get(f"{i}:prefix") if row.prompt is None else None)
-        source = arguments.source or ", ".join(Path(name).name for name in arguments.data)
-        profile = HumanProfile.fit(scores, prefixes=prefixes, domains=domains, source=source, seed=arguments.seed)
-        profile.save(output)
-        job.store.clear()
-        return profile
+    job = ScoringJob(
+        scorer,
+        output.with_name(output.name + ".parts"),
+        pmi=True,  # a profile has quantiles of PMI
+        skip_bad=arguments.skip_bad,
+        resume=arguments.resume,
+        settings={name: getattr(arguments, name) for name in SETTINGS},
+    )
+    # Numbers, as the ids of several files may be the same. The prefixes are scored as texts of their own: the
+    # prompt model learns from their surprisal and entropy.
+    numbers = range(len(cuts))
+    keys = job.run(
+        [*(f"{i}" for i in numbers), *(f"{i}:prefix" for i in numbers)],
+        [*(cut.text for _, cut in cuts), *(cut.prefix for _, cut in cuts)],
+        [*(cut.prefix for _, cut in cuts), *("" for _ in cuts)],
+        where=[f"{row.where}, text {row.id!r}" for row, _ in cuts] * 2,
+        progress=True,
+    )
+    by_id = {row["id"]: scores_from_row(row, scorer.id) for key in keys for row in job.store.read(key)}
+    scores: dict[str, list] = {kind: [] for kind in domains}
+    prefixes: dict[str, list] = {kind: [] for kind in domains}
+    for i, (row, _) in enumerate(cuts):
+        if f"{i}" in by_id:  # not where --skip_bad left it out
+            scores[row.kind].append(by_id[f"{i}"])
+            # A prompt is not the start of its text, so it says nothing about positions.
+            prefixes[row.kind].append(by_id.get(f"{i}:prefix") if row.prompt is None else None)
+    source = arguments.source or ", ".join(Path(name).name for name in arguments.data)
+    profile = HumanProfile.fit(scores, prefixes=prefixes, domains=domains, source=source, seed=arguments.seed)
+    profile.save(output)
+    job.store.clear()
+    return profile
 
 
 def _cut(
@@ -217,22 +225,26 @@ def _calibrate(
     from pathlib import Path
 
     from ugap.data import content_hash
+    from ugap.errors import reading as of_file
     from ugap.files import write_json
     from ugap.profile.reading import Reading, Share
     from ugap.sampling.reading import calibrate
+    from ugap.terminal import Terminal
 
     cuts = _to_continue(arguments, profile, writer, texts)
-    key = content_hash([writer.id.weight_hash, reader.id.weight_hash, cuts, profile.to_dict()])
+    key = content_hash([writer.id.weight_hash, reader.id.weight_hash, cuts, profile.to_dict(), arguments.seed])
     kept = Path(f"{arguments.output}.reading.json") if arguments.output else None
     known: dict[str, Share] = {}
     if arguments.resume and kept is not None and kept.is_file():
-        document = json.loads(kept.read_text(encoding="utf-8"))
-        if document["of"] == key:
-            known = dict(Reading.from_dict("", document).shares)
+        with of_file(f"{kept}: cannot be resumed: delete it, or leave out --resume"):
+            document = json.loads(kept.read_text(encoding="utf-8"))
+            if document["of"] == key:
+                known = dict(Reading.from_dict("", document).shares)
 
     def done(kind: str, share: Share) -> None:
         known[kind] = share
-        print(f"{kind}: {share.share:.3f} +- {share.error:.3f} of the human level is human to {reader.name}")
+        line = f"{kind}: {share.share:.3f} +- {share.error:.3f} of the human level is human to {reader.name}"
+        Terminal().print(line, soft_wrap=True)
         if kept is not None:
             write_json(kept, {"of": key, **Reading("", "", known).to_dict()})
 
@@ -247,6 +259,7 @@ def _to_continue(
 ) -> "dict[str, list[HumanText]]":
     """The texts to calibrate with, by kind; the embedded ones where none are given."""
     from ugap.sampling.reading import FEWEST_TEXTS, cuts_of, embedded_texts
+    from ugap.terminal import Terminal
 
     by_kind: dict[str, list[str]] = {}
     for row in (row for rows in texts for row in rows if row.kind in profile.kinds):
@@ -257,7 +270,8 @@ def _to_continue(
     cuts = cuts or embedded_texts(writer, profile)
     if any(len(column) >= FEWEST_TEXTS for column in cuts.values()):
         for kind in [kind for kind, column in cuts.items() if len(column) < FEWEST_TEXTS]:
-            print(f"{kind}: {len(cuts.pop(kind))} texts are too few to calibrate: it takes the mean of the others")
+            line = f"{kind}: {len(cuts.pop(kind))} texts are too few to calibrate: it takes the mean of the others"
+            Terminal().print(line, soft_wrap=True)
     return cuts
 
 

@@ -61,7 +61,10 @@ def report_study(study: "StudyResult", folder: str) -> None:
 
 def print_page(folder: str) -> None:
     """Print where the page of a study is."""
-    print(f"To look at it, and to read the texts token by token, open {Path(folder) / 'report.html'} in a browser")
+    from ugap.terminal import one_line
+
+    page = str(Path(folder) / "report.html")
+    print(f"To look at it, and to read the texts token by token, open {one_line(page)} in a browser")
 
 
 def command_line() -> str:

@@ -52,6 +52,7 @@ def run(arguments: Arguments) -> None:
     from ugap.files import locked, output_file
     from ugap.scoring import Scorer
     from ugap.study.scoring_job import ScoringJob
+    from ugap.terminal import visible
 
     # Before the model is loaded, which takes longer than a look at the folder.
     output_file(arguments.output)
@@ -89,4 +90,4 @@ def run(arguments: Arguments) -> None:
         )
         job.finish(output, keys)
         if job.is_main:  # one of the processes of a launcher
-            print(f"{output}: {pq.read_metadata(output).num_rows} texts scored by {scorer.name}")
+            print(visible(f"{output}: {pq.read_metadata(output).num_rows} texts scored by {scorer.name}"))

@@ -413,8 +413,10 @@ def say(text: str, file: TextIO | None = None) -> None:
     """Print, once for all processes; by default on stdout."""
     from accelerate import PartialState
 
+    from ugap.terminal import visible
+
     if PartialState().is_main_process:
-        print(text, file=file, flush=True)
+        print(visible(text), file=file, flush=True)
 
 
 def _line(error: Exception) -> str:

@@ -54,7 +54,8 @@ def profile_read_by(
     from ugap.scoring import Scorer
 
     if isinstance(reader, str):
-        if reader in profile.readings:
+        # A folder may hold other weights than when it read the writer: it is known by its weights alone.
+        if reader in profile.readings and not Path(reader).exists():
             return profile.read_by(reader)
         reader = Scorer.from_pretrained(reader, dtype="auto")
     for name, reading in profile.readings.items():

@@ -18,6 +18,7 @@ from ugap.profile import HumanProfile, KindProfile
 from ugap.profile.plain import FloatArray
 from ugap.profile.profile import AUTO, Selection
 from ugap.profile.texts import FEATURES, FEWEST_TOKENS
+from ugap.sampling.portable.special import special_tokens
 from ugap.scoring import Scorer, SharedScorer, TokenScores
 from ugap.scoring.batching import Request
 from ugap.training.factuality import Text, text_of
@@ -252,12 +253,14 @@ class Judge:
         ]
         bos = self.scorer.bos or []
         requests = [Request(i, 0, bos or ids[:1], ids if bos else ids[1:]) for i, (_, ids) in enumerate(new)]
+        # Of this batch: what is remembered may be forgotten while it grows.
+        decided = {key: self._kinds[key] for key in asked if key in self._kinds}
         for i, statistics in (self.scorer._run_all(requests, False) if requests else {}).items():
             key, ids = new[i]
             read = statistics[0].astype(np.float64), statistics[1].astype(np.float64)
-            self._remembered(key, partial(self._read_kind, len(ids), read), AUTO)
+            decided[key] = self._remembered(key, partial(self._read_kind, len(ids), read), AUTO)
         return [
-            self._remembered(f"{AUTO} {prefix!r}", self.human, AUTO) if kind == AUTO else self.human(kind)
+            decided.get(f"{AUTO} {prefix!r}") or self.human(AUTO) if kind == AUTO else self.human(kind)
             for prefix, kind in zip(prefixes, kinds, strict=True)
         ]
 
@@ -268,7 +271,7 @@ class Judge:
         """Token ids of a prompt that is read for its kind, without BOS; none of a chat, whose turns are no one text."""
         bos = self.scorer.bos or []
         ids = self._ids(prefix) if isinstance(prefix, str) else prefix[len(bos) :] if prefix[:1] == bos else prefix
-        return [] if len(ids) < 2 or set(self.scorer.tokenizer.all_special_ids).intersection(ids) else list(ids)
+        return [] if len(ids) < 2 or special_tokens(self.scorer.tokenizer).intersection(ids) else list(ids)
 
     def _known_levels(self, prefixes: Any, human: Sequence[Text | None], people: Sequence[KindProfile]) -> list[float]:
         return [

@@ -31,6 +31,7 @@ from ugap.profile import HumanProfile
 from ugap.profile.plain import FloatArray
 from ugap.profile.profile import Selection
 from ugap.profile.texts import FEATURES
+from ugap.sampling.portable.special import special_tokens
 from ugap.scoring import Scorer
 from ugap.training.factuality import FactualityReward, Text, text_of
 from ugap.training.judge import Judge, Judged, Prompt
@@ -191,7 +192,7 @@ class UncertaintyReward:
                 judge.bind_to_caller(trainer)
             read = [prompts if trainer is None else judge.as_read(prompts, trainer) for judge in self.judges]
             # Special tokens are no text: a completion must not get its length by them.
-            special = set(self._tokenizer(trainer).all_special_ids)
+            special = special_tokens(self._tokenizer(trainer))
             drawn = [()] * len(prompts) if completion_ids is None else completion_ids
             batch = Batch(
                 keys=[repr(prompts[i]) for i in rows],

@@ -32,11 +32,22 @@ def unwritable_tokens(tokenizer: Any, size: int, ends: Iterable[int], configs: I
     if tokenizer is None:
         special, strings = _named(configs), set(range(size))
     else:
-        added = tokenizer.added_tokens_decoder.items()
-        control = {token for token, entry in added if entry.special or _CONTROL.fullmatch(entry.content)}
-        special, strings = control | set(tokenizer.all_special_ids), set(tokenizer.get_vocab().values())
+        special, strings = special_tokens(tokenizer), set(tokenizer.get_vocab().values())
     ends = set(ends)
     return [token for token in range(size) if (token in special or token not in strings) and token not in ends]
+
+
+def special_tokens(tokenizer: Any) -> set[int]:
+    """Ids of the tokens that are no text: those marked as special, or that look like control tokens.
+
+    `all_special_ids` of transformers has the named ones alone: BOS, end, padding and the like.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): The tokenizer.
+    """
+    added = tokenizer.added_tokens_decoder.items()
+    control = {token for token, entry in added if entry.special or _CONTROL.fullmatch(entry.content)}
+    return control | set(tokenizer.all_special_ids)
 
 
 def suppressed_tokens(model: "PreTrainedModel", tokenizer: Any = None, ends: Any = None) -> list[int]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from transformers import PreTrainedTokenizerBase
 
 from ugap.errors import InputError
+from ugap.sampling.portable.special import special_tokens
 from ugap.study.excerpts import Excerpt
 from ugap.unicode import text_fault
 
@@ -118,7 +119,7 @@ def random_tokens(tokenizer: PreTrainedTokenizerBase, n: int, rng: random.Random
         rng (`random.Random`): Where they are drawn from.
     """
     # A special token is no noise that a policy could write: the samplers suppress it.
-    special = set(tokenizer.all_special_ids)
+    special = special_tokens(tokenizer)
     ids = [i for i in range(len(tokenizer)) if i not in special]
     while True:
         text = tokenizer.decode(rng.choices(ids, k=n), clean_up_tokenization_spaces=False)

@@ -12,6 +12,7 @@ from ugap.cli.arguments import option
 from ugap.cli.eval import load_program
 from ugap.cli.human import like_option, read_like
 from ugap.cli.main import main
+from ugap.cli.model import adapter_option, check_adapter
 from ugap.files import locked, refuse_results, replacing, without_nan, write_json
 from ugap.study.options import ENGINE_ARGS_HELP, ENGINE_HELP, EngineName
 
@@ -70,6 +71,7 @@ class Arguments:
     model: list[str] = option(
         "models that write and read", default=["gemma-3-270m", "smollm2-135m-instruct"], group="models", metavar="NAME"
     )
+    adapter: str | None = adapter_option("models")
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = option(
         "type of the weights", default="float32", group="models"
     )
@@ -129,6 +131,7 @@ def run(arguments: Arguments) -> None:
     for name, number in (("seeds", arguments.seeds), ("limit", arguments.limit), ("batch_size", arguments.batch_size)):
         if number < 1:
             raise InputError(f"{name}: expected a positive number, got {number}")
+    check_adapter(arguments.adapter, arguments.model, arguments.engine)
     check_engine(arguments.engine, arguments.engine_args, decodings)
     if arguments.engine != "transformers":
         for name in (MIROSTAT, TOP_N_SIGMA):
@@ -137,12 +140,13 @@ def run(arguments: Arguments) -> None:
     rows = load_domain(arguments.data, arguments.domain)
     others = load_domain(arguments.tune, arguments.domain) if arguments.tune else []
     like = read_like(arguments.like)
-    check_kinds(decodings, arguments.model)
+    if arguments.adapter is None:  # else they are those of its own profile, if it has one
+        check_kinds(decodings, arguments.model)
     check_texts(like, decodings, [row.text for row in rows])
     output = Path(arguments.output)
     refuse_results(arguments.output, arguments.resume, PARTS)
     # These are in the names of parts, so that models, decodings and seeds can be added to a folder.
-    elsewhere = ("model", "decoding", "seeds", "output", "resume", "device", "trust_remote_code", *_ENGINE)
+    elsewhere = ("model", "adapter", "decoding", "seeds", "output", "resume", "device", "trust_remote_code", *_ENGINE)
     settings = {
         **{name: value for name, value in asdict(arguments).items() if name not in elsewhere},
         "like": like_hash(like),
@@ -185,6 +189,7 @@ def measure(
     for name in arguments.model:
         scorer = Scorer.from_pretrained(
             name,
+            adapter=arguments.adapter,
             dtype=arguments.dtype,
             device=arguments.device,
             trust_remote_code=arguments.trust_remote_code,
@@ -211,7 +216,7 @@ def measure(
                 how_of[TUNED] = {"temperature": tuned_temperature(writer, writer.cut(others))}
             table = [
                 {
-                    "model": name,
+                    "model": scorer.name,
                     "settings": plain(how),
                     **compare(
                         human,
@@ -223,7 +228,7 @@ def measure(
             ]
         likes = {"like": follow.certainty} if follow.certainty else {}
         read_by = {} if reader is None else {"reader": reader.name}
-        records.append({"model": name, "weight_hash": scorer.id.weight_hash, **read_by, **likes, "rows": table})
+        records.append({"model": scorer.name, "weight_hash": scorer.id.weight_hash, **read_by, **likes, "rows": table})
     added = {"decodings": arguments.decoding, "seeds": arguments.seeds}
     added |= {name: getattr(arguments, name) for name in _ENGINE}
     recorded = {**settings, **added, "environment": environment()}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ugap.cli.arguments import option
 from ugap.cli.main import main
+from ugap.cli.model import adapter_option
 from ugap.files import locked, refuse_results, without_nan, write_json
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Arguments:
     model: str = option(
         "scorer: asset, folder, .gguf file or Hub id", default="gemma-3-270m", group="scorer", metavar="NAME"
     )
+    adapter: str | None = adapter_option("scorer")
     profile: str | None = option(
         "human profile of the scorer, a file or the name of a shipped one (default: the scorer's own)",
         default=None,
@@ -127,6 +129,7 @@ def run(arguments: Arguments) -> None:
         # After the texts: a wrong column is found without a model.
         scorer = Scorer.from_pretrained(
             arguments.model,
+            adapter=arguments.adapter,
             dtype=arguments.dtype,
             device=arguments.device,
             trust_remote_code=arguments.trust_remote_code,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ugap.cli.arguments import option
 from ugap.cli.main import main
+from ugap.cli.model import adapter_option
 from ugap.files import locked, refuse_results, without_nan, write_json
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Arguments:
     """Arguments of `ugap eval reward_auc`."""
 
     model: str = option("asset, folder, .gguf file or Hub id of the writer", group="models", metavar="NAME")
+    adapter: str | None = adapter_option("models")
     scorer: str | None = option(
         "frozen model behind the reward (default: the writer)", default=None, group="models", metavar="NAME"
     )
@@ -161,17 +163,20 @@ def measure(
     from ugap.training.judge import Judge
     from ugap.training.separation import DRAWN, HUMAN, Matching, compare, selection_of, stopping_early
 
-    def load(name: str) -> Scorer:
+    def load(name: str, adapter: str | None = None) -> Scorer:
         return Scorer.from_pretrained(
             name,
+            adapter=adapter,
             dtype=arguments.dtype,
             device=arguments.device,
             trust_remote_code=arguments.trust_remote_code,
         )
 
-    writer = load(arguments.model)
+    writer = load(arguments.model, arguments.adapter)
     check_writer(writer, decodings.values(), [arguments.domain])
-    scorer = writer if arguments.scorer in (None, arguments.model) else load(str(arguments.scorer))
+    # With an adapter, the writer's name is that of its base.
+    is_writer = arguments.scorer is None or (arguments.scorer == arguments.model and arguments.adapter is None)
+    scorer = writer if is_writer else load(str(arguments.scorer))
     profile, selection = human(arguments, scorer, rows[: arguments.like_texts])
     judge = Judge(scorer, profile, selection, NAME)
     # Fails before any text is written if the profile does not fit the scorer.

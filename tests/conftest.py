@@ -36,6 +36,7 @@ from transformers import (
 import ugap.models.gguf
 import ugap.profile.fitting
 from ugap.cli.main import main
+from ugap.models import load_model
 from ugap.models.fingerprint import weight_hash
 from ugap.profile import HumanProfile
 from ugap.scoring import Scorer, ScorerId, TokenScores
@@ -245,6 +246,21 @@ def save_model(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTo
 def tiny_folder(save_model: Callable[..., Path], make_model: Callable[..., PreTrainedModel]) -> Path:
     """A folder with the tiny Llama: a base model, which has no chat template and hardly ever ends a text."""
     return save_model("base", make_model("llama", eos_token_id=0))
+
+
+@pytest.fixture
+def adapter(tiny_folder: Path, tmp_path: Path) -> Path:
+    """The folder of an adapter with weights that change the tiny Llama."""
+    from peft import LoraConfig, get_peft_model  # takes seconds, which most tests do without
+
+    torch.manual_seed(0)
+    model = get_peft_model(load_model(str(tiny_folder))[0], LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    folder = tmp_path / "adapter"
+    model.save_pretrained(str(folder))
+    return folder
 
 
 @pytest.fixture(scope="session")

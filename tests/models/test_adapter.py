@@ -26,19 +26,6 @@ TEXT = "Once upon a time there was a king"
 
 
 @pytest.fixture
-def adapter(tiny_folder, tmp_path):
-    """The folder of an adapter with weights that change the model."""
-    torch.manual_seed(0)
-    model = get_peft_model(load_model(str(tiny_folder))[0], LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    folder = tmp_path / "adapter"
-    model.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
 def as_hub(tmp_path, monkeypatch):
     """`as_hub(name, folder)`: copy a folder into the Hub's cache and return its snapshot there; there is no network."""
     cache = tmp_path / "hub"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from ugap.cli.arguments import option
 from ugap.cli.human import like_option, read_like, reader_option
+from ugap.cli.model import adapter_option, check_adapter
 from ugap.cli.report import report_study
 from ugap.cli.texts import Texts, read_texts
 from ugap.study.options import GapOptions, values
@@ -49,6 +50,7 @@ class Models:
         group="models",
         metavar="NAME",
     )
+    adapter: str | None = adapter_option("models")
     scorer: list[str] = option(
         "who scores: self (each model itself) or one fixed model for all",
         default=["self"],
@@ -83,7 +85,8 @@ class Arguments(GapOptions, Texts, Models):
         """Refuse what can be refused before torch is imported, which takes seconds.
 
         Raises:
-            InputError: A decoding is unknown, there is no model or candidate, or the folder holds a study.
+            InputError: A decoding is unknown, there is no model or candidate, an adapter has not one model, or the
+                folder holds a study.
         """
         from ugap.errors import InputError
         from ugap.files import refuse_results
@@ -92,6 +95,7 @@ class Arguments(GapOptions, Texts, Models):
         check_names(self.decoding)
         if not (self.model or self.candidate):
             raise InputError("there is nothing to compare: name a --model, or a --candidate of given continuations")
+        check_adapter(self.adapter, self.model, self.engine)
         refuse_results(self.output, self.resume, "parts")
 
 
@@ -102,6 +106,7 @@ def run(arguments: Arguments) -> None:
         InputError: The input is bad, or another process writes there; finished units stay for `--resume`.
     """
     from ugap.errors import require
+    from ugap.models.adapter import adapted_name
     from ugap.study import STUDIED, StudySettings, parse_decodings, run_study
     from ugap.study.contrasts import STAGES
     from ugap.study.following import with_profile
@@ -109,13 +114,21 @@ def run(arguments: Arguments) -> None:
     # Before the measurement, which can take hours.
     require("report")
     decodings = parse_decodings(arguments.decoding or list(STUDIED)) if arguments.model else {}
+    models, adapters = arguments.model, {}
+    stages = _pairs("stage", arguments.stage, STAGES)
+    if arguments.adapter is not None:
+        (base,) = models
+        models = [adapted_name(base, arguments.adapter)]
+        adapters = {models[0]: {"name": base, "adapter": arguments.adapter}}
+        stages = {models[0] if model == base else model: stage for model, stage in stages.items()}
     settings = StudySettings(
-        models=arguments.model,
+        models=models,
+        adapters=adapters,
         scorers=arguments.scorer,
         decodings=with_profile(decodings, arguments.profile, arguments.reader),
         promptings=arguments.prompting,
         like=read_like(arguments.like),
-        stages=_pairs("stage", arguments.stage, STAGES),
+        stages=stages,
         **values(arguments, GapOptions),
     )
     # A candidate is read from its column as one more text of the row.

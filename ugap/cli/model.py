@@ -1,5 +1,6 @@
-"""The options of a command that loads one model."""
+"""The options of a command that loads one model, and the option `--adapter`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,17 +8,38 @@ from ugap.cli.arguments import option
 from ugap.study.options import Dtype
 
 
+def adapter_option(group: str) -> Any:
+    """The option `--adapter`."""
+    return option(
+        "folder or Hub id of a PEFT adapter to put on the model (it can also be named as the model)",
+        default=None,
+        group=group,
+        metavar="DIR",
+    )
+
+
+def check_adapter(adapter: str | None, models: Sequence[str], engine: str = "transformers") -> None:
+    """Refuse an adapter where not one model is named, or the engine takes none.
+
+    Raises:
+        InputError: See above.
+    """
+    from ugap.errors import InputError
+
+    if adapter is not None and len(models) != 1:
+        raise InputError(
+            f"--adapter {adapter} needs one --model, and there are {len(models)}: name the adapter's folder as a model"
+        )
+    if adapter is not None and engine != "transformers":
+        raise InputError(f"--engine {engine} takes no adapter: merge it into its base first")
+
+
 @dataclass(kw_only=True)
 class ModelOptions:
     """Which model, and how it is loaded."""
 
     model: str = option("asset, folder, .gguf file or Hub id of the model", group="model", metavar="NAME")
-    adapter: str | None = option(
-        "folder or Hub id of a PEFT adapter to put on the model (it can also be named as the model)",
-        default=None,
-        group="model",
-        metavar="DIR",
-    )
+    adapter: str | None = adapter_option("model")
     dtype: Dtype = option("type of the weights", default="float32", group="model")
     device: str | None = option("where the model runs (default: the GPU if there is one)", default=None, group="model")
     trust_remote_code: bool = option("run the code that a repository brings along", default=False, group="model")

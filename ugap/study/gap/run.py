@@ -42,6 +42,8 @@ class StudySettings(GapOptions):
 
     Args:
         models (`list[str]`): Models that continue the prefixes: paths, Hub ids or asset names.
+        adapters (`dict[str, dict[str, str]]`, *optional*): For a model that is an adapter on a base, `name` and
+            `adapter` as [`load_model`][] takes them. `ugap.models.adapter.adapted_name` names such a model.
         scorers (`list[str]`, *optional*, defaults to `["self"]`): Who scores: `"self"` is each model itself, a name is
             one fixed model for all.
         decodings (`dict[str, dict]`, *optional*): `generate()` settings by name; by default
@@ -69,6 +71,7 @@ class StudySettings(GapOptions):
     """
 
     models: list[str]
+    adapters: dict[str, dict[str, str]] = field(default_factory=dict)
     scorers: list[str] = field(default_factory=lambda: [SELF])
     decodings: Mapping[str, Settings] = field(default_factory=lambda: {name: DECODINGS[name] for name in STUDIED})
     promptings: list[str] = field(default_factory=lambda: ["raw"])
@@ -240,7 +243,7 @@ class _Study:
         """A model with which every decoding and prompting of the study was seen to work, where it is to write."""
         s = self.settings
         scorer = Scorer.from_pretrained(
-            name,
+            **s.adapters.get(name, {"name": name}),
             dtype=s.dtype,
             device=s.device,
             revision=s.revisions.get(name),

@@ -5,6 +5,7 @@ SciPy and the models of transformers take seconds to import: only the functions 
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 TAIL = 0.999
 # For a reader, the curve is raised to the power of 1 + CONTRAST: certain steps give way before uncertain ones.
 CONTRAST = 0.8
+MOST = 1_000_000_000  # of any parameter: float32 and vocabularies are far from it
+# The lists of `human_params`.
+_RISING, _POSITIVE = ("h", "entropy_quantiles", "cdf", "edges", "bands"), ("entropy_scale", "gain", "mean_surprisal")
 _SCALES = (0.02, 8.0)  # of the human entropy: far beyond any kind of text
 
 
@@ -117,6 +121,45 @@ def target_params(target: Target, tail: float | None = TAIL) -> dict[str, Any]:
         "gain": [float(mean) / mean_of_curve(float(one), curve) for mean, one in zip(means, scales, strict=True)],
         "mean_surprisal": means.tolist(),
     }
+
+
+def checked_params(params: Any) -> dict[str, Any]:
+    """The sampler's parameters from another program, checked: a step with wrong ones would fail for its whole batch.
+
+    Args:
+        params (`Any`): What should be a result of `human_params`.
+
+    Raises:
+        ValueError: If they are none; the message names what is wrong.
+
+    Example:
+        >>> checked_params({"h": []})
+        Traceback (most recent call last):
+            ...
+        ValueError: the keys are not those of human_params
+    """
+    if not isinstance(params, dict) or set(params) != {*_RISING, *_POSITIVE, "g", "ranks"}:
+        raise ValueError("the keys are not those of human_params")
+    for name, values in params.items():
+        kind = int if name == "ranks" else int | float
+        if not isinstance(values, list) or any(isinstance(one, bool) or not isinstance(one, kind) for one in values):
+            raise ValueError(f"{name} is no list of numbers")
+        # NaN is not below the bound either.
+        if not all(0 <= one <= MOST for one in values):
+            raise ValueError(f"{name} has a number outside of [0, {MOST}]")
+    for name in _RISING:
+        if any(b < a for a, b in pairwise(params[name])):
+            raise ValueError(f"{name} falls")
+    for name in _POSITIVE:
+        if not all(one > 0 for one in params[name]):
+            raise ValueError(f"{name} has a number that is not above 0")
+    n = {name: len(values) for name, values in params.items()}
+    bands = {n[name] for name in _POSITIVE}
+    if not (n["h"] == n["g"] > 0 and n["entropy_quantiles"] == n["cdf"] > 0 and bands == {n["bands"] + 1}):
+        raise ValueError("the lists are not of lengths that belong together")
+    if n["ranks"] not in (0, n["edges"] + 1) or 0 in params["ranks"] or params["cdf"][-1] > 1:
+        raise ValueError("ranks or cdf are none")
+    return params
 
 
 def weight_of(mode: str | None, weight: float | None) -> float:

@@ -3,6 +3,7 @@
 import enum
 import json
 import random
+import re
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
+from tests.robustness.mutation import mutated_json
 from ugap.errors import InputError
 from ugap.sampling import HumanSampler, human_params
 from ugap.sampling.engines.vllm import (
@@ -20,6 +22,7 @@ from ugap.sampling.engines.vllm import (
     ProcessorV1,
     ProcessorV2,
     Request,
+    Requests,
     request_of,
     validate_params,
 )
@@ -445,10 +448,50 @@ class TestRequests:
             validate_params(Params({key: value}))
         assert "\n" not in str(caught.value)
 
-    @pytest.mark.parametrize("text", ["", "{}", "[1]", "null", '{"h": [0.0], "g": ["a"]}'])
+    @pytest.mark.parametrize("text", ["", "{}", "[1]", "null", '{"h": [0.0], "g": ["a"]}', "[" * 100_000])
     def test_parameters_that_are_none(self, text):
-        with pytest.raises(ValueError, match=r"^ugap_params: not the JSON text of human_params$"):
+        with pytest.raises(ValueError, match=r"^ugap_params: not the JSON text of human_params: "):
             validate_params(Params({"ugap_params": text}))
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"h": [], "g": []}, "the lists are not of lengths that belong together"),
+            ({"gain": []}, "the lists are not of lengths that belong together"),
+            ({"bands": [9, 4]}, "bands falls"),
+            ({"h": [10**400]}, "h has a number outside"),
+            ({"g": [float("nan")]}, "g has a number outside"),
+            ({"mean_surprisal": [0.0]}, "mean_surprisal has a number that is not above 0"),
+            ({"ranks": [1.5]}, "ranks is no list of numbers"),
+            ({"cdf": 1.0}, "cdf is no list of numbers"),
+            ({"more": []}, "the keys are not those"),
+        ],
+    )
+    def test_parameters_that_would_fail_in_a_step_of_all_requests(self, change, message):
+        params = {**human_params("smollm2-135m-instruct", "story"), **change}
+        with pytest.raises(ValueError, match=re.escape(message)):
+            validate_params(Params({"ugap_params": json.dumps(params)}))
+
+    def test_damaged_parameters_are_refused_or_do_no_harm(self):
+        """Beside a good request, as the two are decoded together."""
+        good = json.dumps(human_params("smollm2-135m-instruct", "story"))
+        refused = 0
+        for seed in range(200):
+            text = json.dumps(mutated_json(json.loads(good), random.Random(seed)))
+            try:
+                validate_params(Params({"ugap_params": text}))
+            except ValueError:
+                refused += 1
+                continue
+            requests = Requests(None, "cpu")
+            for slot, one in enumerate((text, good)):
+                requests.start(slot, request_of(Params({"ugap_params": one})))
+            for step in range(3):
+                logits = torch.randn(2, 50, generator=torch.Generator().manual_seed(step))
+                out = requests.apply(logits, [0, 1], [0, 1], torch.tensor([1, 2]), torch.tensor([5 + step] * 2))
+                assert not out.isnan().any()
+                assert out.isfinite().any(1).all()
+        assert 100 < refused < 200
 
     def test_parameters_and_a_kind(self, make):
         with pytest.raises(ValueError, match=r"^give ugap_kind or ugap_params, not both$"):

@@ -42,7 +42,7 @@ from torch import Tensor
 from ugap.errors import InputError
 from ugap.profile import HumanProfile
 from ugap.profile.profile import AUTO
-from ugap.sampling.params import human_params
+from ugap.sampling.params import checked_params, human_params
 from ugap.sampling.portable.human import HumanSampler, State, Step
 from ugap.sampling.portable.params_processor import mode_weight
 from ugap.sampling.portable.special import loaded_tokenizer, unwritable_tokens
@@ -171,12 +171,9 @@ def _parsed(text: str) -> dict[str, Any]:
         ValueError: If they are none.
     """
     try:
-        params = json.loads(text)
-        HumanSampler.of(params, 1.0)
-    # Whatever is in a request: a missing list, words for numbers, lists of other lengths.
-    except (ValueError, TypeError, LookupError, RuntimeError) as error:
-        raise ValueError("ugap_params: not the JSON text of human_params") from error
-    return dict(params)
+        return checked_params(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"ugap_params: not the JSON text of human_params: {error}") from error
 
 
 def _refuse(vllm_config: Any) -> None:

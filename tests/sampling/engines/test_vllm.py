@@ -485,7 +485,9 @@ class TestRequests:
                 continue
             requests = Requests(None, "cpu")
             for slot, one in enumerate((text, good)):
-                requests.start(slot, request_of(Params({"ugap_params": one})))
+                request = request_of(Params({"ugap_params": one}))
+                assert request is not None
+                requests.start(slot, request)
             for step in range(3):
                 logits = torch.randn(2, 50, generator=torch.Generator().manual_seed(step))
                 out = requests.apply(logits, [0, 1], [0, 1], torch.tensor([1, 2]), torch.tensor([5 + step] * 2))

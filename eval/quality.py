@@ -175,13 +175,9 @@ def run(arguments: Arguments) -> None:
 
 def find_profile(arguments: Arguments, scorer: "Scorer") -> "tuple[KindProfile, str]":
     """The human profile, and where its texts came from."""
-    from ugap.profile import HumanProfile
+    from ugap.sampling import profile_of
 
-    if arguments.profile is None:
-        profile = HumanProfile.for_scorer(scorer)
-    else:
-        profile = HumanProfile.load(arguments.profile)
-        profile.check(scorer.id)
+    profile = profile_of(scorer.model, arguments.profile, scorer.tokenizer)
     for kind in arguments.without:
         profile = profile.without(kind)
     return profile.kind(arguments.domain), profile.source

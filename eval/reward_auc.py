@@ -219,12 +219,12 @@ def human(arguments: Arguments, scorer: "Scorer", like: "Sequence[TextRow]") -> 
         InputError: If there are too few texts to fit a profile to.
     """
     from ugap.errors import InputError
-    from ugap.profile import HumanProfile
     from ugap.profile.fitting import like_texts
     from ugap.profile.profile import LIKE
+    from ugap.sampling import profile_of
 
-    profile = HumanProfile.for_scorer(scorer) if arguments.profile is None else HumanProfile.load(arguments.profile)
-    profile.check(scorer.id)
+    own = profile_of(scorer.model, arguments.profile, scorer.tokenizer)
+    profile = replace(own, weight_hash=scorer.id.weight_hash)  # of the base, it serves the adapted model
     if not arguments.like_texts:
         return profile, arguments.kind or arguments.domain
     fitted = like_texts(profile, scorer, [whole(row) for row in like])

@@ -7,6 +7,7 @@ import pytest
 from ugap.cli.main import main
 from ugap.models import load_model
 from ugap.models.adapter import adapted_name
+from ugap.profile import HumanProfile
 from ugap.profile.fitting import BESIDE
 from ugap.scoring import Scorer
 
@@ -36,7 +37,6 @@ def test_measure(texts, tiny_folder, adapter, adapted, make_profile, tmp_path):
     base = Scorer.from_pretrained(str(tiny_folder)).id
     assert record["settings"]["weight_hashes"] == {name: adapted.weight_hash, str(tiny_folder): base.weight_hash}
     assert record["settings"]["stages"] == {name: "instruct"}
-    assert main([*words, "--resume"]) == 0
 
 
 def test_decoding(texts, tiny_folder, adapter, adapted, make_profile, tmp_path):
@@ -62,11 +62,25 @@ def test_it_needs_one_model(command, texts, tiny_folder, chat_folder, adapter, t
     assert "--engine vllm takes no adapter: merge it into its base first" in line
 
 
-def test_reward_auc(texts, tiny_folder, adapter, adapted, make_profile, tmp_path):
-    make_profile(load_model(str(tiny_folder))[0]).save(adapter / BESIDE)
+def test_reward_auc(texts, tiny_folder, adapter, adapted, tmp_path):
+    HumanProfile.for_model(*load_model(str(tiny_folder))).save(adapter / BESIDE)
     words = ["eval", "reward_auc", "--data", texts, "--model", str(tiny_folder), "--adapter", str(adapter)]
-    words += [*SIZES, "--decoding", "ancestral", "--best_of", "0", "--output", str(tmp_path)]
-    assert main([*words, "--scorer", str(tiny_folder)]) == 0
-    settings = json.loads((tmp_path / "reward_auc.json").read_text())["settings"]
-    assert settings["writer"] == list(adapted)
-    assert settings["scorer"] == list(Scorer.from_pretrained(str(tiny_folder)).id)
+    words += [*SIZES, "--decoding", "ancestral", "--best_of", "0"]
+    base = list(Scorer.from_pretrained(str(tiny_folder)).id)
+    given = ["--profile", str(adapter / BESIDE)]
+    for options, scorer in ((["--scorer", str(tiny_folder)], base), ([], list(adapted)), (given, list(adapted))):
+        output = tmp_path / str(len(options)) / str(options == given)
+        assert main([*words, *options, "--output", str(output)]) == 0
+        settings = json.loads((output / "reward_auc.json").read_text())["settings"]
+        assert (settings["writer"], settings["scorer"]) == (list(adapted), scorer)
+
+
+def test_quality(write_rows, text_rows, tiny_folder, adapter, make_profile, tmp_path):
+    make_profile(load_model(str(tiny_folder))[0]).save(tmp_path / "profile.json")
+    data = write_rows([{**row, "stars": i % 5} for i, row in enumerate(text_rows)], "rated.jsonl")
+    words = ["eval", "quality", "--data", data, "--rating", "stars", "--model", str(tiny_folder), "--resamples", "100"]
+    words += ["--profile", str(tmp_path / "profile.json")]
+    for output, options in (("base", []), ("adapted", ["--adapter", str(adapter)])):
+        assert main([*words, *options, "--output", str(tmp_path / output)]) == 0
+    base, adapted = (json.loads((tmp_path / name / "quality.json").read_text()) for name in ("base", "adapted"))
+    assert base["settings"]["scorer"] != adapted["settings"]["scorer"]

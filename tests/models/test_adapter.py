@@ -141,6 +141,13 @@ class TestLoading:
             (lambda folder: (folder / "adapter_model.safetensors").unlink(), "it has no adapter_model.safetensors"),
             (lambda folder: (folder / "adapter_config.json").write_text("{}"), "names no base model"),
             (lambda folder: (folder / "adapter_config.json").write_text("["), "names no base model"),
+            (lambda folder: (folder / "adapter_config.json").write_text("[" * 100_000), "names no base model"),
+            (
+                lambda folder: (folder / "adapter_config.json").write_text(
+                    json.dumps({"base_model_name_or_path": "x" * 5000})
+                ),
+                "names no base model",
+            ),
         ],
     )
     def test_a_bad_one_is_refused_before_its_base_is_loaded(self, adapter, monkeypatch, change, fault):

@@ -117,6 +117,13 @@ class TestPolicy:
         line = said("sft", "--lora_target_modules", "q_proj", "c_attn")
         assert line.startswith(f"lora_target_modules: {tiny_folder} has no layer 'c_attn'; it has down_proj, ")
 
+    @pytest.mark.parametrize("how", ["--merge", "--full"])
+    def test_a_damaged_profile_that_the_trained_model_would_carry(self, said, tiny_folder, tmp_path, how):
+        base = shutil.copytree(tiny_folder, tmp_path / "base")
+        (base / "ugap_profile.json").write_text("{", encoding="utf-8")
+        line = said("sft", "--model", str(base), how)
+        assert "ugap_profile.json" in line
+
     def test_the_embedding_is_no_target(self, said, tiny_folder):
         line = said("sft", "--lora_target_modules", "q_proj", "embed_tokens", "--merge")
         assert line.startswith(f"lora_target_modules: 'embed_tokens' is the embedding of {tiny_folder}, and PEFT would")

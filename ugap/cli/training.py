@@ -126,7 +126,10 @@ def policy_of(arguments: Any, config: Any) -> "Policy":
     """
     from peft import LoraConfig
 
-    from ugap.training.policy import ALL_LINEAR, load_policy
+    from ugap.models.fingerprint import weight_hash
+    from ugap.profile.fitting import known_profile
+    from ugap.scoring import ScorerId
+    from ugap.training.policy import ALL_LINEAR, MERGED, load_policy
 
     if arguments.full and arguments.adapter is not None:
         raise InputError("--full trains all weights, and --adapter an adapter: choose one")
@@ -150,6 +153,10 @@ def policy_of(arguments: Any, config: Any) -> "Policy":
         device=device_of(config),
         trust_remote_code=trusts_code(config),
     )
+    if arguments.full or arguments.merge or (Path(config.output_dir) / MERGED).is_dir():
+        # The trained model will carry the human profile of its base: a bad file is found before the training.
+        base = ScorerId(arguments.model, weight_hash(policy.model))
+        known_profile(arguments.model, base, policy.tokenizer)
     kind = "all weights" if arguments.full else f"adapter {arguments.adapter}"
     if policy.lora is not None:
         kind = f"LoRA of rank {lora.r}, alpha {lora.lora_alpha}, on {', '.join(targets)}"

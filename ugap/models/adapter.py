@@ -79,16 +79,18 @@ def base_of(folder: str | Path) -> tuple[str, str | None]:
     """
     from ugap.models.assets import asset_of  # imports torch
 
+    nameless = f"{folder}: {_CONFIG} names no base model: give the base and --adapter {folder}"
     try:
         config: Any = json.loads((Path(folder) / _CONFIG).read_text(encoding="utf-8"))
         name, revision = config["base_model_name_or_path"], config.get("revision")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{folder}: {_CONFIG} names no base model: give the base and --adapter {folder}") from error
-    if not isinstance(name, str) or not name or not isinstance(revision, str | None):
-        raise InputError(f"{folder}: {_CONFIG} names no base model: give the base and --adapter {folder}")
+        is_here = Path(name).exists()  # raises for what is no text, and for a text that no file can be named by
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
+        raise InputError(nameless) from error
+    if not name or not isinstance(revision, str | None):
+        raise InputError(nameless)
     adapter_hash(folder)
     beside = Path(folder) / name
-    if not Path(name).exists():
+    if not is_here:
         name = str(beside) if beside.is_dir() else asset_of(name) or name
     if is_adapter(name):
         raise InputError(f"{folder}: its base {name} is an adapter, too: merge that one first")

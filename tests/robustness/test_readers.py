@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from peft import LoraConfig, get_peft_model
 
 from tests.models.conftest import tiny_gguf as tiny_gguf  # a fixture
 from tests.robustness.mutation import mutated_bytes, mutated_json
@@ -111,6 +112,27 @@ def test_folders_of_models(chat_folder: Path, tmp_path: Path, name: str) -> None
         Scorer(model, tokenizer, name="x").score(["Once upon a time there was a tailor."])
 
     folder = shutil.copytree(chat_folder, tmp_path / "model")
+    whole = (folder / name).read_bytes()
+    for seed in range(N_MODELS):
+        rng = random.Random(seed)
+        (folder / name).write_bytes(mutated_bytes(whole, rng) if name.endswith("tensors") else damaged(whole, rng))
+        attempt(lambda: read(folder), f"{name}, seed {seed}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "ugap_profile.json"])
+def test_folders_of_adapters(chat_folder: Path, make_profile: Callable, tmp_path: Path, name: str) -> None:
+    def read(folder: Path) -> None:
+        scorer = Scorer.from_pretrained(str(folder), device="cpu")
+        HumanProfile.for_scorer(scorer)
+        scorer.score(["Once upon a time there was a tailor."])
+
+    folder = tmp_path / "adapter"
+    base = load_model(str(chat_folder), device="cpu")[0]
+    make_profile(base, n_texts=3).save(tmp_path / "ugap_profile.json")
+    get_peft_model(base, LoraConfig(target_modules="all-linear", r=2)).save_pretrained(folder)
+    shutil.move(tmp_path / "ugap_profile.json", folder)
+    read(folder)  # undamaged
     whole = (folder / name).read_bytes()
     for seed in range(N_MODELS):
         rng = random.Random(seed)

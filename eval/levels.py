@@ -27,15 +27,18 @@ examples:
   ugap eval levels --model smollm2-135m-instruct --data texts.jsonl --output runs/levels
   ugap eval levels --model smollm2-135m-instruct --data texts.jsonl --without reviews=review --like 32 --resume
 
-The texts need a column kind. People's level of a kind is that of all its texts, behind the prefix. decodings: those of
-ugap measure, and auto (the prompt sets the level), named (--named KIND=PROFILE_KIND), like (a profile of --like other
-texts of the kind), and temperature-tuned (the temperature whose text has people's level on the same prefixes).
---without KIND=PROFILE_KIND leaves a kind of the profile out for texts of a kind, so that auto does
-not know it.
+The texts need a column kind. People's level of a kind is that of all its texts, behind the prefix.
 
-The folder gets levels.json: for each kind and decoding the miss of people's level in per cent with its interval
-(bootstrap over texts), the Wasserstein distance of the surprisals, and the mean distance between the two texts of a
-prefix."""
+decodings: those of ugap measure, and
+  auto               the prompt sets the level
+  named              the kind of the profile that --named KIND=PROFILE_KIND gives
+  like               a profile of --like other texts of the kind
+  temperature-tuned  the temperature whose text has people's level on the same prefixes
+--without KIND=PROFILE_KIND hides a kind of the profile from auto, for texts of a kind.
+
+The folder gets levels.json, with a row for each kind and decoding. A row has the miss of people's level in per cent
+with its interval (bootstrap over texts) and the Wasserstein distance of the surprisals. It also has the mean distance
+between the two texts of a prefix."""
 
 AUTO, NAMED, LIKE, TUNED = "auto", "named", "like", "temperature-tuned"
 DECODINGS = [AUTO, NAMED, LIKE, "ancestral", TUNED]

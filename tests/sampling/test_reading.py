@@ -11,6 +11,7 @@ from ugap.errors import InputError
 from ugap.profile import HumanProfile
 from ugap.profile.fitting import HumanText, cut_text
 from ugap.profile.reading import Reading, Share
+from ugap.sampling import profile_of
 from ugap.sampling.reading import LEAST_SHARE, MOST_SHARE, _solve, calibrate, profile_read_by, shrunk
 from ugap.scoring import Scorer
 
@@ -114,7 +115,7 @@ class TestCalibrate:
         assert profile_read_by(profile, tiny_scorer, "reader").reader == "reader"
         assert len(calibrated) == 1
         make_model("gpt2", initializer_range=0.1).save_pretrained(folder)
-        profile_read_by(profile, tiny_scorer, "reader")
+        profile_of(tiny_scorer.model, profile, tiny_scorer.tokenizer, reader="reader")
         assert len(set(calibrated)) == 2
 
     @pytest.mark.slow

@@ -247,8 +247,10 @@ def under_base(profile: HumanProfile, model: "PreTrainedModel") -> HumanProfile:
     from ugap.models.fingerprint import weight_hash
 
     base = without_wrapper(model)
-    is_adapted = profile.weight_hash == weight_hash(base, adapters=True)
-    return replace(profile, weight_hash=weight_hash(base)) if is_adapted else profile
+    own = weight_hash(base)
+    if profile.weight_hash == own or profile.weight_hash != weight_hash(base, adapters=True):
+        return profile
+    return replace(profile, weight_hash=own)
 
 
 def known_profile(

@@ -233,7 +233,8 @@ def profile_of(
         own.check(scorer)
     if own.reader is not None:
         reader = None  # The given profile has one.
-    if isinstance(reader, str) and reader in own.readings and like is None:
+    # Without a tokenizer. A folder may hold other weights than when it read the writer.
+    if isinstance(reader, str) and reader in own.readings and like is None and not Path(reader).exists():
         return own.read_by(reader)
     if like is None and reader is None:
         return own

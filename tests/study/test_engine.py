@@ -24,8 +24,8 @@ from ugap.sampling.portable.params_processor import ParamsLogitsProcessor
 from ugap.sampling.portable.special import suppressed_tokens
 from ugap.scoring import Scorer
 from ugap.study import parse_decodings
-from ugap.study.decodings import DECODINGS
-from ugap.study.engine import check_engine, open_engine
+from ugap.study.decodings import DECODINGS, STUDIED
+from ugap.study.engine import check_engine, default_decodings, open_engine
 from ugap.study.generation import generate_continuations
 from ugap.study.vllm_engine import check_decodings, sampling_settings
 
@@ -169,6 +169,11 @@ class TestDecodings:
         (settings,) = parse_decodings([name]).values()
         with pytest.raises(InputError, match=f"^{reason}"):
             sampling_settings(settings)
+
+    def test_the_default_ones_are_those_that_it_has(self):
+        check_decodings({name: DECODINGS[name] for name in default_decodings("vllm")})
+        assert set(STUDIED) - set(default_decodings("vllm")) == {"typical-p-0.95"}
+        assert default_decodings("transformers") == list(STUDIED)
 
     def test_all_of_them_are_named(self):
         with pytest.raises(InputError) as caught:

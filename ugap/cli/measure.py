@@ -34,7 +34,10 @@ class Models:
 
     output: str = option("folder of the study", group="study", metavar="DIR")
     decoding: list[str] = option(
-        "decodings (default: ancestral to greedy of the list above)", default=[], group="study", metavar="NAME"
+        "decodings (default: ancestral to greedy of the list above, as far as the engine has them)",
+        default=[],
+        group="study",
+        metavar="NAME",
     )
     like: str | None = like_option("study")
     reader: str | None = reader_option("study")
@@ -107,13 +110,15 @@ def run(arguments: Arguments) -> None:
     """
     from ugap.errors import require
     from ugap.models.adapter import adapted_name
-    from ugap.study import STUDIED, StudySettings, parse_decodings, run_study
+    from ugap.study import StudySettings, parse_decodings, run_study
     from ugap.study.contrasts import STAGES
+    from ugap.study.engine import default_decodings
     from ugap.study.following import with_profile
 
     # Before the measurement, which can take hours.
     require("report")
-    decodings = parse_decodings(arguments.decoding or list(STUDIED)) if arguments.model else {}
+    names = arguments.decoding or default_decodings(arguments.engine)
+    decodings = parse_decodings(names) if arguments.model else {}
     models, adapters = arguments.model, {}
     stages = _pairs("stage", arguments.stage, STAGES)
     if arguments.adapter is not None:

@@ -6,8 +6,26 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ugap.errors import InputError, require
+from ugap.study.decodings import DECODINGS, STUDIED
 from ugap.study.generation import Engine, TransformersEngine
 from ugap.study.named import Settings
+
+
+def default_decodings(name: str) -> list[str]:
+    """Names of the decodings that a study has where none is named: those that the engine draws.
+
+    Args:
+        name (`str`): `"transformers"` or `"vllm"`.
+
+    Example:
+        >>> [one for one in default_decodings("transformers") if one not in default_decodings("vllm")]
+        ['typical-p-0.95']
+    """
+    if name == "transformers":
+        return list(STUDIED)
+    from ugap.study.vllm_engine import has_decoding
+
+    return [one for one in STUDIED if has_decoding(DECODINGS[one])]
 
 
 def check_engine(name: str, args: Sequence[str], decodings: Mapping[str, Settings]) -> None:

@@ -71,6 +71,15 @@ def sampling_settings(settings: Settings) -> dict[str, Any]:
     return shared
 
 
+def has_decoding(settings: Settings) -> bool:
+    """Whether vLLM draws from the distribution of a decoding."""
+    try:
+        sampling_settings(settings)
+    except InputError:
+        return False
+    return True
+
+
 def check_decodings(decodings: Mapping[str, Settings]) -> None:
     """Refuse decodings that vLLM does not have.
 

@@ -370,8 +370,9 @@ def print_tables(record: Mapping[str, Any], console: "Console") -> None:
     n, n_sources = rows[0]["n"], rows[0]["n_sources"]
     tables = [
         text_table(
-            f"The uncertainty reward of continuations of each kind; {n} of people, from {n_sources} texts",
-            ["text", "n", "mean reward", "closeness", "energy distance", "AUC of people against it [95%]"],
+            f"Mean reward, closeness, energy distance, and AUC of people against each text; {n} of people, from "
+            f"{n_sources} texts",
+            ["text", "n", "reward", "closeness", "energy", "AUC [95%]"],
             [
                 [
                     row["kind"],

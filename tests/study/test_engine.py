@@ -218,7 +218,8 @@ class TestOptions:
             (["dtype=auto", "dtype=half"], "--engine_args dtype=half: give KEY=VALUE, every key once"),
             (["tensor_size=4"], "--engine_args tensor_size=4: vLLM has no option tensor_size"),
             (["model=other"], "--engine_args model=other: model is not yours to set: it follows from the model"),
-            (["dtype=[half"], r"--engine_args dtype=\[half: '\[half' is not a value"),
+            (["dtype=[half"], r"--engine_args dtype: '\[half' is not a value: while parsing a flow sequence"),
+            (["dtype=2026-02-30"], "--engine_args dtype: '2026-02-30' is not a value: day is out of range for month"),
         ],
     )
     def test_wrong_ones(self, started, words, message):

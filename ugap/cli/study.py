@@ -129,14 +129,12 @@ def _listed(models: Any) -> Any:
     """
     import yaml
 
-    from ugap.errors import InputError
+    from ugap.errors import reading
 
     if not isinstance(models, str):
         return models
-    try:
+    with reading("models: not YAML"):
         return yaml.safe_load(models)
-    except yaml.YAMLError as error:
-        raise InputError(f"models: not YAML: {' '.join(str(error).split())}") from error
 
 
 def _shard(word: str | None) -> tuple[int, int]:

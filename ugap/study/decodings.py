@@ -33,7 +33,7 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
-from ugap.errors import InputError
+from ugap.errors import InputError, reading
 from ugap.profile.profile import AUTO
 from ugap.sampling import DrawLogitsProcessor, HumanEntropyLogitsProcessor, profile_of, weight_of
 from ugap.sampling.batch import padding_token, suppressed_tokens
@@ -52,6 +52,7 @@ __all__ = [
     "is_deterministic",
     "is_human",
     "parse_decodings",
+    "parse_value",
 ]
 
 
@@ -234,6 +235,20 @@ def human_processor(
     )
 
 
+def parse_value(text: str, where: str) -> Any:
+    """A value on the command line, with the types of YAML.
+
+    Raises:
+        InputError: If it is none, such as a date that does not exist; the message begins with `where`.
+
+    Example:
+        >>> parse_value("0.7", "temperature"), parse_value("null", "human_tail")
+        (0.7, None)
+    """
+    with reading(f"{where}: {text[:40]!r} is not a value"):
+        return yaml.safe_load(text)
+
+
 def _parse_settings(word: str, text: str) -> dict[str, Any]:
     allowed = {*GenerationConfig().to_dict(), *_HUMAN}
     out: dict[str, Any] = {}
@@ -244,10 +259,7 @@ def _parse_settings(word: str, text: str) -> dict[str, Any]:
             raise InputError(f"decoding {word!r}: {part!r} is not a generate() setting as setting:value")
         if setting in _FIXED:
             raise InputError(f"decoding {word!r}: {setting} is not a setting of a decoding, the study sets it")
-        try:
-            out[setting] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise InputError(f"decoding {word!r}: {value!r} is not a value") from error
+        out[setting] = parse_value(value, f"decoding {word!r}")
         # `temperature:1` is an int to YAML, and the warpers of transformers refuse one.
         if isinstance(out[setting], int) and isinstance(NO_WARPERS.get(setting), float):
             out[setting] = float(out[setting])

@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from ugap.errors import InputError, reading
@@ -25,7 +24,7 @@ from ugap.models.adapter import has_adapters, without_wrapper
 from ugap.models.assets import ASSETS, asset_path
 from ugap.models.gguf import converted
 from ugap.sampling.portable.special import end_tokens
-from ugap.study.decodings import NO_WARPERS, Settings, human_processor, is_human
+from ugap.study.decodings import NO_WARPERS, Settings, human_processor, is_human, parse_value
 from ugap.study.generation import seed_of
 
 PROCESSOR = "ugap.sampling.engines.vllm:HumanEntropyProcessor"
@@ -109,10 +108,7 @@ def parse_engine_args(words: Sequence[str]) -> dict[str, Any]:
             raise InputError(f"--engine_args {word}: give KEY=VALUE, every key once")
         if name in _OURS:
             raise InputError(f"--engine_args {word}: {name} is not yours to set: it follows from the model")
-        try:
-            out[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise InputError(f"--engine_args {word}: {value!r} is not a value") from error
+        out[name] = parse_value(value, f"--engine_args {name}")
     if out:
         known = _options()
         for name in out:

@@ -25,7 +25,7 @@ import torch
 import yaml
 
 from ugap.data import TextRow, content_hash
-from ugap.errors import InputError, is_out_of_memory
+from ugap.errors import InputError, is_out_of_memory, reading
 from ugap.files import locked, refuse_results, replacing, write_json
 from ugap.models.hub import is_commit, is_local, resolve_commit
 from ugap.study.contrasts import STAGES
@@ -138,10 +138,8 @@ def read_lock(path: str | Path) -> dict[str, str]:
     Raises:
         InputError: If the file cannot be read, or holds anything else.
     """
-    try:
+    with reading(f"{path}: cannot be read as a lock"):
         lock = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: cannot be read as a lock: {' '.join(str(error).split())}") from error
     if not isinstance(lock, dict):
         raise InputError(f"{path}: not a lock: it must hold a commit for every model, as `name: commit`")
     for name, commit in lock.items():

@@ -328,6 +328,12 @@ def test_missing_continuation(tmp_path):
     assert message == f"{source}, row 2: column 'm' holds null, not a string"
 
 
+def test_a_candidate_may_lack_a_text_that_another_has(tmp_path):
+    source = jsonl(tmp_path / "x.jsonl", {"text": "a", "m": "b", "n": None}, {"text": "c", "m": None, "n": "d"})
+    rows = load_texts(source, domain="d", candidates={"first": "m", "second": "n"})
+    assert [row.candidates for row in rows] == [{"first": "b"}, {"second": "d"}]
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     # A time stamp in the gzip header would name the test otherwise in each process of a parallel run.

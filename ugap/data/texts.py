@@ -91,7 +91,7 @@ def load_texts(
         domain (`str`, *optional*):
             The domain of every row, whatever the data say.
         candidates (`Mapping[str, str]`, *optional*):
-            Column of the continuation by the name of the candidate.
+            Column of the continuation by the name of the candidate. Null where it has none to a text that others have.
         split (`str`, *optional*, defaults to `"train"`):
             Split of a Hub data set.
         limit (`int`, *optional*):
@@ -148,7 +148,7 @@ def load_texts(
                 domain=row_domain,
                 text=_string(record, text_column),
                 prompt=_prompt(record, prompt_column),
-                candidates={name: _string(record, column) for name, column in candidates.items()},
+                candidates=_candidates(record, candidates),
                 where=where,
                 kind=_name(_string(record, KIND_COLUMN), KIND_COLUMN) if record.get(KIND_COLUMN) else "",
             )
@@ -193,6 +193,12 @@ def _prompt(record: Mapping[str, Any], column: str) -> str | None:
     if record.get(column) in (None, ""):
         return None
     return _string(record, column)
+
+
+def _candidates(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, str]:
+    """The continuations of a row: null where one candidate has none, while another has."""
+    given = {name: column for name, column in columns.items() if record[column] is not None}
+    return {name: _string(record, column) for name, column in (given or columns).items()}
 
 
 def _id(record: Mapping[str, Any], column: str, number: int) -> str:

@@ -10,7 +10,15 @@ from trl import DPOConfig
 
 from ugap.cli.arguments import option
 from ugap.cli.main import main
-from ugap.cli.reward import HumanOptions, base_scorer, frozen_scorer, human_of, read_human, uncertainty_reward
+from ugap.cli.reward import (
+    HumanOptions,
+    base_scorer,
+    frozen_scorer,
+    human_of,
+    kind_of_all,
+    read_human,
+    uncertainty_reward,
+)
 from ugap.cli.training import (
     Data,
     DataOptions,
@@ -88,6 +96,8 @@ def run(arguments: Arguments, config: DPOConfig) -> None:
     profile, kind = human_of(arguments, ranking, like)
     reward = uncertainty_reward(arguments, config, ranking, (profile, kind), like, length=arguments.sample_tokens)
     reward.bind(policy.model, policy.tokenizer)
+    # Before the continuations are drawn.
+    reward.check(Dataset.from_list([{"domain": text.domain, "kind": text.kind} for text in data.texts]))
     # Recorded before the pairs, so that a run that ends while drawing them can resume.
     note_run(config.output_dir, settings)
     pairs = made_once(Path(config.output_dir) / PAIRS, lambda: make_pairs(arguments, config, policy, data, reward))
@@ -102,7 +112,17 @@ def run(arguments: Arguments, config: DPOConfig) -> None:
             processing_class=policy.tokenizer,
             peft_config=policy.lora,
         )
-    train(NAME, trainer, arguments, data, checkpoint=checkpoint, scorer=scorer, decoding=evaluated_by, like=like)
+    train(
+        NAME,
+        trainer,
+        arguments,
+        data,
+        checkpoint=checkpoint,
+        scorer=scorer,
+        decoding=evaluated_by,
+        like=like,
+        human=(profile, kind_of_all(arguments, like)),
+    )
 
 
 def make_pairs(
@@ -134,6 +154,7 @@ def make_pairs(
             max_new_tokens=arguments.sample_tokens,
             min_margin=arguments.min_margin,
             seed=config.seed,
+            kinds=[excerpt.kind for excerpt in excerpts],
             advance=lambda n: bar.advance(task, n),
         )
     # From share = functional / (creative + functional).

@@ -6,7 +6,15 @@ from typing import Any, Literal
 
 from ugap.cli.arguments import option
 from ugap.cli.main import main
-from ugap.cli.reward import HumanOptions, base_scorer, frozen_scorer, human_of, read_human, uncertainty_reward
+from ugap.cli.reward import (
+    HumanOptions,
+    base_scorer,
+    frozen_scorer,
+    human_of,
+    kind_of_all,
+    read_human,
+    uncertainty_reward,
+)
 from ugap.cli.training import (
     DataOptions,
     EvaluationOptions,
@@ -119,7 +127,17 @@ def run(arguments: Arguments, config: UncertaintyGRPOConfig) -> None:
             # Drawn with torch's own generator, whose state a checkpoint holds.
             rollout_func=SampledRollouts(processor),
         )
-    train(NAME, trainer, arguments, data, checkpoint=checkpoint, scorer=scorer, decoding=evaluated_by, like=like)
+    train(
+        NAME,
+        trainer,
+        arguments,
+        data,
+        checkpoint=checkpoint,
+        scorer=scorer,
+        decoding=evaluated_by,
+        like=like,
+        human=(profile, kind_of_all(arguments, like)),
+    )
 
 
 def sampler(policy: Policy, profile: HumanProfile, kind: str) -> HumanEntropyLogitsProcessor:

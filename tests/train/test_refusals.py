@@ -137,6 +137,13 @@ class TestRewards:
         assert "chat" in line
 
     @pytest.mark.parametrize("program", ["grpo", "dpo"])
+    def test_texts_of_a_kind_that_the_profile_lacks(self, program, said, text_rows, tmp_path):
+        path = tmp_path / "sermons.jsonl"
+        path.write_text("".join(json.dumps({**row, "kind": "sermon"}) + "\n" for row in text_rows), encoding="utf-8")
+        line = said(program, data=str(path))
+        assert line.startswith("the human profile has no kind 'sermon'; it has creative, functional: name one kind for")
+
+    @pytest.mark.parametrize("program", ["grpo", "dpo"])
     def test_human_texts_before_a_model_is_loaded(self, program, said, like_file, tmp_path, monkeypatch):
         monkeypatch.setattr("ugap.training.policy.load_policy", None)
         few = tmp_path / "few.txt"

@@ -1,6 +1,7 @@
 """Training sets: pieces of texts behind BOS, facts as statements or questions, and the share of functional rows."""
 
 import copy
+import dataclasses
 
 import pytest
 
@@ -94,6 +95,7 @@ class TestGrpo:
         functional = [row for row in made if row["domain"] == "functional"]
         assert len(creative) == len(functional) == 12
         for row in creative:
+            assert row["kind"] == "creative"
             assert any(row["prompt"] + row["human_completion"] in text.text for text in texts)
             assert len(own(row["prompt"], add_special_tokens=False)["input_ids"]) == 12
         asked = {fact.prompt: fact for fact in facts}
@@ -101,6 +103,12 @@ class TestGrpo:
             fact = asked[row["prompt"]]
             assert (row["answer"], row["wrong"]) == ([fact.answer, *fact.accept], list(fact.wrong))
             assert row["human_completion"] is None
+            assert row["kind"] is None
+
+    def test_the_kind_of_a_text_is_that_of_its_prompts(self, texts, facts, own):
+        tales = [dataclasses.replace(text, kind="fairy-tale") for text in texts]
+        made = grpo_dataset(tales, facts, own, prefix_tokens=12, max_tokens=8)
+        assert {row["kind"] for row in made if row["domain"] == "creative"} == {"fairy-tale"}
 
     def test_no_creative_text_is_refused(self, texts, facts, own):
         with pytest.raises(InputError, match="creative"):

@@ -29,7 +29,8 @@ class HumanOptions:
         metavar="NAME",
     )
     kind: str | None = option(
-        f"kind of text or domain of the profile that completions are compared with (default: {CREATIVE})",
+        "kind of text or domain of the profile that completions are compared with "
+        f"(default: the column kind of the texts, without one {CREATIVE})",
         default=None,
         group="rewards",
     )
@@ -152,4 +153,13 @@ def uncertainty_reward(
         assert further is not None
         profiles.append(human_of(dataclasses.replace(arguments, profile=None), further, like)[0])
         scorers.append(further)
-    return UncertaintyReward(profiles, scorers, kind=human[1], length=length, pointwise=arguments.pointwise)
+    return UncertaintyReward(
+        profiles, scorers, kind=kind_of_all(arguments, like), length=length, pointwise=arguments.pointwise
+    )
+
+
+def kind_of_all(arguments: Any, like: Sequence[str]) -> str | None:
+    """The kind that all texts are compared with; `None` where each is compared with its own."""
+    from ugap.profile.profile import LIKE
+
+    return LIKE if like else arguments.kind

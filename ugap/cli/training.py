@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from ugap.data import TextRow
     from ugap.data.facts import Fact
+    from ugap.profile import HumanProfile
+    from ugap.profile.profile import Selection
     from ugap.scoring import Scorer
     from ugap.study.excerpts import Excerpt
     from ugap.training.policy import Policy
@@ -272,6 +274,7 @@ def train(
     scorer: "Scorer | None" = None,
     decoding: Mapping[str, Any],
     like: Sequence[str] = (),
+    human: "tuple[HumanProfile, Selection | None] | None" = None,
 ) -> None:
     """Train with evaluations of the gap; then save, print the evaluations, push and close, as TRL's scripts do.
 
@@ -284,6 +287,8 @@ def train(
         scorer (`Scorer`, *optional*): The frozen scorer; by default the policy's base.
         decoding (`Mapping[str, Any]`): Decoding of the policy in evaluations.
         like (`Sequence[str]`, *optional*): The texts to write like, for the record.
+        human (`tuple[HumanProfile, str or Mapping[str, float] or None]`, *optional*): The scorer's human profile, and
+            the kind of it that creative texts are compared with; by default what `UncertaintyGapCallback` finds.
 
     Raises:
         InputError: The evaluations do not fit the training, a tracker does not begin, memory does not suffice, or
@@ -300,10 +305,13 @@ def train(
     from ugap.training.termination import saving_at_sigterm
 
     args: Any = trainer.args
+    profile, kind = human or (None, None)
     gap = UncertaintyGapCallback(
         trainer,
         data.excerpts,
         scorer=scorer,
+        profile=profile,
+        kind=kind,
         facts=data.asked,
         decoding=decoding,
         max_new_tokens=arguments.eval_tokens,

@@ -31,6 +31,7 @@ class Excerpt:
         human (`str`): The human continuation.
         candidates (`Mapping[str, str]`): Given model continuations by name.
         where (`str`): Where the text was read, as errors say it.
+        kind (`str`, *optional*): Kind of the text, as [`TextRow`][ugap.data.TextRow] has it; by default the domain.
     """
 
     id: str
@@ -40,6 +41,11 @@ class Excerpt:
     human: str
     candidates: Mapping[str, str] = field(default_factory=dict)
     where: str = "texts"
+    kind: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.kind:
+            object.__setattr__(self, "kind", self.domain)
 
 
 def cut_excerpts(
@@ -123,7 +129,7 @@ def _excerpts(
         # The text alone is cut: prompt and text are tokenised together only when they are scored.
         ends = _token_ends(tokenizer, row.text, max_new_tokens)
         prefix, human = after_prompt(row.prompt, row.text, prompt_separator), row.text[: ends[-1]]
-        yield Excerpt(row.id, row.id, row.domain, prefix, human, row.candidates, row.where)
+        yield Excerpt(row.id, row.id, row.domain, prefix, human, row.candidates, row.where, row.kind)
         return
     begin, k = 0, 0
     while True:
@@ -135,7 +141,7 @@ def _excerpts(
         border = ends[prefix_tokens - 1] if prefix_tokens else 0
         name = f"{row.id}#{k}" if k else row.id
         human = text[border : ends[-1]]
-        yield Excerpt(name, row.id, row.domain, text[:border], human, row.candidates, row.where)
+        yield Excerpt(name, row.id, row.domain, text[:border], human, row.candidates, row.where, row.kind)
         # One character back: the sentence may end with the last character of the excerpt.
         following = _SENTENCE_START.search(text, ends[-1] - 1)
         if row.candidates or following is None:

@@ -132,8 +132,8 @@ def grpo_dataset(
         seed (`int`, *optional*, defaults to `0`): Seed of the order.
 
     Returns:
-        `Dataset`: Columns `prompt`, `domain`, `human_completion` (creative rows), `answer` and `wrong` (functional
-        rows: lists of what counts as right, and of wrong answers).
+        `Dataset`: Columns `prompt`, `domain`, `kind` and `human_completion` (creative rows), `answer` and `wrong`
+        (functional rows: lists of what counts as right, and of wrong answers).
 
     Raises:
         InputError: If no text is creative or long enough, or the share is not in [0, 1).
@@ -155,6 +155,7 @@ def grpo_dataset(
         {
             "prompt": fact.prompt,
             "domain": FUNCTIONAL,
+            "kind": None,
             "human_completion": None,
             "answer": [fact.answer, *fact.accept],
             "wrong": list(fact.wrong),
@@ -265,6 +266,7 @@ def _prompt(excerpt: Excerpt) -> dict[str, Any]:
     return {
         "prompt": excerpt.prefix,
         "domain": CREATIVE,
+        "kind": excerpt.kind,
         "human_completion": excerpt.human,
         "answer": None,
         "wrong": None,

@@ -46,6 +46,7 @@ def creative_pairs(
     min_margin: float = 0.1,
     batch_size: int = 16,
     seed: int = 0,
+    kinds: Sequence[str | None] | None = None,
     advance: Callable[[int], object] | None = None,
 ) -> list[dict[str, Any]]:
     """Let the policy continue prompts, rank the continuations, and pair the best with the worst.
@@ -62,6 +63,7 @@ def creative_pairs(
         min_margin (`float`, *optional*, defaults to `0.1`): Smallest difference of the two rewards, above 0.
         batch_size (`int`, *optional*, defaults to `16`): Continuations drawn at once.
         seed (`int`, *optional*, defaults to `0`): Seed of the draws.
+        kinds (`Sequence[str or None]`, *optional*): Kind of text of each prompt, which the reward gets as a column.
         advance (`Callable[[int], object]`, *optional*): Called with the number of samples drawn since the last call.
 
     Returns:
@@ -88,8 +90,11 @@ def creative_pairs(
     )
 
     def work(number: int) -> list[dict[str, Any] | None]:
-        pool = samples[number * POOL : (number + 1) * POOL]
-        rewards = iter(rewarded([sample for group in pool for sample in group], reward))
+        begin = number * POOL
+        pool = samples[begin : begin + POOL]
+        known = None if kinds is None else list(zip(pool, kinds[begin : begin + POOL], strict=True))
+        columns = {} if known is None else {"kind": [kind for group, kind in known for _ in group]}
+        rewards = iter(rewarded([sample for group in pool for sample in group], reward, **columns))
         return [best_and_worst(group, [next(rewards) for _ in group], min_margin) for group in pool]
 
     # Rounded up: the last pool may be smaller.
@@ -103,13 +108,14 @@ def creative_pairs(
     return pairs
 
 
-def rewarded(samples: Sequence[Sample], reward: Reward) -> Sequence[float | None]:
+def rewarded(samples: Sequence[Sample], reward: Reward, **columns: Any) -> Sequence[float | None]:
     """The rewards of continuations that are judged together."""
     return reward(
         [sample.prompt for sample in samples],
         [sample.text for sample in samples],
         [sample.ids for sample in samples],
         domain=[CREATIVE] * len(samples),
+        **columns,
     )
 
 

@@ -147,7 +147,10 @@ class UncertaintyReward:
         domains = dataset["domain"] if "domain" in dataset.column_names else [self.domain] * len(dataset)
         for kind in {k for k, domain in zip(dataset["kind"], domains, strict=True) if domain == self.domain and k}:
             for judge in self.judges:
-                judge.human(kind)
+                try:
+                    judge.human(kind)
+                except InputError as error:
+                    raise InputError(f"{error}: name one kind for all rows, or change their column 'kind'") from error
 
     @property
     def first(self) -> Judge:

@@ -146,6 +146,12 @@ def test_looks_at_the_start_every_so_many_steps_and_at_the_end(make_trainer, tra
     assert evaluations[1]["ugap/creative/gap_closed"] != evaluations[2]["ugap/creative/gap_closed"] != 0
 
 
+def shifted(kind):
+    """The kind of people whose texts have other features."""
+    reference = kind.texts
+    return dataclasses.replace(kind, texts=dataclasses.replace(reference, mean=reference.mean + 1))
+
+
 def test_nearness_to_people_by_a_profile(make_trainer, make_model, track, tokenizer, excerpts):
     """The policy's greedy text is one that no person writes; a domain that the profile lacks has no figure."""
     scorer = Scorer(make_model("llama", eos_token_id=0), tokenizer)
@@ -160,6 +166,16 @@ def test_nearness_to_people_by_a_profile(make_trainer, make_model, track, tokeni
     assert 0 <= first["ugap/creative/closeness"] < first["ugap/creative/closeness_human"] <= 1
     assert first["ugap/creative/energy_distance"] > 0.5
     assert "ugap/functional/closeness" not in first
+    # Each excerpt is compared with its kind, and all creative ones with the kind that is named.
+    two = dataclasses.replace(profile, kinds={**profile.kinds, "tale": shifted(profile.kinds["creative"])})
+    tales = [dataclasses.replace(one, kind="tale") for one in excerpts if one.domain == "creative"]
+    found = []
+    for texts, kind in ((tales, None), (tales, "creative"), (excerpts, "tale")):
+        trainer = make_trainer()
+        callback = track(trainer, texts, decoding=GREEDY, profile=two, kind=kind, eval_every=0)
+        trainer.train()
+        found.append(callback.evaluations[0]["ugap/creative/closeness"])
+    assert found[0] == found[2] != found[1] == first["ugap/creative/closeness"]
     other = dataclasses.replace(profile, weight_hash="0" * 16)
     trainer = make_trainer()
     track(trainer, profile=other)

@@ -26,10 +26,13 @@ from peft import PeftModel
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl.models import unwrap_model_for_generation
 
+from ugap.data.domain import CREATIVE
 from ugap.data.facts import Fact
 from ugap.errors import InputError
 from ugap.files import replacing
 from ugap.profile import HumanProfile, KindProfile
+from ugap.profile.fitting import known_profile
+from ugap.profile.profile import Selection
 from ugap.progress import progress_bar
 from ugap.scoring import Scorer, SharedScorer
 from ugap.scoring.shared import evaluating
@@ -72,8 +75,11 @@ class UncertaintyGapCallback(TrainerCallback):
             as `ugap.study.excerpts.cut_excerpts` cuts them.
         scorer (`Scorer`, *optional*): The frozen scorer; by default the policy's base with the adapter disabled. Full
             fine-tuning leaves no base and needs a scorer.
-        profile (`HumanProfile`, *optional*): The scorer's human profile, by default the shipped one. Without one, and
-            for domains that it lacks, closeness and energy distance are not logged.
+        profile (`HumanProfile`, *optional*): The scorer's human profile, by default that in its folder, the shipped
+            one, or one that was fitted before. Without one, closeness and energy distance are not logged.
+        kind (`str` or `Mapping[str, float]`, *optional*): The human texts that creative excerpts are compared with. By
+            default those of the excerpt's own kind, or of its domain where the profile lacks the kind. A domain with an
+            excerpt that has neither has no closeness.
         facts (`Sequence[Fact]`, *optional*): Facts for the factual probe.
         decoding (`Mapping[str, Any]`, *optional*): Decoding of the policy, see `ugap.study.decodings.DECODINGS`; by
             default ancestral sampling.
@@ -111,6 +117,7 @@ class UncertaintyGapCallback(TrainerCallback):
         *,
         scorer: Scorer | None = None,
         profile: HumanProfile | None = None,
+        kind: Selection | None = None,
         facts: Sequence[Fact] = (),
         decoding: Settings | None = None,
         max_new_tokens: int = 64,
@@ -132,7 +139,7 @@ class UncertaintyGapCallback(TrainerCallback):
         self.max_new_tokens, self.eval_every, self.batch_size = max_new_tokens, eval_every, batch_size
         self.seed, self.table_rows = seed, table_rows
         self.evaluations: list[dict[str, float]] = []
-        self._scorer, self._profile = scorer, profile
+        self._scorer, self._profile, self._kind = scorer, profile, kind
         self._held_out: HeldOut | None = None
         _check_ids(self.excerpts, self.facts)
         # A bad decoding should fail here, not after the first steps.
@@ -242,13 +249,22 @@ class UncertaintyGapCallback(TrainerCallback):
             logger.warning("wandb has no plots of step %d: %s", state.global_step, error)
 
     def _people(self, scorer: Scorer) -> dict[str, KindProfile]:
-        """What human texts are to the scorer, by domain."""
-        profile = HumanProfile.find_shipped(scorer.id) if self._profile is None else self._profile
+        """The human texts that an excerpt is compared with, by its source."""
+        profile = known_profile(scorer.name, scorer.id, scorer.tokenizer) if self._profile is None else self._profile
         if profile is None:
             return {}
         profile.check(scorer.id)
-        kinds = {domain: profile.kind(domain) for domain in profile.domains}
-        return {domain: kind for domain, kind in kinds.items() if kind.texts is not None}
+        selections: dict[str, Selection] = {}
+        for excerpt in self.excerpts:
+            known = [name for name in (excerpt.kind, excerpt.domain) if name in (*profile.kinds, *profile.domains)]
+            if self._kind is not None and excerpt.domain == CREATIVE:
+                selections[excerpt.source] = self._kind
+            elif known:
+                selections[excerpt.source] = known[0]
+        # A mixture of kinds takes milliseconds.
+        kinds = {repr(selection): profile.kind(selection) for selection in selections.values()}
+        people = {source: kinds[repr(selection)] for source, selection in selections.items()}
+        return {source: kind for source, kind in people.items() if kind.texts is not None}
 
     def _tokenizer(self) -> Any:
         # A multimodal processor holds the tokenizer.

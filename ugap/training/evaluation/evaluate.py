@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ugap.data.facts import Fact
 from ugap.errors import InputError
 from ugap.profile import KindProfile
+from ugap.profile.plain import FloatArray
 from ugap.profile.texts import closeness
 from ugap.scoring import Scorer, TokenScores
 from ugap.scoring.tokenise import bos_ids, encode
@@ -52,7 +53,7 @@ class Evaluation:
         cells (`list[Cell]`): Their pairs with the human ones, by domain.
         n_dropped (`dict[str, int]`): Excerpts of every domain that are in no pair.
         facts (`FactResult`, *optional*): The factual probe.
-        people (`Mapping[str, KindProfile]`, *optional*): What human texts are to the scorer, by domain.
+        people (`Mapping[str, KindProfile]`, *optional*): The human texts that a text is compared with, by its source.
     """
 
     texts: list[ScoredText]
@@ -83,8 +84,8 @@ class Evaluation:
                     scalars[f"ugap/{cell.domain}/distinct_{n}{of}"] = distinct_n(shown, n)
                 repeated = repetition([scores.token_ids.tolist() for scores in side])
                 scalars[f"ugap/{cell.domain}/repetition{of}"] = repeated
-            if cell.domain in self.people:
-                scalars |= _nearness(cell, self.people[cell.domain])
+            if all(source in self.people for source in cell.sources):
+                scalars |= _nearness(cell, [self.people[source] for source in cell.sources])
         for domain, n in self.n_dropped.items():
             scalars[f"ugap/{domain}/n_dropped"] = n
         if self.facts is not None:
@@ -94,23 +95,26 @@ class Evaluation:
         return {name: value for name, value in scalars.items() if math.isfinite(value)}
 
 
-def _nearness(cell: Cell, people: KindProfile) -> dict[str, float]:
+def _nearness(cell: Cell, people: Sequence[KindProfile]) -> dict[str, float]:
     """How near texts are to people: one by one, and all together to the human continuations of the same prefixes.
 
     Closeness is the mean over texts of the part of the reward that is 1 inside the human region, in [0, 1]. Energy
     distance is about the whole: 0 where policy and people are alike, in human standard deviations. It sees texts that
     are all close to people and too much like each other, which closeness does not.
     """
-    reference = people.texts
-    assert reference is not None
     points = {
-        of: np.array([reference.whitened(people.text_features(scores), len(scores)) for scores in side])
+        of: np.array([_point(scores, kind) for scores, kind in zip(side, people, strict=True)])
         for of, side in (("", cell.generated), ("_human", cell.human))
     }
     out = {f"ugap/{cell.domain}/closeness{of}": float(closeness(rows).mean()) for of, rows in points.items()}
     known = np.isfinite(np.concatenate(list(points.values()))).all(0)
     out[f"ugap/{cell.domain}/energy_distance"] = energy_distance(points[""][:, known], points["_human"][:, known])
     return out
+
+
+def _point(scores: TokenScores, kind: KindProfile) -> FloatArray:
+    assert kind.texts is not None
+    return kind.texts.whitened(kind.text_features(scores), len(scores))
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,7 @@ class HeldOut:
         max_new_tokens (`int`): Longest continuation in tokens.
         batch_size (`int`): Prefixes continued at once.
         seed (`int`): Seed of the draws, the same at every evaluation.
-        people (`Mapping[str, KindProfile]`): What human texts are to the scorer, by domain; may be empty.
+        people (`Mapping[str, KindProfile]`): The human texts that a text is compared with, by its source; may be empty.
 
     Attributes:
         human (`dict[str, ScoredText]`): The human continuations by the id of their excerpt.

@@ -29,12 +29,12 @@ from typing import Any
 import numpy as np
 
 from ugap.data import TextRow, load_texts
-from ugap.data.readers import BadRow, read_records
 from ugap.errors import InputError
 from ugap.profile import KindProfile
 from ugap.profile.texts import FEATURES
 from ugap.scoring import TokenScores
 from ugap.statistics import InvertedU, correlation, holm, inverted_u, repetition
+from ugap.study.analysis.columns import first_records, read_label, read_rating
 from ugap.study.excerpts import after_prompt
 from ugap.study.measures import text_value
 
@@ -97,7 +97,7 @@ def load_rated(
         raise InputError("no column of ratings is given")
     named = [column for column in (author_column, group_column, prompt_column) if column is not None]
     # Read first, so that an error about a column comes before one about a text.
-    records = list(_records(source, [text_column, *named], ratings, limit))
+    records = list(first_records(source, [text_column, *named], ratings, limit))
     for column in ratings:
         if not any(column in record for _, record in records):
             raise InputError(f"{source}: no column {column!r}")
@@ -114,47 +114,15 @@ def load_rated(
         rows = [replace(row, prompt=None) for row in rows]
     out = []
     for row, (where, record) in zip(rows, records, strict=True):
-        rated = {column: _rating(record.get(column), column, where) for column in ratings}
+        rated = {column: read_rating(record.get(column), column, where) for column in ratings}
         if any(map(math.isfinite, rated.values())):
-            author, group = (_label(record, column, where) for column in (author_column, group_column))
+            author, group = (read_label(record, column, where) for column in (author_column, group_column))
             out.append(RatedText(row, rated, author, group))
     for column in ratings:
         n = sum(math.isfinite(text.ratings[column]) for text in out)
         if n < FEWEST_TEXTS:
             raise InputError(f"{source}: column {column!r} rates {n} texts, and at least {FEWEST_TEXTS} are needed")
     return out
-
-
-def _records(
-    source: str, required: Sequence[str], optional: Sequence[str], limit: int | None
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for taken, (number, record) in enumerate(read_records(source, required, optional, "train")):
-        if taken == limit:
-            return
-        if isinstance(record, BadRow):
-            raise InputError(f"{source}, row {number}: {record.cause}")
-        yield f"{source}, row {number}", record
-
-
-def _rating(value: Any, column: str, where: str) -> float:
-    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
-        return math.nan
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise InputError(f"{where}: column {column!r} holds {str(value)[:40]!r}, and a rating is a number")
-    return number
-
-
-def _label(record: Mapping[str, Any], column: str | None, where: str) -> str:
-    if column is None:
-        return ""
-    value = record[column]
-    if value is None or value == "" or isinstance(value, (list, dict)):
-        raise InputError(f"{where}: column {column!r} names no group")
-    return str(value)
 
 
 def human_means(profile: KindProfile) -> dict[str, float]:

@@ -79,9 +79,9 @@ def write_page(folders: Sequence[str | Path], path: str | Path) -> list[Run]:
     return runs
 
 
-def render(runs: Sequence[Run]) -> str:
-    """The page of these runs as HTML."""
-    environment = Environment(
+def template_environment() -> Environment:
+    """The environment of the templates of pages."""
+    return Environment(
         loader=PackageLoader("ugap.report.page", "."),
         autoescape=True,
         undefined=StrictUndefined,
@@ -90,6 +90,11 @@ def render(runs: Sequence[Run]) -> str:
         # Names and settings come from the user: they may hold overrides, or surrogates that no encoding takes.
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The page of these runs as HTML."""
+    environment = template_environment()
     # Short separators: a page holds 100,000 tokens. NaN is no JSON, so a browser would refuse it.
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     resources = files("ugap.report.page")

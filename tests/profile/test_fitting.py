@@ -11,6 +11,7 @@ from ugap.errors import InputError
 from ugap.models import load_model
 from ugap.profile import HumanProfile, like_texts
 from ugap.profile.fitting import BESIDE, by_kind, check_like, cut_text, named_profile, profile_for
+from ugap.profile.positions import TextTokens
 from ugap.scoring import Scorer
 
 
@@ -114,7 +115,7 @@ class TestForModel:
         assert profile.prompt.kinds == ()
         # What a prompt tells is the level alone; its kinds are the creative ones.
         rng = np.random.default_rng(0)
-        target = profile.target("auto", prompt=(rng.gamma(2, 2, 80), rng.gamma(2, 2, 80)))
+        target = profile.target("auto", prompt=TextTokens(np.arange(80), *rng.gamma(2, 2, (2, 80))))
         assert target.weights == {"fairy-tale": 1.0}
         assert target.factor != 1
         monkeypatch.setattr(Scorer, "score", None)

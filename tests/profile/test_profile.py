@@ -10,6 +10,7 @@ import pytest
 
 from ugap.errors import InputError
 from ugap.profile import HumanProfile
+from ugap.profile.positions import TextTokens
 from ugap.scoring.records import ScorerId, TokenScores
 
 TINY, OTHER = ScorerId("tiny", "aaaa"), ScorerId("other", "bbbb")
@@ -153,7 +154,7 @@ def test_save_and_load_give_the_same_profile(profile, tmp_path):
     assert loaded.source == "made up"
     grid = np.linspace(0, 12, 50)
     assert loaded.curve("creative")(grid).tolist() == profile.curve("creative")(grid).tolist()
-    assert json.loads(path.read_text())["version"] == 2
+    assert json.loads(path.read_text())["version"] == 3
     assert [entry.name for entry in path.parent.iterdir()] == ["profile.json"]
     assert path.stat().st_size < 40_000
 
@@ -214,7 +215,7 @@ def damage(document, *keys, value):
 @pytest.mark.parametrize(
     ("keys", "value", "message"),
     [
-        (("version",), 1, "version 1; this ugap reads version 2: fit it again with `ugap profile"),
+        (("version",), 1, "version 1; this ugap reads version 3: fit it again with `ugap profile"),
         (("version",), None, "no version"),
         (("scorer",), None, "'scorer' is missing"),
         (("scorer",), "tiny", "damaged"),
@@ -264,6 +265,9 @@ def damage(document, *keys, value):
         (("prompt", "ratios", 0, 0), 0, "ratios must be above 0"),
         (("prompt", "covariance", 0, 0, 0), -1, "covariance is none"),
         (("prompt", "lengths", 0), 500, "lengths must rise"),
+        (("prompt", "tokens", 0), 10**9, "tokens must rise"),
+        (("prompt", "tokens"), [], "counts do not fit"),
+        (("prompt", "counts", 0, 0), -1, "have counts from 0"),
         (("kinds", "creative", "error"), [0.1], "'error' is no finite number"),
         (("kinds", "creative", "error"), [[0.1], 0.2], "'error' is no finite number"),
         (("pooling", "spread"), [0.1], "'spread' is no finite number"),
@@ -409,8 +413,7 @@ def test_a_prompt_tells_the_level_of_a_kind_that_was_left_out(whole):
             resamples=2,
         )
         predicted = [
-            profile.target("auto", prompt=(before.surprisal.astype(float), before.entropy.astype(float))).mean_surprisal
-            for before in prefixes[left_out]
+            profile.target("auto", prompt=TextTokens.of(before)).mean_surprisal for before in prefixes[left_out]
         ]
         seen = np.mean([scores.surprisal[:64].mean() for scores in texts[left_out]])
         grand = np.mean([kind.positions.mean_surprisal(64, 64) for kind in profile.kinds.values()])
@@ -440,7 +443,7 @@ def test_a_kind_can_be_left_out_afterwards(whole):
 def test_what_a_prompt_tells(whole):
     profile, _, prefixes = whole
     before = prefixes["manual"][0]
-    prompt = (before.surprisal.astype(float), before.entropy.astype(float))
+    prompt = TextTokens.of(before)
     target = profile.target("auto", prompt=prompt)
     assert sum(target.weights.values()) == pytest.approx(1)
     assert max(target.weights, key=target.weights.get) in ("news", "manual")
@@ -448,15 +451,16 @@ def test_what_a_prompt_tells(whole):
     assert re.fullmatch(r"kind: (\w+ 0\.\d(, )?)+; human level \d\.\d\d", str(target))
     assert str(profile.target("tale")).startswith("kind: tale; human level ")
     # A short prompt tells nothing; one of 16 tokens the level; a named kind is not moved.
-    short = profile.target("auto", position=15, prompt=tuple(row[:15] for row in prompt))
+    short = profile.target("auto", position=15, prompt=prompt.first(15))
     assert short.factor == 1
     assert str(short) == str(profile.target("auto", position=15))
-    some = profile.target("auto", position=16, prompt=tuple(row[:16] for row in prompt))
+    some = profile.target("auto", position=16, prompt=prompt.first(16))
     assert (some.weights, some.factor == 1) == (profile.weights("creative"), False)
     assert profile.target("tale", prompt=prompt).factor == 1
     for factor in (0.05, 4.0):
-        assert profile.target("auto", prompt=(prompt[0] * factor, prompt[1] * factor)).strange
-        assert profile.target("tale", prompt=(prompt[0] * factor, prompt[1] * factor)).strange
+        odd = TextTokens(prompt.token_ids, prompt.surprisal * factor, prompt.entropy * factor)
+        assert profile.target("auto", prompt=odd).strange
+        assert profile.target("tale", prompt=odd).strange
 
 
 def test_texts_of_the_user_are_a_kind(whole):
@@ -482,5 +486,5 @@ def test_kinds_round_trip(whole, tmp_path):
     profile.save(tmp_path / "kinds.json")
     loaded = HumanProfile.load(tmp_path / "kinds.json")
     assert loaded.to_dict() == profile.to_dict()
-    prompt = tuple(row.astype(float) for row in (whole[2]["news"][0].surprisal, whole[2]["news"][0].entropy))
+    prompt = TextTokens.of(whole[2]["news"][0])
     assert loaded.target("auto", prompt=prompt).mean_surprisal == profile.target("auto", prompt=prompt).mean_surprisal

@@ -335,7 +335,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            (lambda document: document.update(version=9), "version 9; this ugap reads version 2"),
+            (lambda document: document.update(version=9), "version 9; this ugap reads version 3"),
             (lambda document: document["kinds"]["creative"]["curve"]["g"].pop(), "damaged"),
             (lambda document: document.pop("scorer"), "'scorer' is missing"),
             (

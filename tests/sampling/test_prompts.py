@@ -33,10 +33,11 @@ def reading_profile(profile) -> HumanProfile:
         gram=np.array([gram] * 2),
         cross=np.array([gram @ [0.0, 0.5, 0.5, 0.0, 0.0]] * 2),
         lengths=np.array([16.0, 64.0]),
-        deviation=np.ones(2),
         kind_deviation=np.ones(2),
         covariance=np.array([np.eye(4)] * 2),
         ratios=np.ones((2, n)),
+        tokens=np.empty(0),
+        counts=np.ones((2, 1)),
     )
     return replace(profile, prompt=model)
 

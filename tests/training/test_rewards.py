@@ -426,7 +426,8 @@ def test_the_prompt_decides_on_the_kind(human_profile, reward, human_texts, monk
     assert len(asked) == 2
     ids = reward.first.scorer.tokenizer(long)["input_ids"]
     (score,) = reward.first.scorer.score([long])
-    np.testing.assert_allclose(asked[0]["prompt"][0], score.surprisal, rtol=1e-5)
+    np.testing.assert_allclose(asked[0]["prompt"].surprisal, score.surprisal, rtol=1e-5)
+    assert asked[0]["prompt"].token_ids.tolist() == ids
     assert asked[0]["position"] == len(ids)
 
 

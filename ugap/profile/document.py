@@ -7,7 +7,7 @@ from typing import Any
 
 from ugap.errors import InputError
 
-VERSION = 2
+VERSION = 3
 _MOST_BYTES = 32 * 2**20  # a kind takes some 10 thousand
 
 

@@ -19,6 +19,7 @@ from ugap.models.adapter import adapter_of, adapters_off, without_wrapper
 from ugap.models.cache import cache_dir, ensure_entry
 from ugap.models.console import announced
 from ugap.models.hub import file_beside
+from ugap.profile.document import VERSION
 from ugap.profile.profile import LIKE, HumanProfile
 from ugap.progress import progress_bar
 
@@ -283,7 +284,7 @@ def _fitted(weights: str, tokenizer: "PreTrainedTokenizerBase") -> Path:
     """Where the profile is kept that was fitted to the embedded texts."""
     # The same weights read other tokens, or read without BOS, are as surprising as another model.
     ids = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
-    return cache_dir() / "profiles" / f"{weights}-{content_hash([tokenizer.bos_token_id, ids])}"
+    return cache_dir() / "profiles" / f"{weights}-{content_hash([VERSION, tokenizer.bos_token_id, ids])}"
 
 
 def _profile_of(name: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> HumanProfile:

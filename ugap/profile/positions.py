@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ugap.profile.calibration import figures
 from ugap.profile.plain import FloatArray, array, member, plain
@@ -21,6 +22,33 @@ REFERENCE = 64  # the position of a continuation whose prefix is not known
 SKIPPED = 4  # the first tokens of a text show no kind yet, and their surprisal is extreme
 POOLED_TOKENS = 400  # what the model of all kinds counts as in a band, in tokens
 _FIELDS = ("n_tokens", "surprisal", "entropy")
+
+
+class TextTokens(NamedTuple):
+    """The tokens of a text as a model reads them, from the start.
+
+    Args:
+        token_ids (`np.ndarray` of shape `(T,)`): Token ids, without BOS.
+        surprisal (`np.ndarray` of shape `(T,)`): Surprisal in nats; NaN where it is not known.
+        entropy (`np.ndarray` of shape `(T,)`): Entropy in nats; NaN where it is not known.
+    """
+
+    token_ids: NDArray[np.int64]
+    surprisal: FloatArray
+    entropy: FloatArray
+
+    @classmethod
+    def of(cls, *parts: "TokenScores") -> "TextTokens":
+        """The scored parts of a text, one after another."""
+        return cls(
+            np.concatenate([part.token_ids for part in parts]).astype(np.int64),
+            np.concatenate([part.surprisal for part in parts]).astype(np.float64),
+            np.concatenate([part.entropy for part in parts]).astype(np.float64),
+        )
+
+    def first(self, n: int) -> "TextTokens":
+        """The first `n` tokens."""
+        return TextTokens(self.token_ids[:n], self.surprisal[:n], self.entropy[:n])
 
 
 class PlacedTokens(NamedTuple):
@@ -41,21 +69,13 @@ class PlacedTokens(NamedTuple):
         """All scored tokens of texts; a text without a known prefix is taken to be deep in its text."""
         positions, surprisals, entropies = [], [], []
         for scores, before in zip(texts, prefixes, strict=True):
-            surprisal, entropy = (scores.surprisal, scores.entropy) if before is None else whole_text(before, scores)
-            position = np.arange(len(surprisal)) + (REFERENCE if before is None else 0)
-            scored = np.isfinite(surprisal) & np.isfinite(entropy)
+            text = TextTokens.of(scores) if before is None else TextTokens.of(before, scores)
+            position = np.arange(len(text.surprisal), dtype=np.float64) + (REFERENCE if before is None else 0)
+            scored = np.isfinite(text.surprisal) & np.isfinite(text.entropy)
             positions.append(position[scored])
-            surprisals.append(surprisal[scored].astype(np.float64))
-            entropies.append(entropy[scored].astype(np.float64))
+            surprisals.append(text.surprisal[scored])
+            entropies.append(text.entropy[scored])
         return cls(*(np.concatenate(parts) for parts in (positions, surprisals, entropies)))
-
-
-def whole_text(before: "TokenScores", scores: "TokenScores") -> tuple[FloatArray, FloatArray]:
-    """Surprisal and entropy of a text with its prefix, in nats."""
-    return (
-        np.concatenate([before.surprisal, scores.surprisal]).astype(np.float64),
-        np.concatenate([before.entropy, scores.entropy]).astype(np.float64),
-    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,10 +26,10 @@ from ugap.profile.positions import (
     REFERENCE,
     PlacedTokens,
     Positions,
+    TextTokens,
     common_ratios,
     fit_held,
     fit_positions,
-    whole_text,
 )
 from ugap.profile.prompt import KIND_TOKENS, SPAN, PromptModel
 from ugap.profile.reading import Reading
@@ -156,7 +156,9 @@ class HumanProfile:
         }
         # A prompt is read from the start of a text, so texts without a known prefix say nothing about prompts.
         whole = {
-            kind: [whole_text(one, scores) for one, scores in zip(before[kind], column, strict=True) if one is not None]
+            kind: [
+                TextTokens.of(one, scores) for one, scores in zip(before[kind], column, strict=True) if one is not None
+            ]
             for kind, column in texts.items()
         }
         (scorer,) = scorers.values()
@@ -196,7 +198,7 @@ class HumanProfile:
             reading.mean_surprisal / float(np.nanmean(scores.surprisal))
             for one, scores in zip(before, texts, strict=True)
             if self.prompt is not None and one is not None
-            if (reading := self.prompt.read(one.surprisal, one.entropy)) is not None
+            if (reading := self.prompt.read(TextTokens.of(one))) is not None
         ]
         if expected and self.prompt is not None and np.isfinite(kind.error):
             # As ratios to the texts' own means, so that differences between single texts cancel.
@@ -384,7 +386,7 @@ class HumanProfile:
         selection: Selection = AUTO,
         *,
         position: int = REFERENCE,
-        prompt: tuple[FloatArray, FloatArray] | None = None,
+        prompt: TextTokens | None = None,
         otherwise: Selection | None = None,
     ) -> Target:
         """The human text that a continuation of a prompt should resemble.
@@ -393,7 +395,7 @@ class HumanProfile:
             selection (`str` or `Mapping[str, float]`, *optional*, defaults to `"auto"`): A kind, a domain or a mixture.
                 With `auto` the prompt decides: on the level from 16 tokens on, on the kinds from 48 tokens on.
             position (`int`, *optional*, defaults to `64`): Tokens before the continuation.
-            prompt (`tuple[np.ndarray, np.ndarray]`, *optional*): Surprisal and entropy of the prompt's tokens, nats.
+            prompt (`TextTokens`, *optional*): The prompt's tokens as the scorer reads them.
             otherwise (`str` or `Mapping[str, float]`, *optional*): With `auto`, the kinds where the prompt does not
                 decide on them; by default the creative kinds.
 
@@ -401,7 +403,7 @@ class HumanProfile:
             InputError: As `weights`.
         """
         weights = self.weights(otherwise if selection == AUTO and otherwise is not None else selection)
-        reading = None if prompt is None or self.prompt is None else self.prompt.read(*prompt)
+        reading = None if prompt is None or self.prompt is None else self.prompt.read(prompt)
         strange = reading is not None and reading.strange
         aim = None if self.reader is None else self.readings[self.reader]
         if selection != AUTO or reading is None:

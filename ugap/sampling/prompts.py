@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ugap.profile import HumanProfile, Target
+from ugap.profile.positions import TextTokens
 from ugap.profile.profile import AUTO, Selection
 from ugap.sampling.params import TAIL, target_params
 
@@ -75,7 +76,7 @@ class PromptParams:
             # A named kind is not moved by its prompt, so nothing is read for it.
             if self._model is not None and self.kind == AUTO and not self._special.intersection(ids[1:]):
                 surprisal, entropy = read_prompt(self._model, ids)
-                prompt = surprisal[skipped:], entropy[skipped:]
+                prompt = TextTokens(np.array(ids[skipped:]), surprisal[skipped:], entropy[skipped:])
                 target = self.profile.target(
                     self.kind, position=len(ids) - skipped, prompt=prompt, otherwise=self._otherwise
                 )

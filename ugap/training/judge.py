@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ugap.errors import InputError
 from ugap.profile import HumanProfile, KindProfile
 from ugap.profile.plain import FloatArray
+from ugap.profile.positions import TextTokens
 from ugap.profile.profile import AUTO, Selection
 from ugap.profile.texts import FEATURES, FEWEST_TOKENS
 from ugap.sampling.portable.special import special_tokens
@@ -257,14 +258,16 @@ class Judge:
         decided = {key: self._kinds[key] for key in asked if key in self._kinds}
         for i, statistics in (self.scorer._run_all(requests, False) if requests else {}).items():
             key, ids = new[i]
-            read = statistics[0].astype(np.float64), statistics[1].astype(np.float64)
+            # Without a BOS, the first token has no surprisal.
+            scored = ids[len(ids) - len(statistics[0]) :]
+            read = TextTokens(np.array(scored), *(values.astype(np.float64) for values in statistics[:2]))
             decided[key] = self._remembered(key, partial(self._read_kind, len(ids), read), AUTO)
         return [
             decided.get(f"{AUTO} {prefix!r}") or self.human(AUTO) if kind == AUTO else self.human(kind)
             for prefix, kind in zip(prefixes, kinds, strict=True)
         ]
 
-    def _read_kind(self, position: int, prompt: tuple[FloatArray, FloatArray]) -> KindProfile:
+    def _read_kind(self, position: int, prompt: TextTokens) -> KindProfile:
         return self.profile.target(AUTO, position=position, prompt=prompt).kind
 
     def _read_ids(self, prefix: str | list[int]) -> list[int]:

@@ -79,6 +79,9 @@ class Arguments:
         metavar="NAME",
     )
     domain: str = option("kind or domain of the profile", default="creative", group="scorer")
+    closeness: bool = option(
+        "measure the closeness to human texts; a scorer without a profile gets one", default=True, group="scorer"
+    )
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = option(
         "type of the weights", default="float32", group="scorer"
     )
@@ -137,7 +140,7 @@ def run(arguments: Arguments) -> None:
             device=arguments.device,
             trust_remote_code=arguments.trust_remote_code,
         )
-        profile, source = find_profile(arguments, scorer)
+        profile, source = find_profile(arguments, scorer) if arguments.closeness else (None, None)
         scores = score(edits, scorer, arguments, output / PARTS)
         changed = [changes(*edit.texts) for edit in edits]
         measured = [measure_edit(*pair, change, profile) for pair, change in zip(scores, changed, strict=True)]

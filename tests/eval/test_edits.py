@@ -115,6 +115,15 @@ def test_it_goes_on_and_prints_the_same(words, finished, capsys):
     assert "Spearman" in printed
 
 
+def test_closeness_can_be_left_out(words, tmp_path):
+    at = words.index("--profile")
+    rest = [*words[:at], *words[at + 2 :], "--closeness", "no", "--limit", "3", "--output", str(tmp_path / "out")]
+    assert main(rest) == 0
+    record = read(tmp_path / "out")
+    assert record["settings"]["profile"] is None
+    assert "closeness" not in {row["measure"] for row in record["moves"]}
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -7,6 +7,7 @@ from ugap.profile.prompt import SPAN
 from ugap.profile.reading import Reading
 
 _SHOWN = 3  # kinds that are named
+_LEAST_SHOWN = 0.05  # probability of a kind that is named
 
 
 class Target(NamedTuple):
@@ -48,8 +49,9 @@ class Target(NamedTuple):
         ranked = sorted(self.weights.items(), key=lambda one: -one[1])
         if len(ranked) == 1:
             return ranked[0][0]
-        # Surprisal and entropy alone tell kinds apart poorly: a long tail of small probabilities says nothing.
-        return ", ".join(f"{name} {weight:.1f}" for name, weight in ranked[:_SHOWN])
+        # A tail of small probabilities says nothing.
+        shown = [(name, weight) for name, weight in ranked[:_SHOWN] if weight >= _LEAST_SHOWN]
+        return ", ".join(f"{name} {weight:.1f}" for name, weight in shown or ranked[:1])
 
     def __str__(self) -> str:
         aim = "" if self.reading is None else f"; {self.reading.reader} reads {self.share:.2f} of it as human"

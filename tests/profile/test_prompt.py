@@ -42,6 +42,18 @@ def test_the_words_of_a_prompt_tell_its_kind_and_so_its_level(model):
         assert np.mean([one.mean_surprisal for one in readings]) == pytest.approx(LEVELS[i], abs=0.06)
 
 
+def test_the_words_alone_tell_kind_and_level(model):
+    """Surprisal and entropy are not known where no model has read the prompt."""
+    rng = np.random.default_rng(4)
+    for i, kind in enumerate(KINDS):
+        prompts = [text(rng, i).first(64) for _ in range(50)]
+        unread = [one._replace(surprisal=one.surprisal * np.nan, entropy=one.entropy * np.nan) for one in prompts]
+        readings = [model.read(one) for one in unread]
+        assert np.mean([max(one.kinds, key=one.kinds.get) == kind for one in readings]) > 0.9
+        assert np.mean([one.mean_surprisal for one in readings]) == pytest.approx(LEVELS[i], abs=0.06)
+        assert model.without_names().read(unread[0]) is None
+
+
 def test_a_kind_that_was_left_out_is_read_as_the_others(model):
     without = model.without("law")
     reading = without.read(text(np.random.default_rng(2), 2).first(64))

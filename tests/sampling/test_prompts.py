@@ -91,7 +91,7 @@ class TestPromptParams:
         assert target.position == 60
         params = prompts(ids)
         assert params["mean_surprisal"][3] == pytest.approx(target.mean_surprisal, rel=0.02)
-        # A named kind, a chat, a short prompt and a processor without a model are not moved.
+        # A named kind, a chat, a short prompt, and a prompt whose words tell nothing to no model, are not moved.
         cases: list[tuple[dict, list[int]]] = [
             ({"kind": "functional", "model": tiny_model}, ids),
             ({"model": tiny_model, "special": [ids[7]]}, ids),
@@ -100,6 +100,17 @@ class TestPromptParams:
         ]
         for options, prompt in cases:
             assert PromptParams(reading_profile, **options).target(prompt).factor == 1
+        told = replace(
+            reading_profile.prompt,
+            tokens=np.unique(ids[1:]).astype(float),
+            counts=np.array([[1.0] * len(set(ids[1:])) + [5000.0], [50.0] * len(set(ids[1:])) + [1.0]]),
+            cross=reading_profile.prompt.cross * [[[1.0], [0.1]]],
+        )
+        by_words = PromptParams(replace(reading_profile, prompt=told), special=[ids[7]])
+        assert by_words.target(ids).factor == 1
+        by_words = PromptParams(replace(reading_profile, prompt=told))
+        assert by_words.target(ids).weights == {"functional": 1.0}
+        assert by_words.target(ids).mean_surprisal == pytest.approx(0.6)
         other = PromptParams(reading_profile, model=tiny_model, otherwise="functional").target(ids[:12])
         assert other.weights == {"functional": 1.0}
 

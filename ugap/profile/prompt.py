@@ -191,32 +191,44 @@ class PromptModel:
         )
 
     def read(self, prompt: TextTokens) -> PromptReading | None:
-        """Predict level and kinds from the tokens of a prompt; `None` for a prompt below the shortest length."""
+        """Predict level and kinds from the tokens of a prompt; `None` for a prompt below the shortest length.
+
+        Where surprisal and entropy are not known, the token ids alone tell the kinds, and these the level. A model that
+        knows no kinds then tells nothing.
+        """
         n = len(prompt.token_ids)
         if n < self.lengths[0]:
             return None
         first = max(0, n - int(self.lengths[-1]))
         features = _features(prompt, self.ratios, first)
-        if not np.isfinite(features).all():
+        scored = bool(np.isfinite(features).all())
+        if not scored and not (self.kinds and self.tokens.size):
             return None
         at = float(np.interp(np.log(n), np.log(self.lengths), np.arange(len(self.lengths))))
         low, share = int(at), at - int(at)
         high = min(low + 1, len(self.lengths) - 1)
         # The first row of the mean products, with 1, holds the mean features.
-        means, covariance, coefficients, offsets = (
+        means, covariance, coefficients, offsets, levels = (
             (1 - share) * values[low] + share * values[high]
-            for values in (self.gram[:, :, 0, 1:], self.covariance, self.coefficients, self.offsets)
+            for values in (
+                self.gram[:, :, 0, 1:],
+                self.covariance,
+                self.coefficients,
+                self.offsets,
+                self.cross[:, :, 0],
+            )
         )
-        level = float(coefficients @ np.append(1.0, features))
+        regressed = float(coefficients @ np.append(1.0, features))
         if not self.kinds:
-            return PromptReading(level, {}, strange=False)
+            return PromptReading(regressed, {}, strange=False)
         known = np.isfinite(means).all(1)
-        distance = _distances(features[None], means[known], covariance)
+        distance = _distances(features[None], means[known], covariance) if scored else np.zeros((1, known.sum()))
         likelihood = self.log_shares[known] @ _counted(prompt.token_ids[first:], self.tokens)
         probability = np.zeros(len(self.kinds))
         probability[known] = _probabilities(distance, likelihood[None])[0]
+        level = regressed + probability[known] @ offsets[known] if scored else probability[known] @ levels[known]
         return PromptReading(
-            level + float(probability[known] @ offsets[known]),
+            float(level),
             dict(zip(self.kinds, probability.tolist(), strict=True)),
             bool(distance.min() / 4 > STRANGE),
         )

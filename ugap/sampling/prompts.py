@@ -32,7 +32,7 @@ class PromptParams:
             [`HumanProfile.target`][ugap.HumanProfile.target].
         tail (`float`, *optional*, defaults to `0.999`): Where the human tail is cut; `None` cuts nothing.
         model (`PreTrainedModel`, *optional*): The model, which reads the prompts where the kind is `auto`. Without it
-            `auto` is the creative kinds.
+            the words of a prompt alone tell its kind and level.
         special (`Sequence[int]`, *optional*): Tokens that no person writes. A prompt with one of them after its first
             token counts as a chat, and is not read.
         otherwise (`str` or `Mapping[str, float]`, *optional*): With `auto`, the kinds of a prompt that does not
@@ -74,8 +74,9 @@ class PromptParams:
                 self._targets.clear()
             skipped = int(bool(ids) and (ids[0] == self._bos or ids[0] in self._special))
             # A named kind is not moved by its prompt, so nothing is read for it.
-            if self._model is not None and self.kind == AUTO and not self._special.intersection(ids[1:]):
-                surprisal, entropy = read_prompt(self._model, ids)
+            if self.kind == AUTO and not self._special.intersection(ids[1:]):
+                unknown = np.full((2, len(ids)), np.nan)
+                surprisal, entropy = unknown if self._model is None else read_prompt(self._model, ids)
                 prompt = TextTokens(np.array(ids[skipped:]), surprisal[skipped:], entropy[skipped:])
                 target = self.profile.target(
                     self.kind, position=len(ids) - skipped, prompt=prompt, otherwise=self._otherwise

@@ -1,5 +1,6 @@
 """`ugap generate`."""
 
+import io
 import json
 import math
 import re
@@ -11,17 +12,18 @@ import torch
 from peft import LoraConfig, get_peft_model
 from rich.progress import Progress
 
+import ugap.cli.writer
 import ugap.models
 import ugap.profile.fitting
-import ugap.sampling.generation
 from ugap.cli.generate import Arguments
 from ugap.cli.main import main
 from ugap.models import load_model
 from ugap.profile import HumanProfile
 from ugap.profile.reading import Reading, Share
 from ugap.report.heatmap import STEPS
-from ugap.sampling.generation import generate
+from ugap.sampling.generation import generate, generate_batches
 from ugap.sampling.params import TAIL
+from ugap.terminal import visible
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -36,7 +38,10 @@ def profile_file(make_profile, tiny_folder, tmp_path_factory):
 @pytest.fixture
 def words(tiny_folder, profile_file):
     """The start of a command line."""
-    return ["generate", "--model", str(tiny_folder), "--profile", str(profile_file), "--max_new_tokens", "12"]
+    return [
+        *("generate", "--model", str(tiny_folder), "--profile", str(profile_file)),
+        *("--max_new_tokens", "12", "--seed", "0"),
+    ]
 
 
 @pytest.fixture
@@ -69,14 +74,16 @@ def test_the_defaults():
 def test_texts_and_their_figures_are_printed(written, words, capsys, profile_file):
     rows = written("--prompt", "Once upon a time", "The old man", "--num_return_sequences", "2")
     first = capsys.readouterr()
-    assert first.err == ""
+    assert first.err == f"loading {words[2]}\n"
     assert [row["prompt"] for row in rows] == ["Once upon a time"] * 2 + ["The old man"] * 2
     positions = HumanProfile.load(profile_file).kind("creative").positions
     figures = re.findall(r"^([\d.]+) nats per token; people: ([\d.]+) \(kind: creative\)$", first.out, re.MULTILINE)
     assert figures == [(f"{row['nll']:.2f}", f"{row['human_level']:.2f}") for row in rows]
     for row in rows:
         assert first.out.count(row["prompt"]) == 2
-        assert list(row) == ["prompt", "text", "token_ids", "surprisal", "entropy", "nll", "human_level", "aim"]
+        assert list(row) == [
+            *("prompt", "decoding", "text", "token_ids", "surprisal", "entropy", "nll", "human_level", "aim")
+        ]
         assert row["human_level"] == positions.mean_surprisal(20, len(row["token_ids"]))
     assert "4 texts written to " in first.out
     # The same without a file.
@@ -102,6 +109,7 @@ def test_rows_are_what_the_library_gives(written, tiny_folder, profile_file, mor
     assert rows == [
         {
             "prompt": one.prompt,
+            "decoding": f"ugap-{options.get('mode', options.get('weight', 'creative'))}",
             "text": one.text,
             "token_ids": one.token_ids,
             "surprisal": one.surprisal,
@@ -126,7 +134,7 @@ def test_a_model_that_nobody_prepared(words, tmp_path, monkeypatch, capsys):
     assert "(kind: fairy-tale)" in first.out
     assert main(plain) == 0
     again = capsys.readouterr()
-    assert (again.out, again.err) == (first.out, "")
+    assert (again.out, again.err) == (first.out, f"loading {words[2]}\n")
 
 
 def test_whose_profile_an_adapted_model_has(tiny_folder, make_profile, tmp_path, monkeypatch, capsys):
@@ -134,10 +142,10 @@ def test_whose_profile_an_adapted_model_has(tiny_folder, make_profile, tmp_path,
     people = replace(make_profile(model), scorer_name="the-base")
     monkeypatch.setattr(HumanProfile, "find_shipped", classmethod(lambda cls, scorer: people))
     get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
-    common = ("--prompt", "Once upon a time", "--kind", "creative", "--max_new_tokens", "2")
+    common = ("--prompt", "Once upon a time", "--kind", "creative", "--max_new_tokens", "2", "--seed", "0")
     assert main(["generate", "--model", str(tmp_path / "adapter"), *common]) == 0
     named = capsys.readouterr()
-    assert named.err == "human profile: that of the-base\n"
+    assert named.err == f"loading {tmp_path / 'adapter'}\nhuman profile: that of the-base\n"
     assert main(["generate", "--model", str(tiny_folder), "--adapter", str(tmp_path / "adapter"), *common]) == 0
     assert capsys.readouterr().out == named.out
 
@@ -197,7 +205,8 @@ def test_an_unknown_kind_is_refused_before_the_model_is_loaded(refused, monkeypa
 
 def test_modes_are_weights(written):
     for mode, weight in (("creative", "1"), ("balanced", "0.5"), ("precise", "0")):
-        assert written("--prompt", "Once", "--mode", mode) == written("--prompt", "Once", "--weight", weight)
+        texts = [written("--prompt", "Once", *how)[0]["text"] for how in (["--mode", mode], ["--weight", weight])]
+        assert texts[0] == texts[1]
     assert written("--prompt", "Once") == written("--prompt", "Once", "--mode", "creative")
 
 
@@ -248,7 +257,7 @@ class TestHeatMap:
         coloured = capsys.readouterr()
         assert coloured.out.startswith("\x1b[2mOnce [b]upon\x1b[0m")
         assert "48;2;" in coloured.out
-        assert coloured.err == ""
+        assert "heat map" not in coloured.err
         plain = ESCAPES.sub("", coloured.out)
         *_, last = plain.strip().splitlines()
         assert last.split() == ["surprisal", "in", "nats:", "below", "1"] + [
@@ -271,7 +280,7 @@ class TestHeatMap:
         assert main([*words, "--heatmap"]) == 0
         printed = capsys.readouterr()
         assert printed.out == expected
-        assert printed.err == "no heat map: colours need a terminal that shows them, and NO_COLOR unset\n"
+        assert "no heat map: colours need a terminal that shows them" in printed.err
 
 
 def test_nothing_in_a_prompt_steers_the_terminal(words, capsys):
@@ -279,11 +288,171 @@ def test_nothing_in_a_prompt_steers_the_terminal(words, capsys):
     assert capsys.readouterr().out.startswith(r"Once \x1b[2Jupon [red]")
 
 
+class TestStream:
+    """A single text appears token by token."""
+
+    @pytest.fixture
+    def steps(self, monkeypatch, capsys):
+        """What had been printed before each token, and the end."""
+        printed = []
+        original = ugap.cli.writer.Screen.token
+
+        def token(self, *arguments):
+            printed.append(capsys.readouterr().out)
+            original(self, *arguments)
+
+        monkeypatch.setattr(ugap.cli.writer.Screen, "token", token)
+        return printed
+
+    def test_token_by_token(self, words, steps, capsys, tmp_path):
+        output = tmp_path / "out.jsonl"
+        assert main([*words, "--prompt", "Once upon", "--output", str(output)]) == 0
+        row = json.loads(output.read_text(encoding="utf-8"))
+        assert len(steps) == len(row["token_ids"]) == 12
+        assert steps[0] == "Once upon"
+        assert sum(map(bool, steps)) > 6
+        printed = "".join(steps) + capsys.readouterr().out
+        assert printed.startswith(f"Once upon{visible(row['text'])}\n{row['nll']:.2f} nats per token")
+
+    def test_the_end_token_is_not_shown(self, words, steps, written, save_model, make_model):
+        (row,) = written("--prompt", "Once", "--mode", "precise")
+        words[2] = str(save_model("early", make_model("llama", eos_token_id=row["token_ids"][3])))
+        steps.clear()
+        assert main([*words, "--prompt", "Once", "--mode", "precise"]) == 0
+        assert len(steps) == row["token_ids"].index(row["token_ids"][3])
+
+    def test_texts_of_a_batch_do_not_mix(self, words, steps):
+        assert main([*words, "--prompt", "Once", "The old"]) == 0
+        assert steps == []
+        assert main([*words, "--prompt", "Once", "The old", "--batch_size", "1"]) == 0
+        assert len(steps) > 12
+
+
+def test_a_random_seed_is_printed(words, written, capsys):
+    at = words.index("--seed")
+    plain = [*words[:at], "--prompt", "Once upon a time", "--max_new_tokens", "12"]
+    assert main(plain) == 0
+    first = capsys.readouterr()
+    (seed,) = re.findall(r"^seed: a random one; --seed (\d+) gives the same again$", first.err, re.MULTILINE)
+    assert main([*plain, "--seed", seed]) == 0
+    again = capsys.readouterr()
+    assert again.out == first.out
+    assert "seed" not in again.err
+    assert main([*plain, "--mode", "precise"]) == 0
+    assert "seed" not in capsys.readouterr().err
+
+
+class TestCompare:
+    def test_three_decodings_of_one_prompt(self, words, written, capsys):
+        rows = written("--prompt", "Once upon", "The old", "--compare")
+        names = ["temperature-0.7", "top-p-0.95", "ugap-creative"]
+        assert [(row["prompt"], row["decoding"]) for row in rows] == [
+            (prompt, name) for prompt in ("Once upon", "The old") for name in names
+        ]
+        out = capsys.readouterr().out
+        for row in rows:
+            share = row["nll"] / row["human_level"]
+            assert f"{row['nll']:.2f} nats per token, {share:.0%} of people" in out
+        assert [out.count(name) for name in names] == [2, 2, 2]
+        # Ours is what the command writes without the others.
+        plain = written("--prompt", "Once upon", "The old")
+        assert rows[2::3] == plain
+        assert "6 texts written to" in out
+
+    @pytest.mark.parametrize(("width", "beside"), [("100", True), ("99", False)])
+    def test_beside_each_other_where_there_is_room(self, words, capsys, monkeypatch, width, beside):
+        monkeypatch.setenv("COLUMNS", width)
+        assert main([*words, "--prompt", "Once upon", "--compare"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        (first,) = [line for line in lines if "temperature-0.7" in line]
+        assert ("ugap-creative" in first) == beside
+        assert max(map(len, lines)) <= int(width) or not beside
+
+    def test_a_page(self, words, tmp_path, capsys):
+        page = tmp_path / "texts.html"
+        assert main([*words, "--prompt", "Once <b>", "--compare", "--html", str(page)]) == 0
+        assert f"page written to {page}" in capsys.readouterr().out
+        html = page.read_text(encoding="utf-8")
+        assert "Once &lt;b&gt;" in html
+        assert html.count('class="level"') == 3
+        assert len(re.findall(r'<i style="--s:\d+" title="[\d.]+ nats">', html)) > 12
+
+
+class TestInteractive:
+    @pytest.fixture
+    def session(self, words, monkeypatch, tmp_path):
+        """`session(*lines)`: the rows of a session that these lines drive."""
+
+        def run(*lines: str, more: tuple[str, ...] = ()) -> list[dict]:
+            monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+            output = tmp_path / "session.jsonl"
+            assert main([*words, "--prompt", "Once upon", "--interactive", "--output", str(output), *more]) == 0
+            return [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+
+        return run
+
+    def test_it_goes_on(self, session, written):
+        first, second = session("", "quit", "")
+        assert [first] == written("--prompt", "Once upon")
+        assert [second] == written("--prompt", "Once upon" + first["text"], "--seed", "1")
+        assert session() == [first]  # the end of the input is an end
+
+    def test_again_and_undo(self, session, written):
+        (first,) = session("again")
+        assert [first] == written("--prompt", "Once upon", "--seed", "1")
+        assert session("", "undo") == session()
+        assert session("undo", "undo") == []
+        before, after = session("undo", "", "", more=("--seed", "4"))
+        assert [before] == written("--prompt", "Once upon", "--seed", "5")
+        assert after["prompt"] == "Once upon" + before["text"]
+
+    def test_the_mode_changes(self, session, written, capsys):
+        rows = session("mode precise", "", "mode 0.5", "", "mode wild", "mode 7")
+        assert [row["decoding"] for row in rows] == ["ugap-creative", "ugap-precise", "ugap-0.5"]
+        assert written("--prompt", rows[1]["prompt"], "--mode", "precise") == [rows[1]]
+        out = capsys.readouterr().out
+        assert "unknown mode 'wild': choose of creative, balanced, precise" in out
+        assert "weight: expected a number in [0, 1], got 7.0" in out
+
+    def test_own_words(self, session, tmp_path):
+        page = tmp_path / "page.html"
+        first, second = session("+ But <no>.", "", more=("--html", str(page)))
+        assert second["prompt"] == f"Once upon{first['text']} But <no>."
+        assert " But &lt;no&gt;." in page.read_text(encoding="utf-8")
+        assert page.read_text(encoding="utf-8").count('class="level"') == 1
+
+    def test_ctrl_c_leaves_the_passage_out(self, session, monkeypatch, capsys):
+        original = ugap.cli.writer.Screen.token
+        calls = []
+
+        def token(self, *arguments):
+            calls.append(1)
+            if len(calls) == 15:
+                raise KeyboardInterrupt
+            original(self, *arguments)
+
+        monkeypatch.setattr(ugap.cli.writer.Screen, "token", token)
+        assert len(session("")) == 1
+        assert "stopped: the passage is left out" in capsys.readouterr().out
+
+    def test_nothing_steers_the_terminal(self, session, capsys):
+        session("+ \x1b[2J", "undo", "\x1b]0;title\x07", "mode \x1b[31m")
+        assert "\x1b" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("how", ["always", "never"])
+def test_colours_as_asked(words, capsys, terminal, monkeypatch, how):
+    """Against what the terminal says."""
+    monkeypatch.setenv("NO_COLOR" if how == "always" else "FORCE_COLOR", "1")
+    assert main([*words, "--prompt", "Once upon", "--heatmap", "--color", how]) == 0
+    assert ("48;2;" in capsys.readouterr().out) == (how == "always")
+
+
 def test_every_batch_is_printed_when_it_is_finished(words, capsys, monkeypatch, tmp_path):
     """What was printed before the second batch began; the file appears at the end."""
     printed: list[str] = []
     output = tmp_path / "out.jsonl"
-    original = ugap.sampling.generation.generate_batches
+    original = generate_batches
 
     def spy(*arguments, **options):
         for batch in original(*arguments, **options):
@@ -291,7 +460,7 @@ def test_every_batch_is_printed_when_it_is_finished(words, capsys, monkeypatch, 
             assert not output.exists()
             yield batch
 
-    monkeypatch.setattr(ugap.sampling.generation, "generate_batches", spy)
+    monkeypatch.setattr("ugap.cli.writer.generate_batches", spy)
     assert main([*words, "--prompt", "Once", "The old", "A", "--batch_size", "1", "--output", str(output)]) == 0
     assert [text.count("nats per token") for text in printed] == [0, 1, 1]
     assert output.exists()
@@ -307,9 +476,10 @@ def test_a_bar_for_more_than_one_batch(words, capsys, terminal, monkeypatch):
 
     monkeypatch.setattr(Progress, "start", start)
     assert main([*words, "--prompt", "Once", "The old"]) == 0
+    assert main([*words, "--prompt", "Once", "The old", "--batch_size", "1"]) == 0  # a stream shows itself
     assert not any(shown)
-    assert capsys.readouterr().err == ""
-    assert main([*words, "--prompt", "Once", "The old", "--batch_size", "1"]) == 0
+    assert "writing" not in capsys.readouterr().err
+    assert main([*words, "--prompt", "Once", "The old", "A", "--batch_size", "2"]) == 0
     assert all(shown[-3:])
     printed = capsys.readouterr()
     assert "writing" in printed.err
@@ -322,6 +492,12 @@ class TestRefused:
         [
             ([], "nothing to continue: give --prompt TEXT or --input FILE"),
             (["--prompt", "a", "--input", "b.txt"], "give --prompt or --input, not both"),
+            (["--prompt", "a", "--temperature", "0.7"], "--temperature is not taken: the sampler shapes every step"),
+            (["--prompt", "a", "--top-p=0.9"], "--top_p is not taken: the sampler shapes every step itself"),
+            (["--prompt", "a", "--compare", "--interactive"], "give --compare or --interactive, not both"),
+            (["--prompt", "a", "b", "--interactive"], "--interactive writes one text: give one prompt"),
+            (["--prompt", "a", "--interactive", "--chat"], "--interactive continues a text: leave out --chat"),
+            (["--prompt", "a", "--html", "."], ".: a folder, not a file; choose another output"),
             (["--prompt", "a", "--mode", "wild"], "--mode: invalid choice: 'wild'"),
             (["--prompt", "a", "--mode", "creative", "--weight", "1"], "give mode or weight, not both"),
             (["--prompt", "a", "--weight", "1.5"], "weight: expected a number in [0, 1], got 1.5"),

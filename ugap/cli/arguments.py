@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ugap.cli.config import TRUTH_VALUES, convert, read_config, truth
@@ -72,7 +73,13 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def parse(arguments: type[T], command: str, description: str, argv: Sequence[str]) -> T:
+def parse(
+    arguments: type[T],
+    command: str,
+    description: str,
+    argv: Sequence[str],
+    not_taken: Mapping[str, str] = MappingProxyType({}),
+) -> T:
     """Read the arguments of a command.
 
     Args:
@@ -84,6 +91,8 @@ def parse(arguments: type[T], command: str, description: str, argv: Sequence[str
             What the command does, with an example; shown unchanged at the top of the help.
         argv (`Sequence[str]`):
             The command line after the command's name.
+        not_taken (`Mapping[str, str]`, *optional*):
+            Names that are no options, though a person may expect them; each with the reason.
 
     Returns:
         `T`: The arguments: the command line wins over the file named by `--config`, which wins over the defaults.
@@ -93,7 +102,7 @@ def parse(arguments: type[T], command: str, description: str, argv: Sequence[str
             that cannot be read.
         SystemExit: `--help` was asked for and has been printed.
     """
-    return CommandParser([arguments], command, description).parse(argv)[0]
+    return CommandParser([arguments], command, description, not_taken=not_taken).parse(argv)[0]
 
 
 @contextmanager
@@ -140,6 +149,8 @@ class CommandParser(argparse.ArgumentParser):
             Computes defaults that replace those of the classes, from the values of all options.
         closing (`str`, *optional*):
             Text at the end of the help.
+        not_taken (`Mapping[str, str]`, *optional*):
+            Names that are no options, though a person may expect them; each with the reason.
     """
 
     def __init__(
@@ -151,7 +162,9 @@ class CommandParser(argparse.ArgumentParser):
         sections: Mapping[str, str] | None = None,
         defaults: Callable[[argparse.Namespace], Mapping[str, Any]] | None = None,
         closing: str = "",
+        not_taken: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        self._not_taken = not_taken
         self._section_of, self._computed_defaults = sections, defaults
         self._sections: dict[str, argparse._ArgumentGroup] = {}
         self._arguments: dict[str, argparse.Action] = {}
@@ -296,6 +309,8 @@ class CommandParser(argparse.ArgumentParser):
         """Raise for the first word that looks like an unknown option, before any other error of the line."""
         for word in words:
             name = word.partition("=")[0].replace("-", "_").removeprefix("__")
+            if word.startswith("--") and name in self._not_taken:
+                self.error(self._not_taken[name])
             if word.startswith("--") and name.removeprefix("no_") not in {"", "help", "help_all", *self._arguments}:
                 options = [*(f"--{option}" for option in self._arguments), "--config", "--help"]
                 self.error(f"unknown option {word}{did_you_mean(word.partition('=')[0], options)}")
@@ -314,6 +329,8 @@ class CommandParser(argparse.ArgumentParser):
         """Make the values of a YAML file the defaults."""
         config = read_config(path)
         for name in config:
+            if name in self._not_taken:
+                raise InputError(f"{path}: {self._not_taken[name]}")
             if name not in self._arguments:
                 raise InputError(f"{path}: unknown option {name!r}{did_you_mean(str(name), self._arguments)}")
         try:

@@ -11,9 +11,8 @@ from ugap.cli.model import ModelOptions, check_adapter
 from ugap.study.options import ENGINE_ARGS_HELP, ENGINE_HELP, EngineName
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from transformers import PreTrainedTokenizerBase
-
+    from ugap.cli.writer import Screen, Writer
+    from ugap.report.written import Block
     from ugap.sampling import Generation
 
 DESCRIPTION = """\
@@ -21,14 +20,29 @@ Continue prompts at human uncertainty: every token is as surprising as people ar
 
 examples:
   ugap generate --model gemma-3-270m --prompt "Once upon a time" --heatmap
+  ugap generate --model gemma-3-270m --prompt "Once upon a time" --compare --html texts.html
+  ugap generate --model gemma-3-270m --prompt "Once upon a time" --interactive
   ugap generate --model gemma-3-270m --prompt "The capital of France is" --mode precise
   ugap generate --model gemma-3-270m --prompt "Dear Anna," --kind letter
   ugap generate --model gemma-3-270m --prompt "It was late" --like my-stories.jsonl
   ugap generate --model smollm2-135m-instruct --chat --prompt "Write a haiku." --num_return_sequences 3
   ugap generate --model org/model --profile my-profile.json --input prompts.txt --output texts.jsonl
 
-Prints each text with its mean surprisal, that of human text, and the kind of that human text. The assets have human
-profiles. For another model, one is fitted once to embedded tales and manuals; `ugap profile` fits one to your texts."""
+Prints each text with its mean surprisal, that of human text, and the kind of that human text. A single text appears
+token by token; texts of a batch, and those of vLLM, when they are finished. The assets have human profiles. For another
+model, one is fitted once to embedded tales and manuals; `ugap profile` fits one to your texts."""
+
+_SAMPLERS = (
+    "temperature", "top_p", "top_k", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "do_sample",
+    "num_beams", "repetition_penalty", "no_repeat_ngram_size", "frequency_penalty", "presence_penalty",
+)  # fmt: skip
+# Why options that a person may expect are not there.
+NOT_TAKEN = {
+    name: f"--{name} is not taken: the sampler shapes every step itself; --mode or --weight says how surprising it is"
+    for name in _SAMPLERS
+}
+# The decodings that `--compare` puts beside ours.
+COMPARED: dict[str, dict[str, Any]] = {"temperature-0.7": {"temperature": 0.7}, "top-p-0.95": {"top_p": 0.95}}
 
 
 @dataclass(kw_only=True)
@@ -78,38 +92,117 @@ class Arguments(ModelOptions):
     engine: EngineName = option(ENGINE_HELP, default="transformers", group="decoding")
     engine_args: list[str] = option(ENGINE_ARGS_HELP, default=[], group="decoding", metavar="KEY=VALUE")
     batch_size: int = option("texts that are written together", default=16, group="decoding")
-    seed: int = option("seed of the draws", default=0, group="decoding")
-    output: str | None = option("also write the texts, token by token, as JSON lines", default=None, metavar="FILE")
-    heatmap: bool = option("colour the tokens by their surprisal", default=False)
+    seed: int | None = option(
+        "seed of the draws (default: a random one, which is printed)", default=None, group="decoding"
+    )
+    compare: bool = option(
+        "write with temperature 0.7 and with top-p 0.95 too, and show the texts side by side",
+        default=False,
+        group="ways to write",
+    )
+    interactive: bool = option(
+        "write passage by passage: Enter goes on; again, undo, mode and quit", default=False, group="ways to write"
+    )
+    heatmap: bool = option("colour the tokens by their surprisal", default=False, group="output")
+    color: Literal["always", "never", "auto"] = option(
+        "colours; auto: where stdout is a terminal that shows them", default="auto", group="output"
+    )
+    html: str | None = option(
+        "also write a page of the texts with tinted tokens", default=None, group="output", metavar="FILE"
+    )
+    output: str | None = option(
+        "also write the texts, token by token, as JSON lines", default=None, group="output", metavar="FILE"
+    )
 
 
 def run(arguments: Arguments) -> None:
-    """Write, and print every text as soon as its batch is finished.
+    """Write, and print every text as soon as it or its batch is finished.
 
     Raises:
         InputError: The input is bad, or there is no human profile of the model.
     """
+    import secrets
     import sys
 
-    from ugap.errors import InputError
-    from ugap.files import output_file
-    from ugap.models import load_model
-    from ugap.profile import HumanProfile
-    from ugap.profile.fitting import certainty, check_like, named_profile
-    from ugap.profile.profile import LIKE
-    from ugap.sampling import human_params, profile_of, weight_of
-    from ugap.sampling.generation import generate_batches
-    from ugap.study.engine import check_engine, open_engine
-    from ugap.study.generation import seed_of
-    from ugap.terminal import Terminal, visible
+    from ugap.sampling import weight_of
+    from ugap.terminal import visible
 
     # Whatever can be refused without the model is refused before it is loaded, which takes seconds.
     prompts = _prompts(arguments)
-    weight_of(arguments.mode, arguments.weight)
-    tail = None if arguments.tail == 1 else arguments.tail
+    _check_ways(arguments, prompts)
+    drawn = arguments.seed is None
+    seed = secrets.randbelow(10**6) if arguments.seed is None else arguments.seed
+    writer = _writer(arguments, prompts)
+    from ugap.cli.interactive import Session
+    from ugap.cli.writer import Screen
+
+    if drawn and (weight_of(arguments.mode, arguments.weight) > 0 or arguments.compare or arguments.interactive):
+        print(f"seed: a random one; --seed {visible(str(seed))} gives the same again", file=sys.stderr)
+    screen = Screen(writer, arguments.color, arguments.heatmap)
+    session = Session(writer, screen, prompts[0], seed, arguments.mode, arguments.weight)
+    write = _compare if arguments.compare else _write
+    blocks, total = [], 0
+    with closing(writer.engine), _opened(arguments.output) as file:
+        if arguments.interactive:
+            session.run()
+        for texts in [session.texts()] if arguments.interactive else write(arguments, writer, screen, prompts, seed):
+            total += len(texts)
+            if file is not None:
+                file.writelines(_line(name, one) for name, one in texts)
+            if arguments.html is not None:
+                blocks += [session.block()] if arguments.interactive else [writer.block(texts)]
+    screen.end()
+    if arguments.html is not None:
+        _write_page(arguments, blocks, seed if drawn else None)
+        screen.console.print(f"page written to {arguments.html}")
     if arguments.output is not None:
-        output_file(arguments.output)
-    profile = None if arguments.profile is None else HumanProfile.load(arguments.profile)
+        screen.console.print(f"{total} texts written to {arguments.output}")
+
+
+def _check_ways(arguments: Arguments, prompts: list[str]) -> None:
+    """Refuse options that exclude each other, and files that cannot be written.
+
+    Raises:
+        InputError: See above.
+    """
+    from ugap.errors import InputError, require
+    from ugap.files import output_file
+    from ugap.sampling import weight_of
+
+    weight_of(arguments.mode, arguments.weight)
+    for file in (arguments.output, arguments.html):
+        if file is not None:
+            output_file(file)
+    if arguments.html is not None:
+        require("report")
+    if arguments.compare and arguments.interactive:
+        raise InputError("give --compare or --interactive, not both")
+    if arguments.interactive and (len(prompts) != 1 or arguments.num_return_sequences != 1):
+        raise InputError("--interactive writes one text: give one prompt, and no --num_return_sequences")
+    if arguments.interactive and arguments.chat:
+        raise InputError("--interactive continues a text: leave out --chat")
+
+
+def _writer(arguments: Arguments, prompts: list[str]) -> "Writer":
+    """The model, loaded, with its human profile.
+
+    Raises:
+        InputError: There is no such model, profile or kind, or they do not go together.
+    """
+    import sys
+
+    from ugap.errors import InputError
+    from ugap.models import load_model
+    from ugap.models.console import announced
+    from ugap.profile import HumanProfile
+    from ugap.profile.fitting import certainty, check_like, named_profile
+    from ugap.profile.profile import LIKE
+    from ugap.sampling import human_params, profile_of
+    from ugap.study.engine import check_engine, open_engine
+    from ugap.terminal import visible
+
+    tail = None if arguments.tail == 1 else arguments.tail
+    profile: HumanProfile | None = None if arguments.profile is None else HumanProfile.load(arguments.profile)
     kind = selection_of(arguments.kind)
     known = profile or named_profile(arguments.model, arguments.adapter)
     if known is not None:
@@ -120,7 +213,8 @@ def run(arguments: Arguments) -> None:
     check_like(like or [], prompts)
     check_engine(arguments.engine, arguments.engine_args, {})
     check_adapter(arguments.adapter, [arguments.model], arguments.engine)
-    model, tokenizer = load_model(arguments.model, **arguments.loading())
+    with announced(f"loading {arguments.model}"):
+        model, tokenizer = load_model(arguments.model, **arguments.loading())
     if arguments.chat and tokenizer.chat_template is None:
         raise InputError(f"{arguments.model} has no chat template: leave out --chat")
     profile = profile_of(model, profile, tokenizer, like=like, reader=arguments.reader)
@@ -128,62 +222,97 @@ def run(arguments: Arguments) -> None:
         print(f"human profile: that of {visible(profile.scorer_name)}", file=sys.stderr)
     if like is not None:
         print(visible(certainty(profile)), file=sys.stderr)
-    followed = kind if like is None else LIKE
-    engine = open_engine(
-        arguments.engine,
-        arguments.engine_args,
+    from ugap.cli.writer import Writer
+
+    return Writer(
         model,
         tokenizer,
-        arguments.model,
-        trust_remote_code=arguments.trust_remote_code,
-    )
-    how = {"human_mode": arguments.mode, "human_weight": arguments.weight, "human_tail": tail}
-
-    def write(contexts: list[list[int]], number: int) -> list[list[int]]:
-        return engine.continue_contexts(
-            contexts,
-            {**how, "human_kind": followed, "human_profile": profile},
-            max_new_tokens=arguments.max_new_tokens,
-            seed=seed_of(arguments.seed, number),
-        )
-
-    batches = generate_batches(
-        model,
-        tokenizer,
-        [[{"role": "user", "content": prompt}] for prompt in prompts] if arguments.chat else prompts,
-        kind=followed,
-        mode=arguments.mode,
-        weight=arguments.weight,
+        open_engine(
+            arguments.engine,
+            arguments.engine_args,
+            model,
+            tokenizer,
+            arguments.model,
+            trust_remote_code=arguments.trust_remote_code,
+        ),
+        by_engine=arguments.engine != "transformers",
         profile=profile,
+        kind=kind if like is None else LIKE,
         tail=tail,
-        max_new_tokens=arguments.max_new_tokens,
-        num_return_sequences=arguments.num_return_sequences,
-        batch_size=arguments.batch_size,
-        seed=arguments.seed,
-        write=None if arguments.engine == "transformers" else write,
+        chat=arguments.chat,
+        sizes={
+            "max_new_tokens": arguments.max_new_tokens,
+            "num_return_sequences": arguments.num_return_sequences,
+            "batch_size": arguments.batch_size,
+        },
     )
+
+
+# The versions of a text, each with the name of its decoding.
+_Texts = list[tuple[str, "Generation"]]
+
+
+def _write(arguments: Arguments, writer: "Writer", screen: "Screen", prompts: list[str], seed: int) -> Iterator[_Texts]:
+    """Show each text."""
+    from ugap.cli.writer import decoding_name
+
+    starts = iter([prompt for prompt in prompts for _ in range(arguments.num_return_sequences)])
     total = len(prompts) * arguments.num_return_sequences
-    console = Terminal(file=sys.stdout, soft_wrap=True)
-    coloured = arguments.heatmap and console.color_system is not None and not console.no_color
-    # A single batch is printed at once: a bar would only flash.
-    with closing(engine), _opened(arguments.output) as file, _bar(total, hidden=total <= arguments.batch_size) as bar:
-        for batch in batches:
+    streamed = 1 in (total, arguments.batch_size)
+    batches = writer.batches(
+        prompts, seed, mode=arguments.mode, weight=arguments.weight, on_token=screen.token if streamed else None
+    )
+    # A single batch is printed at once, and a stream shows itself: a bar would only flash.
+    with _bar(total, hidden=streamed or total <= arguments.batch_size) as bar:
+        while True:
+            if streamed and (prompt := next(starts, None)) is not None:
+                screen.prompt(prompt)
+            batch = next(batches, None)
+            if batch is None:
+                return
             bar.update(0, advance=len(batch))
             bar.stop()  # a bar on the screen would mix with the texts
             for one in batch:
-                prompt = one.prompt if isinstance(one.prompt, str) else one.prompt[0]["content"]
-                _show(console, prompt, one, arguments, tokenizer if coloured else None)
-                if file is not None:
-                    file.write(_line(prompt, one))
+                screen.text(one)
+                yield [(decoding_name(arguments.mode, arguments.weight), one)]
             bar.start()
-    if coloured:
-        from ugap.report.heatmap import legend
 
-        console.print(legend())
-    elif arguments.heatmap:
-        print("no heat map: colours need a terminal that shows them, and NO_COLOR unset", file=sys.stderr)
-    if arguments.output is not None:
-        console.print(f"{total} texts written to {arguments.output}", markup=False)
+
+def _compare(
+    arguments: Arguments, writer: "Writer", screen: "Screen", prompts: list[str], seed: int
+) -> Iterator[_Texts]:
+    """Show each text beside those of the other decodings."""
+    from ugap.cli.writer import decoding_name
+
+    names = [*COMPARED, decoding_name(arguments.mode, arguments.weight)]
+    runs = [
+        *(writer.batches(prompts, seed, other=settings) for settings in COMPARED.values()),
+        writer.batches(prompts, seed, mode=arguments.mode, weight=arguments.weight),
+    ]
+    total = len(names) * len(prompts) * arguments.num_return_sequences
+    with _bar(total, hidden=False) as bar:
+        while True:
+            batches = []
+            for batch in (next(batches_of, None) for batches_of in runs):
+                if batch is None:
+                    return
+                batches.append(batch)
+                bar.update(0, advance=len(batch))
+            bar.stop()
+            for texts in zip(*batches, strict=True):
+                versions = list(zip(names, texts, strict=True))
+                screen.compare(writer.block(versions))
+                yield versions
+            bar.start()
+
+
+def _write_page(arguments: Arguments, blocks: "list[Block]", drawn_seed: int | None) -> None:
+    from ugap.cli.report import command_line
+    from ugap.report.page.writing import write_texts
+
+    assert arguments.html is not None
+    command = command_line() + ("" if drawn_seed is None else f" --seed {drawn_seed}")
+    write_texts(blocks, arguments.model, "" if arguments.interactive else command, arguments.html)
 
 
 def _prompts(arguments: Arguments) -> list[str]:
@@ -216,40 +345,14 @@ def _prompts(arguments: Arguments) -> list[str]:
     return [prompt for _, prompt in named]
 
 
-def _show(
-    console: "Console",
-    prompt: str,
-    one: "Generation",
-    arguments: Arguments,
-    tokenizer: "PreTrainedTokenizerBase | None",
-) -> None:
-    """Print a text and its mean surprisal; with a tokenizer, in colours."""
-    from rich.text import Text
-
-    from ugap.report.heatmap import heat_map, token_strings
-    from ugap.terminal import visible
-
-    if tokenizer is None:
-        written = Text(visible(one.text))
-    else:
-        # Tokens are decoded behind the prompt, as a character may start in it. A chat ends with a special token.
-        context = tokenizer(prompt, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        strings = token_strings(tokenizer, one.token_ids, [] if arguments.chat else context)
-        written = heat_map(strings, one.surprisal)
-    text = Text.assemble((visible(prompt), "dim"), "\n" if arguments.chat else "", written)
-    console.print(text)
-    wrote = f"{one.nll:.2f} nats per token" if one.token_ids else "the model ended the text at once"
-    people = f"people: {one.human_level:.2f} (kind: {visible(one.target.named)})"
-    if (reading := one.target.reading) is not None:
-        people += f", {one.target.share * one.human_level:.2f} to the reader {visible(reading.reader)}"
-    console.print(f"{wrote}; {people}\n", markup=False)
-
-
-def _line(prompt: str, one: "Generation") -> str:
+def _line(name: str, one: "Generation") -> str:
     import json
 
+    from ugap.cli.writer import prompt_of
+
     row = {
-        "prompt": prompt,
+        "prompt": prompt_of(one),
+        "decoding": name,
         "text": one.text,
         "token_ids": one.token_ids,
         "surprisal": one.surprisal,

@@ -1,9 +1,10 @@
 """`ugap <command>`: runs the command, and prints an error as one line.
 
 A command is a module of `ugap.cli` with `Arguments` (a dataclass), `DESCRIPTION` (the head of its help) and
-`run(arguments) -> None`. Only the module of the requested command is imported, and it imports torch and the packages
-below inside `run`, so `--help` answers at once. `eval` has `pick(words)` instead: its first word names a program, which
-has the form of a command. `train` has `start(words) -> int`: it reads its words itself and returns the exit status.
+`run(arguments) -> None`. `NOT_TAKEN` says why it lacks options that a person may expect. Only the module of the
+requested command is imported, and it imports torch and the packages below inside `run`, so `--help` answers at once.
+`eval` has `pick(words)` instead: its first word names a program, which has the form of a command. `train` has
+`start(words) -> int`: it reads its words itself and returns the exit status.
 
 Exit status: 0 done; 2 bad input, a package that is not installed, or a machine that refuses (a full disk, a missing
 permission, no memory); 130 interrupted. Any other exception is a bug, and shows its traceback.
@@ -124,7 +125,7 @@ def _run(command: str, words: list[str]) -> int:
 
     try:
         with see_help(command):
-            arguments = parse(module.Arguments, command, module.DESCRIPTION, words)
+            arguments = parse(module.Arguments, command, module.DESCRIPTION, words, getattr(module, "NOT_TAKEN", {}))
     except SystemExit:  # the help has been printed
         return 0
     module.run(arguments)

@@ -35,6 +35,12 @@ def is_local(name: str) -> bool:
     return name in ASSETS or Path(name).exists()
 
 
+def _assets() -> str:
+    from ugap.models.assets import ASSETS  # as in `is_local`
+
+    return ", ".join(ASSETS)
+
+
 def is_commit(revision: str | None) -> bool:
     """Whether a revision is a whole commit hash, which can mean one thing only."""
     return revision is not None and _COMMIT.fullmatch(revision) is not None
@@ -69,11 +75,11 @@ def look_up(name: str, revision: str | None = None) -> tuple[str | None, Path | 
         # transformers would try for half a minute before it says that there is no network.
         return model_info(name, revision=revision, timeout=10).sha, None
     except HFValidationError as error:
-        raise InputError(f"{name}: neither a folder, nor an asset, nor a Hub id") from error
+        raise InputError(f"{name}: neither a folder, nor an asset ({_assets()}), nor a Hub id") from error
     except GatedRepoError as error:
         raise InputError(f"{name}: the Hub gives it only to those who accepted its terms and are logged in") from error
     except RepositoryNotFoundError as error:
-        reason = "no folder here, no asset, and no such model on the Hub (or a private one)"
+        reason = f"no folder here, no asset ({_assets()}), and no such model on the Hub (or a private one)"
         raise InputError(f"{name}: {reason}") from error
     except RevisionNotFoundError as error:
         raise InputError(f"{name}: the Hub has no revision {revision!r} of it") from error
@@ -84,7 +90,7 @@ def look_up(name: str, revision: str | None = None) -> tuple[str | None, Path | 
                 return None, Path(config).parent
         line = str(error).strip().partition("\n")[0]
         reason = f"the Hub cannot be reached and its cache has no copy ({line})"
-        raise InputError(f"{name}: no folder here, no asset, and {reason}") from error
+        raise InputError(f"{name}: no folder here, no asset ({_assets()}), and {reason}") from error
 
 
 def hub_folder(name: str, revision: str | None = None) -> tuple[Path, bool]:

@@ -111,7 +111,9 @@ def load_model(
             _check_folder(path)
             source = {"pretrained_model_name_or_path": str(path), "local_files_only": True}
         elif snapshot is None:
-            raise InputError(f"{name}: neither a folder, nor a .gguf file, nor a Hub id, nor an asset")
+            raise InputError(
+                f"{name}: neither a folder, nor a .gguf file, nor a Hub id, nor an asset ({', '.join(ASSETS)})"
+            )
         elif whole:  # as a plain folder: by its id, transformers would ask for files that the cache lacks
             source = {"pretrained_model_name_or_path": str(snapshot), "local_files_only": True}
         else:

@@ -24,13 +24,45 @@ _CONTEXT = 8  # tokens before a text that decide how its first is spelt
 _WINDOW = 32
 
 
+class Spelling:
+    """Spell the tokens of a text one by one, as they come.
+
+    A token that leaves a character unfinished adds nothing, and the one that finishes it adds the character. Special
+    tokens add nothing.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): The tokenizer.
+        context (`Sequence[int]`, *optional*): Tokens before the text.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, context: Sequence[int] = ()):
+        self._tokenizer = tokenizer
+        self._ids = list(context)[-_CONTEXT:]
+        self._decoded = self._decode()
+
+    def add(self, token: int) -> str:
+        """What the next token adds to the text."""
+        self._ids.append(token)
+        text = self._decode()
+        # The replacement character: the bytes so far are the beginning of a character.
+        if text.endswith("\ufffd"):
+            return ""
+        added = text[len(self._decoded) :]
+        # Decoding all tokens at every step would take time that grows with their square.
+        if len(self._ids) > _WINDOW:
+            self._ids = self._ids[-_CONTEXT:]
+            text = self._decode()
+        self._decoded = text
+        return added
+
+    def _decode(self) -> str:
+        return str(self._tokenizer.decode(self._ids, skip_special_tokens=True))
+
+
 def token_strings(
     tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], context: Sequence[int] = ()
 ) -> list[str]:
-    """What each token adds to the text behind its context.
-
-    A token that leaves a character unfinished adds nothing, and the one that finishes it adds the character; characters
-    that are cut at the end are left out. Special tokens add nothing.
+    """What each token adds to the text behind its context, as [`Spelling`][] says; an unfinished end is left out.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): The tokenizer.
@@ -40,23 +72,34 @@ def token_strings(
     Returns:
         `list[str]`: `T` strings.
     """
-    ids = list(context)[-_CONTEXT:]
-    decoded = tokenizer.decode(ids, skip_special_tokens=True)
-    strings = []
-    for token in token_ids:
-        ids.append(token)
-        text = tokenizer.decode(ids, skip_special_tokens=True)
-        # The replacement character: the bytes so far are the beginning of a character.
-        if text.endswith("\ufffd"):
-            strings.append("")
-            continue
-        strings.append(text[len(decoded) :])
-        # Decoding all tokens at every step would take time that grows with their square.
-        if len(ids) > _WINDOW:
-            ids = ids[-_CONTEXT:]
-            text = tokenizer.decode(ids, skip_special_tokens=True)
-        decoded = text
-    return strings
+    spelling = Spelling(tokenizer, context)
+    return [spelling.add(token) for token in token_ids]
+
+
+def pieces(strings: Sequence[str], surprisal: Sequence[float]) -> list[tuple[str, float]]:
+    """The strings that show something, each with its surprisal in nats, or NaN where it is not known.
+
+    A character of several tokens has the highest surprisal of them.
+
+    Args:
+        strings (`Sequence[str]`): What each of `T` tokens adds to the text.
+        surprisal (`Sequence[float]`): Their surprisal in nats.
+
+    Raises:
+        ValueError: If there are more strings than figures, or fewer.
+
+    Example:
+        >>> pieces(["On", "", "ce"], [0.5, 7.0, 1.0])
+        [('On', 0.5), ('ce', 7.0)]
+    """
+    out = []
+    highest = math.nan
+    for string, nats in zip(strings, surprisal, strict=True):
+        highest = nats if math.isnan(highest) else max(highest, nats)
+        if string:
+            out.append((string, highest))
+            highest = math.nan
+    return out
 
 
 def heat_map(strings: Sequence[str], surprisal: Sequence[float]) -> Text:
@@ -74,13 +117,8 @@ def heat_map(strings: Sequence[str], surprisal: Sequence[float]) -> Text:
         'Once upon a kumquat'
     """
     out = Text()
-    highest = -math.inf
-    for string, nats in zip(strings, surprisal, strict=True):
-        highest = highest if math.isnan(nats) else max(highest, nats)
-        # A character of several tokens takes the highest of them; the others add no letter.
-        if string:
-            out.append(visible(string).replace("\n", NEWLINE + "\n"), _style(highest))
-            highest = -math.inf
+    for string, nats in pieces(strings, surprisal):
+        out.append(visible(string).replace("\n", NEWLINE + "\n"), _style(nats))
     return out
 
 
@@ -94,5 +132,5 @@ def legend() -> Text:
 
 
 def _style(nats: float) -> str:
-    step = bisect_right([start for start, _ in STEPS], nats)
+    step = 0 if math.isnan(nats) else bisect_right([start for start, _ in STEPS], nats)
     return f"black on {STEPS[step - 1][1]}" if step else ""

@@ -13,8 +13,16 @@ from ugap.models import chat_ids
 from ugap.profile import HumanProfile, Target
 from ugap.profile.fitting import check_like
 from ugap.profile.profile import AUTO, LIKE, Selection
-from ugap.sampling.batch import continue_contexts, decode_after, drawn_config, padding_token, suppressed_tokens
+from ugap.sampling.batch import (
+    continue_contexts,
+    decode_after,
+    drawn_config,
+    end_tokens,
+    padding_token,
+    suppressed_tokens,
+)
 from ugap.sampling.params import TAIL, profile_of, weight_of
+from ugap.sampling.portable.human import Drawn
 from ugap.sampling.portable.params_processor import ALONE
 from ugap.sampling.processor import DrawRecorder, HumanEntropyLogitsProcessor
 from ugap.sampling.prompts import read_prompt
@@ -219,11 +227,14 @@ def generate_batches(
     batch_size: int,
     seed: int | None,
     write: Callable[[list[list[int]], int], list[list[int]]] | None = None,
+    on_token: Callable[[int, float], None] | None = None,
 ) -> Iterator[list[Generation]]:
     """As [`generate`][], batch by batch. Wrong arguments raise here, before the first batch.
 
     `write` continues the contexts of a batch in place of transformers, from them and the number of the batch. The model
     then reads the token ids that come back for their surprisal and entropy.
+
+    `on_token` is called with every token of a batch of one text and its surprisal in nats, as soon as it is drawn.
     """
     for name, number in (
         ("max_new_tokens", max_new_tokens),
@@ -260,11 +271,18 @@ def generate_batches(
         model=model,
     )
 
+    ends = end_tokens(model)
+
+    def told(drawn: Drawn) -> None:
+        token = int(drawn.tokens[0])
+        if on_token is not None and token not in ends:
+            on_token(token, float(drawn.surprisal[0]))
+
     def draw(contexts: list[list[int]]) -> tuple[list[list[int]], list[list[float]], list[list[float]]]:
         """Token ids of the texts, and surprisal and entropy at each step."""
         # Its state is that of the rows of the batch before.
         processor.reset()
-        recorder = DrawRecorder(processor)
+        recorder = DrawRecorder(processor, told if len(contexts) == 1 else None)
         try:
             rows = continue_contexts(model, tokenizer, contexts, drawn_config(max_new_tokens), [processor, recorder])
         except ValueError as error:

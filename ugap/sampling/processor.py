@@ -1,6 +1,6 @@
 """The sampler as a transformers logits processor, made from a human profile."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,8 +35,8 @@ class HumanEntropyLogitsProcessor(ParamsLogitsProcessor):
         profile (`HumanProfile`, `str` or `Path`):
             Human profile of the model that generates, its file, or the name of a shipped one.
         kind (`str` or `Mapping[str, float]`, *optional*, defaults to `"auto"`):
-            Kind of text to write, domain or mixture of kinds of the profile. With `auto` the prompt decides if the
-            processor has the `model` to read it; without the model, `auto` is the creative kinds.
+            Kind of text to write, domain or mixture of kinds of the profile. With `auto` the prompt decides: by its
+            words, and by how the `model` reads it, which is more exact.
         weight (`float`, *optional*):
             Share in [0, 1] of the model's own human level, instead of a mode: 0 is exactly greedy.
         mode (`str`, *optional*):
@@ -104,12 +104,13 @@ class DrawRecorder(LogitsProcessor):
 
     Args:
         processor (`ParamsLogitsProcessor`): The processor, with `draw=True`.
+        on_draw (`Callable[[Drawn], None]`, *optional*): Called with every draw.
     """
 
     supports_continuous_batching = False
 
-    def __init__(self, processor: ParamsLogitsProcessor):
-        self.processor = processor
+    def __init__(self, processor: ParamsLogitsProcessor, on_draw: Callable[[Drawn], None] | None = None):
+        self.processor, self._on_draw = processor, on_draw
         self.steps: list[Drawn] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -117,6 +118,8 @@ class DrawRecorder(LogitsProcessor):
         # It comes directly behind the processor, which has just drawn.
         assert self.processor.drawn is not None
         self.steps.append(self.processor.drawn)
+        if self._on_draw is not None:
+            self._on_draw(self.processor.drawn)
         return scores
 
     def rows(self, name: str) -> list[list[float]]:

@@ -79,7 +79,9 @@ def test_it_runs_skips_frees_and_does_not_run_again(settings, rows, loaded, tmp_
         ("./nowhere", "skipped"),
         ("tiny chat", "finished"),
     ]
-    assert outcomes[1].reason == "./nowhere: neither a folder, nor an asset, nor a Hub id"
+    assert outcomes[1].reason == (
+        "./nowhere: neither a folder, nor an asset (gemma-3-270m, smollm2-135m-instruct), nor a Hub id"
+    )
     assert said == ["tiny base: done", f"./nowhere: skipped: {outcomes[1].reason}", "tiny chat: done"]
     assert names == [str(tiny_folder), str(chat_folder)]
     assert alive == [0, 0]

@@ -17,6 +17,8 @@ from ugap.files import locked, refuse_results, replacing, without_nan, write_jso
 from ugap.study.options import ENGINE_ARGS_HELP, ENGINE_HELP, EngineName
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.progress import Progress
     from transformers import LogitsProcessor
 
@@ -35,21 +37,26 @@ examples:
   ugap eval decoding --model gemma-3-270m --data stories.jsonl --decoding ugap-creative ancestral "warm=temperature:1.1"
 
 Prefixes of human texts are continued under every decoding, by every seed. The model itself, or --reader, reads these
-texts and people's continuations. decodings: those of ugap measure, and temperature-tuned (the temperature at which the
-mean surprisal on the texts of --tune is the human one), mirostat-2 (holding the human level of the profile),
-top-n-sigma-1.
+texts and people's continuations.
+
+decodings: those of ugap measure, and
+  mirostat-2     holding the human level of the profile
+  top-n-sigma-1
+  NAME-tuned     the setting at which the mean surprisal on the texts of --tune is the human one; NAME is temperature,
+                 top-p, top-k, min-p, typical-p, eta, top-h, top-n-sigma, mirostat-2, adaptive-p (behind min-p 0.03),
+                 xtc, p-less (with a temperature) or edt (entropy-based dynamic temperature)
 
 The folder gets decoding.json and decoding.md: for each decoding the mean surprisal against people's with its interval
 (bootstrap over source texts), the 1-Wasserstein distances of the per-token distributions of surprisal and deviation,
 distinct-4 and repetition (rep/128) against people's."""
 
 VERSION = 1
-TUNED, MIROSTAT, TOP_N_SIGMA = "temperature-tuned", "mirostat-2", "top-n-sigma-1"
+TUNED, MIROSTAT, TOP_N_SIGMA = "-tuned", "mirostat-2", "top-n-sigma-1"
 DECODINGS = [
     "ugap-own",
     "ugap-creative",
     "ancestral",
-    TUNED,
+    f"temperature{TUNED}",
     "temperature-0.7",
     "top-p-0.9",
     "top-k-50",
@@ -79,7 +86,7 @@ class Arguments:
     trust_remote_code: bool = option("run the code that a repository brings along", default=False, group="models")
     data: str = option("human texts to continue and compare with", group="texts", metavar="FILE")
     tune: str | None = option(
-        f"other human texts, to tune the temperature of {TUNED} on", default=None, group="texts", metavar="FILE"
+        f"other human texts, to tune the setting of each NAME{TUNED} on", default=None, group="texts", metavar="FILE"
     )
     profile: str | None = option(
         "human profile of the model (default: its own)", default=None, group="models", metavar="NAME"
@@ -118,7 +125,9 @@ def run(arguments: Arguments) -> None:
     from ugap.study.engine import check_engine
     from ugap.study.following import check_kinds, check_texts, like_hash, with_profile
 
-    special = [name for name in arguments.decoding if name in (TUNED, MIROSTAT, TOP_N_SIGMA)]
+    samplers = load_program(Path(__file__).with_name("baselines.py")).TUNED
+    tuned = [name for name in arguments.decoding if name.removesuffix(TUNED) in samplers and name.endswith(TUNED)]
+    special = [*tuned, *(name for name in arguments.decoding if name in (MIROSTAT, TOP_N_SIGMA))]
     decodings: dict[str, Mapping[str, Any]] = {
         **parse_decodings([name for name in arguments.decoding if name not in special]),
         **{name: {} for name in special},
@@ -126,16 +135,16 @@ def run(arguments: Arguments) -> None:
     # In the order that was typed: tables and plots keep it.
     names = [name.partition("=")[0] for name in arguments.decoding]
     decodings = with_profile({name: decodings[name] for name in names}, arguments.profile, arguments.reader)
-    if TUNED in decodings and arguments.tune is None:
-        raise InputError(f"{TUNED} needs --tune: other human texts, to tune the temperature on")
+    if tuned and arguments.tune is None:
+        raise InputError(f"{tuned[0]} needs --tune: other human texts, to tune it on")
     for name, number in (("seeds", arguments.seeds), ("limit", arguments.limit), ("batch_size", arguments.batch_size)):
         if number < 1:
             raise InputError(f"{name}: expected a positive number, got {number}")
     check_adapter(arguments.adapter, arguments.model, arguments.engine)
     check_engine(arguments.engine, arguments.engine_args, decodings)
     if arguments.engine != "transformers":
-        for name in (MIROSTAT, TOP_N_SIGMA):
-            if name in decodings:
+        for name in special:
+            if name != f"temperature{TUNED}":
                 raise InputError(f"not with --engine {arguments.engine}: {name}; leave out this decoding")
     rows = load_domain(arguments.data, arguments.domain)
     others = load_domain(arguments.tune, arguments.domain) if arguments.tune else []
@@ -212,20 +221,17 @@ def measure(
             excerpts = writer.cut(rows)
             human = writer.texts("test", excerpts, HUMAN, {}, 0)
             # On other texts than those of the table: a temperature fitted on them would match them by construction.
-            if TUNED in decodings:
-                how_of[TUNED] = {"temperature": tuned_temperature(writer, writer.cut(others))}
-            table = [
-                {
-                    "model": scorer.name,
-                    "settings": plain(how),
-                    **compare(
-                        human,
-                        [writer.texts("test", excerpts, decoding, how, seed) for seed in range(arguments.seeds)],
-                    ),
-                    "decoding": decoding,
-                }
-                for decoding, how in how_of.items()
-            ]
+            table = []
+            for decoding, how in how_of.items():
+                sampler = baseline(decoding, writer, others)
+                how = how if sampler is None else sampler.generate
+                texts = [
+                    writer.texts("test", excerpts, decoding, how, seed, sampler) for seed in range(arguments.seeds)
+                ]
+                settings_of = plain(how) if sampler is None else sampler.settings
+                table.append(
+                    {"model": scorer.name, "settings": settings_of, **compare(human, texts), "decoding": decoding}
+                )
         likes = {"like": follow.certainty} if follow.certainty else {}
         read_by = {} if reader is None else {"reader": reader.name}
         records.append({"model": scorer.name, "weight_hash": scorer.id.weight_hash, **read_by, **likes, "rows": table})
@@ -233,6 +239,21 @@ def measure(
     added |= {name: getattr(arguments, name) for name in _ENGINE}
     recorded = {**settings, **added, "environment": environment()}
     return dict(without_nan({"version": VERSION, "settings": recorded, "models": records}))
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A sampler of others at one setting.
+
+    Args:
+        settings (`dict[str, Any]`): The setting by name, for the record.
+        generate (`Mapping[str, Any]`): What `generate()` has of it.
+        processors (`Callable[[int], list[LogitsProcessor]]`): Further processors, for a seed.
+    """
+
+    settings: dict[str, Any]
+    generate: Mapping[str, Any]
+    processors: "Callable[[int], list[LogitsProcessor]]"
 
 
 @dataclass(frozen=True)
@@ -262,7 +283,13 @@ class Writer:
         )
 
     def texts(
-        self, use: str, excerpts: "Sequence[Excerpt]", decoding: str, how: Mapping[str, Any], seed: int
+        self,
+        use: str,
+        excerpts: "Sequence[Excerpt]",
+        decoding: str,
+        how: Mapping[str, Any],
+        seed: int,
+        sampler: Sampler | None = None,
     ) -> "list[ScoredText]":
         """The texts of one decoding and seed, scored; people's own continuations for `"human"`."""
         from ugap.study.continuations import Text, batches
@@ -270,25 +297,29 @@ class Writer:
         from ugap.study.generation import seed_of
 
         a, scorer, out = self.arguments, self.scorer, []
-        label = f"{scorer.name} {'tunes' if use == 'tune' else 'writes'}: {decoding}, seed {seed}"
+        labels = [] if sampler is None else [f"{name} {value:.4g}" for name, value in sampler.settings.items()]
+        what = ", ".join([decoding, *labels, f"seed {seed}"])
+        label = f"{scorer.name} {'tunes' if use == 'tune' else 'writes'}: {what}"
         task = self.bar.add_task(label, total=len(excerpts))
         for number, batch in batches(excerpts, a.batch_size):
             if decoding == HUMAN:
                 texts = [excerpt.human for excerpt in batch]
             else:
-                baseline_labels, processors = self._baselines(decoding)
-                drawn = (scorer.name, use, decoding, json.dumps(plain(how), sort_keys=True), str(seed), str(number))
+                of_sampler = {} if sampler is None else sampler.settings
+                made_by = json.dumps({**plain(how), **of_sampler}, sort_keys=True)
+                drawn = (scorer.name, use, decoding, made_by, str(seed), str(number))
+                seed_of_batch = seed_of("|".join(drawn))
                 texts = self.work.write(
                     scorer,
                     batch,
                     decoding,
                     how,
                     scorer.name,
-                    *baseline_labels,
+                    *labels,
                     max_new_tokens=a.max_new_tokens,
-                    seed=seed_of("|".join(drawn)),
+                    seed=seed_of_batch,
                     domain=a.domain,
-                    processors=processors,
+                    processors=[] if sampler is None else sampler.processors(seed_of_batch),
                     engine=self.engine,
                 )
             read = [Text(one, scorer.name, decoding, text) for one, text in zip(batch, texts, strict=True)]
@@ -296,39 +327,55 @@ class Writer:
             self.bar.advance(task, len(batch))
         return out
 
-    def _baselines(self, decoding: str) -> "tuple[list[str], list[LogitsProcessor]]":
-        """The baselines that `generate()` lacks: the setting, which goes into the names of parts, and the processor."""
-        from ugap.profile.profile import LIKE
-        from ugap.sampling import profile_of
 
-        if decoding not in (MIROSTAT, TOP_N_SIGMA):
-            return [], []
-        baselines = load_program(Path(__file__).with_name("baselines.py"))
-        if decoding == TOP_N_SIGMA:
-            return [], [baselines.TopNSigmaLogitsProcessor(1.0)]
-        a = self.arguments
-        profile = profile_of(self.scorer.model, a.profile, self.scorer.tokenizer, like=self.like or None)
-        surprisal = profile.kind(LIKE if self.like else a.domain).positions.mean_surprisal(
-            a.prefix_tokens, a.max_new_tokens
-        )
-        return [f"surprisal {surprisal}"], [baselines.MirostatLogitsProcessor(surprisal)]
+def baseline(decoding: str, writer: Writer, others: "Sequence[TextRow]") -> Sampler | None:
+    """The sampler of others that a decoding is, tuned on other texts than those of the table; `None` for no such."""
+    from ugap.profile.profile import LIKE
+    from ugap.sampling import profile_of
+
+    baselines = load_program(Path(__file__).with_name("baselines.py"))
+    if decoding == TOP_N_SIGMA:
+        return Sampler({}, {}, lambda seed: [baselines.TopNSigmaLogitsProcessor(1.0)])
+    if decoding == MIROSTAT:
+        a = writer.arguments
+        profile = profile_of(writer.scorer.model, a.profile, writer.scorer.tokenizer, like=writer.like or None)
+        positions = profile.kind(LIKE if writer.like else a.domain).positions
+        surprisal = positions.mean_surprisal(a.prefix_tokens, a.max_new_tokens)
+        return Sampler({"surprisal": surprisal}, {}, lambda seed: [baselines.MirostatLogitsProcessor(surprisal)])
+    name = decoding.removesuffix(TUNED)
+    if not decoding.endswith(TUNED) or name not in baselines.TUNED:
+        return None
+    tuned = baselines.TUNED[name]
+
+    def at(place: float) -> Sampler:
+        value = tuned.value(place)
+        return Sampler({tuned.setting: value}, tuned.settings(value), lambda seed: tuned.processors(value, seed))
+
+    return at(matched(writer, writer.cut(others), name, at, tuned.first, tuned.bounds))
 
 
-def tuned_temperature(writer: Writer, excerpts: "Sequence[Excerpt]") -> float:
-    """The temperature that matches people's mean surprisal; see `ugap.study.compare.matched`."""
+def matched(
+    writer: Writer,
+    excerpts: "Sequence[Excerpt]",
+    name: str,
+    sampler_at: "Callable[[float], Sampler]",
+    first: Sequence[float],
+    bounds: tuple[float, float],
+) -> float:
+    """Where a sampler matches people's mean surprisal; see `ugap.study.compare.matched`."""
     import numpy as np
 
-    from ugap.study.compare.matched import matched_temperature
+    from ugap.study.compare.matched import matched_setting
 
     def mean_surprisal(texts: "Sequence[ScoredText]") -> float:
         return float(np.mean([text.scores.nll for text in texts if len(text.scores)]))
 
-    def surprisal_at(temperature: float) -> float:
-        return mean_surprisal(
-            writer.texts("tune", excerpts, f"temperature-{temperature}", {"temperature": temperature}, 0)
-        )
+    def surprisal_at(place: float) -> float:
+        sampler = sampler_at(place)
+        return mean_surprisal(writer.texts("tune", excerpts, name, sampler.generate, 0, sampler))
 
-    return matched_temperature(mean_surprisal(writer.texts("tune", excerpts, HUMAN, {}, 0)), surprisal_at)
+    people = mean_surprisal(writer.texts("tune", excerpts, HUMAN, {}, 0))
+    return matched_setting(people, surprisal_at, first=first, bounds=bounds)
 
 
 def compare(human: "Sequence[ScoredText]", seeds: "Sequence[Sequence[ScoredText]]") -> dict[str, Any]:
@@ -397,9 +444,9 @@ def markdown(entry: Mapping[str, Any]) -> str:
     )
     lines = []
     for row in rows:
-        temperature = row["settings"].get("temperature")
+        tuned = row["settings"].values() if row["decoding"].endswith(TUNED) else ()
         cells = [
-            f"{row['decoding']} ({temperature})" if row["decoding"] == TUNED else row["decoding"],
+            row["decoding"] + "".join(f" ({value:.4g})" for value in tuned),
             figure(row["model_value"], ".3f"),
             with_interval(row["gap"], row["ci95"], "+.3f"),
             f"{100 * row['gap'] / row['human']:+.1f}" if row["n"] else MISSING,

@@ -141,7 +141,7 @@ def measure(
     from ugap.profile.fitting import like_texts
     from ugap.progress import progress_bar
     from ugap.sampling import profile_of
-    from ugap.study.compare.matched import matched_temperature
+    from ugap.study.compare.matched import matched_setting
     from ugap.study.continuations import Continuations, Text, batches
     from ugap.study.decodings import parse_decodings
     from ugap.study.excerpts import cut_excerpts
@@ -186,7 +186,7 @@ def measure(
             written = write(kind, excerpts, f"temperature-{temperature}", how, 0)
             return float(np.mean([surprisal.mean() for _, surprisal in written if len(surprisal)]))
 
-        return {"temperature": matched_temperature(level, level_at)}
+        return {"temperature": matched_setting(level, level_at)}
 
     table = []
     with progress_bar() as bar:

@@ -70,3 +70,67 @@ class TestTopNSigma:
         scores = torch.randn(4, 300, generator=torch.Generator().manual_seed(0))
         cut = baselines.TopNSigmaLogitsProcessor(1.5)
         assert kept(cut(None, scores)) == kept(cut(None, scores / 0.3))
+
+
+class TestAdaptiveP:
+    scores = torch.tensor([[0.5, 0.25, 0.125, 0.0625, 0.0625]]).log()
+
+    def test_probabilities_near_the_target_are_preferred(self):
+        p = baselines.AdaptivePLogitsProcessor(0.25)(torch.tensor([[9]]), self.scores).double().softmax(-1)
+        distance = 5 * (self.scores.exp().double() - 0.25).abs()
+        expected = (-10 * distance**2 / (1 + distance)).softmax(-1)
+        torch.testing.assert_close(p, expected)
+        assert p.argmax() == 1
+
+    def test_the_target_makes_up_for_what_was_drawn(self):
+        processor = baselines.AdaptivePLogitsProcessor(0.25, decay=0.5)
+        processor(torch.tensor([[9]]), self.scores)
+        # 0.5 was drawn: the mean is 0.375, so the next target is 0.125.
+        assert processor(torch.tensor([[9, 0]]), self.scores).argmax() == 2
+        # Other ids begin a new text.
+        assert processor(torch.tensor([[8]]), self.scores).argmax() == 1
+
+    def test_what_is_ruled_out_stays_so(self):
+        scores = self.scores.index_fill(1, torch.tensor([1]), -math.inf)
+        assert kept(baselines.AdaptivePLogitsProcessor(0.3)(torch.tensor([[9]]), scores))[0][1] is False
+
+    def test_it_holds_the_probability(self):
+        """On one fixed distribution, the mean probability of what is drawn is near the target."""
+        generator = torch.Generator().manual_seed(0)
+        scores = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
+        processor, ids, drawn = baselines.AdaptivePLogitsProcessor(0.25), torch.zeros(1, 1, dtype=torch.long), []
+        for _ in range(2000):
+            token = torch.multinomial(processor(ids, scores).softmax(-1), 1, generator=generator)
+            drawn.append(scores.exp().gather(1, token))
+            ids = torch.cat([ids, token], 1)
+        assert torch.cat(drawn).mean().item() == pytest.approx(0.25, abs=0.02)
+
+
+class TestXTC:
+    scores = torch.tensor([[0.5, 0.25, 0.15, 0.05, 0.05]]).log()
+
+    def test_only_the_least_of_the_likely_tokens_stays(self):
+        assert kept(baselines.XTCLogitsProcessor(1.0)(None, self.scores)) == [[False, False, True, True, True]]
+        assert kept(baselines.XTCLogitsProcessor(0.0)(None, self.scores)) == [[True] * 5]
+        one = torch.tensor([[0.95, 0.05]]).log()
+        assert kept(baselines.XTCLogitsProcessor(1.0)(None, one)) == [[True, True]]
+
+    def test_it_excludes_as_often_as_asked(self):
+        rows = self.scores.repeat(4000, 1)
+        excluded = [not row[0] for row in kept(baselines.XTCLogitsProcessor(0.3, seed=1)(None, rows))]
+        assert sum(excluded) / 4000 == pytest.approx(0.3, abs=0.03)
+
+
+def test_p_less_keeps_what_is_as_probable_as_a_repeated_draw():
+    scores = torch.tensor([[0.5, 0.35, 0.1, 0.05], [0.25, 0.25, 0.25, 0.25]]).log()  # sum p^2: 0.385 and 0.25
+    assert kept(baselines.PLessLogitsProcessor()(None, scores)) == [[True, False, False, False], [True] * 4]
+
+
+def test_dynamic_temperature_follows_the_entropy():
+    scores = torch.stack([torch.zeros(8), torch.tensor([3.0] + [0.0] * 7)])
+    out = baselines.DynamicTemperatureLogitsProcessor(1.5)(None, scores)
+    log_p = scores.double().log_softmax(-1)
+    entropy = -(log_p.exp() * log_p).sum(-1, keepdim=True)
+    torch.testing.assert_close(out.double(), scores.double() / (1.5 * 0.8 ** (1 / entropy)))
+    certain = torch.tensor([[0.0, -math.inf]])
+    assert kept(baselines.DynamicTemperatureLogitsProcessor(1.5)(None, certain)) == [[True, False]]

@@ -9,7 +9,9 @@ import pytest
 
 import ugap.study.continuations
 from eval import decoding
+from ugap.cli.eval import load_program
 from ugap.cli.main import main
+from ugap.cli.programs import programs_folder
 from ugap.data import TextRow
 from ugap.models import load_model
 from ugap.profile.reading import Reading, Share
@@ -45,7 +47,17 @@ def words(tiny_folder, make_profile, texts, tmp_path_factory):
     return ["eval", "decoding", "--model", str(tiny_folder), *files, *sizes]
 
 
-DECODINGS = ["ugap-creative", "ancestral", "temperature-tuned", "mirostat-2", "top-n-sigma-1", "hot=temperature:1.3"]
+SAMPLERS = load_program(Path(programs_folder("eval")) / "baselines.py").TUNED
+DECODINGS = [
+    "ugap-creative",
+    "ancestral",
+    "temperature-tuned",
+    "mirostat-2",
+    "top-n-sigma-1",
+    "hot=temperature:1.3",
+    "xtc-tuned",
+    "adaptive-p-tuned",
+]
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +85,9 @@ def test_the_record(finished, tiny_folder):
         assert 0 <= row["repetition"]["model_value"] <= 1
     tuned = next(row for row in model["rows"] if row["decoding"] == "temperature-tuned")
     assert 0.5 <= tuned["settings"]["temperature"] <= 2
+    found = {row["decoding"]: row["settings"] for row in model["rows"][-2:]}
+    assert 0 <= found["xtc-tuned"]["probability"] <= 1
+    assert 0 <= found["adaptive-p-tuned"]["target"] <= 0.95
 
 
 def test_the_table(finished):
@@ -132,7 +147,7 @@ def test_tuning_needs_texts(words, tmp_path, capsys):
     at = words.index("--tune")
     rest = [*words[:at], *words[at + 2 :]]
     assert main([*rest, "--decoding", "temperature-tuned", "--output", str(tmp_path / "out")]) == 2
-    assert "temperature-tuned needs --tune" in capsys.readouterr().err
+    assert "temperature-tuned needs --tune: other human texts, to tune it on" in capsys.readouterr().err
 
 
 def test_a_folder_with_results_is_not_overwritten(words, finished, capsys):
@@ -140,25 +155,37 @@ def test_a_folder_with_results_is_not_overwritten(words, finished, capsys):
     assert "add --resume" in capsys.readouterr().err
 
 
-def test_the_tuned_temperature_is_where_the_levels_cross(monkeypatch):
-    """Of a model whose surprisal is 4 T^2 + 1 nats, and people at 4.24: T is 0.9."""
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_setting_is_tuned_to_where_the_levels_cross(name):
+    """Of a model whose surprisal is 3 nats at the second place of the search and rises with it; people are at 2.9."""
 
     class Text:
         def __init__(self, nll):
             self.scores = type("Scores", (), {"nll": nll, "__len__": lambda self: 1})()
 
+    tuned = SAMPLERS[name]
+    low, middle, _ = tuned.first
+    places = {tuned.value(place / 1000): place / 1000 for place in range(8001)}
+
     class Fake(decoding.Writer):
         def __init__(self):
             pass
 
-        tried: list = []  # noqa: RUF012
+        def cut(self, rows):
+            return []
 
-        def texts(self, use, excerpts, name, how, seed):
-            self.tried.append(how.get("temperature"))
-            return [Text(4.24 if name == "human" else 4 * how["temperature"] ** 2 + 1)]
+        def texts(self, use, excerpts, decoding, how, seed, sampler=None):
+            if sampler is None:
+                return [Text(2.9)]
+            (value,) = sampler.settings.values()
+            place = min(places.items(), key=lambda one: abs(one[0] - value))[1]
+            return [Text(3 + (place - middle) / (middle - low))]
 
-    assert decoding.tuned_temperature(Fake(), []) == pytest.approx(0.9, abs=2e-3)
-    assert Fake.tried == [None, 0.9, 1.0, 1.1]
+    sampler = decoding.baseline(f"{name}-tuned", Fake(), [])
+    assert sampler is not None
+    (value,) = sampler.settings.values()
+    assert value == pytest.approx(tuned.value(middle - 0.1 * (middle - low)), rel=0.02)
+    assert sampler.processors(0) or tuned.setting in sampler.generate
 
 
 def test_texts_to_write_like(words, texts, tiny_folder, make_profile, refused, tmp_path, caplog):

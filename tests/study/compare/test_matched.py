@@ -1,6 +1,6 @@
 import pytest
 
-from ugap.study.compare.matched import matched_temperature
+from ugap.study.compare.matched import matched_setting
 
 
 @pytest.mark.parametrize(
@@ -23,10 +23,10 @@ def test_it_is_where_the_levels_cross(people, level_at, temperature):
         tried.append(t)
         return level_at(t)
 
-    assert matched_temperature(people, level) == pytest.approx(temperature, abs=0.01)
+    assert matched_setting(people, level) == pytest.approx(temperature, abs=0.01)
     assert tried[:3] == [0.9, 1.0, 1.1]
     assert len(tried) == len(set(tried)) <= 9
 
 
 def test_a_level_that_does_not_rise_with_the_temperature_is_left_alone():
-    assert matched_temperature(3.0, lambda t: 4 - t) in (0.9, 1.0, 1.1)
+    assert matched_setting(3.0, lambda t: 4 - t) in (0.9, 1.0, 1.1)

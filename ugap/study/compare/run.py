@@ -31,7 +31,7 @@ from ugap.models import adapter_hash, load_model
 from ugap.profile import HumanProfile, KindProfile
 from ugap.progress import progress_bar
 from ugap.scoring import Scorer, ScorerId
-from ugap.study.compare.matched import matched_temperature
+from ugap.study.compare.matched import matched_setting
 from ugap.study.compare.table import BASE, CONTRASTIVE, MATCHED, Origin, Reading, probe_record
 from ugap.study.continuations import Continuations, Text, batches, check_writer
 from ugap.study.decodings import Settings
@@ -43,7 +43,7 @@ from ugap.study.probes.facts import FactResult, contrastive, generative
 from ugap.study.probes.questions import KIND as QUESTIONS
 from ugap.study.probes.questions import Question, ask_questions
 
-VERSION = 1
+VERSION = 2
 ANSWERS = pa.schema([("said", pa.string()), ("right", pa.bool_())])
 
 
@@ -311,7 +311,7 @@ class _Work:
             return tried[f"{temperature:g}"]
 
         human = mean_surprisal(self._scored(ruler, excerpts, [excerpt.human for excerpt in excerpts], HUMAN, HUMAN))
-        return {"temperature": matched_temperature(human, surprisal_at), "human": human, "tried": tried}
+        return {"temperature": matched_setting(human, surprisal_at), "human": human, "tried": tried}
 
     def _written(
         self, writer: _Writer, excerpts: Sequence[Excerpt], decodings: Mapping[str, Settings]

@@ -18,7 +18,6 @@ BLOCK = Block(
     "people: 2.00",
     [
         Written("greedy", 0.5, PIECES),
-        Written("ours", 2.0, PIECES),
         Written("loud", 4.0, []),
         Written("none", math.nan, []),
     ],
@@ -44,9 +43,10 @@ def test_beside_or_below_each_other(width):
     names = [line.split() for line in shown if set(line.split()) <= {one.name for one in BLOCK.texts} and line.strip()]
     assert ([one.name for one in BLOCK.texts] in names) == (width >= STACKED_BELOW)
     text = "\n".join(shown)
-    # Bars: a quarter, a whole one for the level of people and what is above it, none.
-    assert text.count("█") == 6 + 24 + 24
-    assert text.count("░") == 18 + 24
+    # A quarter of the level of people; twice it, which is cut; none.
+    bars = re.findall("[█░┃]+", text)
+    assert [bar.count("█") for bar in bars] == [4, 24, 0]
+    assert {(len(bar), bar.index("┃")) for bar in bars} == {(25, 18)}
 
 
 def test_the_page(tmp_path):
@@ -55,12 +55,12 @@ def test_the_page(tmp_path):
     html = path.read_text(encoding="utf-8")
     for text in ("A &lt;i&gt;prompt", "model &lt;x&gt;", "--prompt &#39;&lt;i&gt;&#39;", "25% of people"):
         assert text in html
-    assert html.count('class="side"') == 4
+    assert html.count('class="side"') == 3
     # Tints are shares of 8 nats; white space before a word has none, and what is not known neither.
     assert '<i style="--s:75" title="6.00 nats">Once</i> <i style="--s:6" title="0.50 nats">upon</i>\n\n' in html
     assert '<i style="--s:100" title="12.00 nats">&lt;b&gt;</i> my own' in html
     # The level of people is at three quarters of a bar.
-    assert re.findall(r"--w:(\d+)", html) == ["19", "75", "100", "0"]
+    assert re.findall(r"--w:(\d+)", html) == ["19", "100", "0"]
     assert "<script" not in html
     assert "<pre>" in html
     write_texts([BLOCK], "m", "", path)

@@ -8,7 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 STACKED_BELOW = 100  # columns of a terminal that three texts need beside each other
-_BAR = 24
+PEOPLE_AT = 0.75  # of a bar
+_BAR = 24  # its cells
 
 
 class Written(NamedTuple):
@@ -45,7 +46,7 @@ def side_by_side(block: Block, texts: Sequence[Text], width: int) -> RenderableT
     """The texts of a block beside each other, or below each other on a narrow terminal, each under its surprisal.
 
     Args:
-        block (`Block`): The texts. The bar of one at the level of people is full.
+        block (`Block`): The texts. Each has a bar with a mark at the level of people.
         texts (`Sequence[Text]`): How each is shown.
         width (`int`): Columns of the terminal.
     """
@@ -73,6 +74,8 @@ def level_of(nll: float, human_level: float) -> str:
 
 
 def _head(one: Written, human_level: float) -> Text:
-    filled = 0 if one.nll != one.nll else min(round(_BAR * one.nll / human_level), _BAR)
-    bar = "█" * filled + "░" * (_BAR - filled)
+    people = round(PEOPLE_AT * _BAR)
+    filled = 0 if one.nll != one.nll else min(round(people * one.nll / human_level), _BAR)
+    cells = "█" * filled + "░" * (_BAR - filled)
+    bar = f"{cells[:people]}┃{cells[people:]}"
     return Text.assemble((one.name, "bold"), f"\n{bar}\n", (f"{level_of(one.nll, human_level)}\n", "dim"))

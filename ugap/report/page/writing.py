@@ -13,10 +13,9 @@ from pathlib import Path
 import ugap
 from ugap.files import replacing
 from ugap.report.page.page import template_environment
-from ugap.report.written import Block, level_of
+from ugap.report.written import PEOPLE_AT, Block, level_of
 
 _FULL = 8.0  # nats of a full tint, as in the reader of studies
-_PEOPLE = 0.75  # where the mark of people is on a bar
 
 
 def write_texts(blocks: Sequence[Block], model: str, command: str, path: str | Path) -> None:
@@ -37,7 +36,7 @@ def write_texts(blocks: Sequence[Block], model: str, command: str, path: str | P
             style=style,
             model=model,
             command=command,
-            people_at=round(100 * _PEOPLE),
+            people_at=round(100 * PEOPLE_AT),
             blocks=[_shown(block) for block in blocks],
         )
     )
@@ -53,7 +52,7 @@ def _shown(block: Block) -> dict[str, object]:
             {
                 "name": one.name,
                 "level": level_of(one.nll, block.human_level),
-                "filled": 0 if one.nll != one.nll else min(round(100 * _PEOPLE * one.nll / block.human_level), 100),
+                "filled": 0 if one.nll != one.nll else min(round(100 * PEOPLE_AT * one.nll / block.human_level), 100),
                 "pieces": [(*_split(string), _tint(nats), f"{nats:.2f}") for string, nats in one.pieces],
             }
             for one in block.texts

@@ -66,7 +66,7 @@ USERS = {
     "sacrebleu": ("ugap.statistics.diversity",),
     "triton": ("ugap.scoring.head",),
     "trl": ("ugap.training", "train"),
-    "vllm": ("ugap.sampling.engines", "ugap.study.vllm_engine"),
+    "vllm": ("ugap.sampling.engines", "ugap.study.vllm_engine", "ugap.training.vllm_rollouts"),
     "wandb": ("ugap.training.evaluation",),
 }
 # The extras of engines and kernels need not be installed: module and distribution.

@@ -138,8 +138,34 @@ def test_a_trainer_that_would_not_know_is_refused(make_trainer, human):
         make_trainer(GRPOTrainer, SampledRollouts(human)).train()
 
 
-def test_vllm_would_count_the_ratio_twice(make_trainer):
-    with pytest.raises(InputError, match=r"use_vllm=True: .* count twice"):
+def test_rows_that_the_trainer_names_are_drawn_plainly(make_trainer, human, profile):
+    is_human = [True, False, False, True]
+
+    class Named(SampledGRPOTrainer):
+        def human_rows(self, n):
+            assert n == 4
+            return is_human
+
+    trainer = make_trainer(Named, SampledRollouts(human, seed=0), temperature=0.8)
+    model = trainer.model.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trainer.train()
+    (batch,) = trainer.batches
+    model.load_state_dict(before)
+    ids, mask = (torch.cat([batch[f"prompt_{name}"], batch[f"completion_{name}"]], 1) for name in ("ids", "mask"))
+    with torch.no_grad():
+        logits = model.eval()(input_ids=ids, attention_mask=mask).logits[:, batch["prompt_ids"].shape[1] - 1 : -1] / 0.8
+    plain = logits.log_softmax(-1).gather(2, batch["completion_ids"].unsqueeze(2)).squeeze(2)
+    sampled = dense(HumanEntropyLogitsProcessor(profile, "creative"), model, batch)
+    rows, real = torch.tensor(is_human), batch["completion_mask"].bool()
+    expected = torch.where(rows.unsqueeze(1), sampled, plain)
+    torch.testing.assert_close(batch["old_per_token_logps"][real], expected[real], atol=2e-3, rtol=1e-3)
+    assert (sampled - plain)[real].abs().mean() > 0.1
+
+
+def test_vllm_that_is_not_installed_is_one_line(make_trainer, monkeypatch):
+    monkeypatch.setattr("ugap.errors.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"ugap\[vllm\]"):
         make_trainer(use_vllm=True)
 
 

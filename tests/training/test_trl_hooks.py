@@ -6,6 +6,8 @@ import pytest
 from transformers import Trainer
 from trl import DPOTrainer, GRPOConfig, GRPOTrainer, RLOOTrainer, SFTConfig, SFTTrainer
 from trl.extras.profiling import profiling_context
+from trl.generation import vllm_generation
+from trl.generation.vllm_client import VLLMClient
 from trl.models import unwrap_model_for_generation
 
 HOOKS = [
@@ -79,3 +81,27 @@ def test_grpo_scales_its_own_loss_and_sft_leaves_it_to_the_trainer():
     ):
         assert f"{name}=" in source or f'["{name}"]' in source
     assert list(inspect.signature(profiling_context).parameters)[:2] == ["trainer", "name"]
+
+
+def test_the_vllm_backend_takes_our_processor_and_requests():
+    source = inspect.getsource(vllm_generation.VLLMGeneration)
+    # `colocated_engine` stands in for LLM, and adds options that are not among these.
+    assert source.count("self.llm = LLM(") == 1
+    assert 'logprobs_mode="processed_logprobs"' in source
+    assert "logits_processors" not in source
+    assert "dtype=" not in inspect.getsource(vllm_generation.VLLMGeneration._init_vllm)
+    # Requests arrive as they are where vLLM is called, in the engine and in the client of a server.
+    assert '[{"prompt_token_ids": ids} for ids in all_prompts]' in source
+    assert "self.llm.generate(vllm_prompts, sampling_params=sampling_params, use_tqdm=False)" in source
+    assert "ordered_set_of_prompt_ids = all_prompts[::num_generations]" in source
+    assert "self.vllm_client.generate(" in source
+    names = list(inspect.signature(vllm_generation.VLLMGeneration.generate).parameters)
+    assert names[:4] == ["self", "prompts", "images", "num_generations"]
+    assert {"prompts", "generation_kwargs"} <= inspect.signature(VLLMClient.generate).parameters.keys()
+    assert "sampling_params.update(generation_kwargs or {})" in inspect.getsource(VLLMClient.generate)
+    assert inspect.signature(VLLMClient.get_server_info).parameters.keys() == {"self"}
+    # The correction can be switched off after the trainer was made.
+    for method in (GRPOTrainer._generate_and_score_completions, GRPOTrainer._compute_loss):
+        source = inspect.getsource(method)
+        assert "self.vllm_importance_sampling_correction" in source
+        assert "args.vllm_importance_sampling_correction" not in source

@@ -301,6 +301,7 @@ def train(
     from ugap.training.evaluation.callback import UncertaintyGapCallback
     from ugap.training.evaluation.card import before_and_after
     from ugap.training.policy import MERGED, leave_profile, save_merged
+    from ugap.training.rollouts import SampledGRPOTrainer
     from ugap.training.run_folder import check_settings, note_run
     from ugap.training.termination import saving_at_sigterm
 
@@ -344,7 +345,9 @@ def train(
     if args.push_to_hub:
         with in_one_line():
             trainer.push_to_hub()
-    trainer.end()
+    if isinstance(trainer, SampledGRPOTrainer):
+        trainer.end_vllm()
+    trainer.accelerator.end_training()
 
 
 def trained_on(trainer: "Trainer", data: Data) -> dict[str, str]:

@@ -200,6 +200,10 @@ class UncertaintyGRPOTrainer(ConstrainedTrainer, SampledGRPOTrainer):
             output |= {"creative": creative, **self._references(step, output)}
         return output
 
+    def human_rows(self, n: int) -> list[bool]:
+        """The creative rows: the answers to facts are drawn plainly, as their cost is measured."""
+        return self.step.creative.tolist()
+
     # 2. Rewards. Replaces TRL's method, which keeps only the values of a reward.
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:

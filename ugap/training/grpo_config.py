@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from trl import GRPOConfig
 
-from ugap.errors import InputError
+from ugap.errors import InputError, require
 from ugap.training.constrained import ConstrainedConfig
 
 SCALES = ("batch", "group", "none")
@@ -59,9 +59,12 @@ class UncertaintyGRPOConfig(ConstrainedConfig, GRPOConfig):
         """Check what can be checked without data.
 
         Raises:
-            InputError: If a value is out of its range, or a setting would leave the constraint without effect.
+            InputError: If a value is out of its range, a setting would leave the constraint without effect, or vLLM is
+                asked for and not installed.
         """
         super().__post_init__()
+        if self.use_vllm:
+            require("vllm")
         if self.multi_objective_aggregation != "normalize_then_sum":
             # Rewards that are weighted first and normalised then lose their weight: only one applies to a row.
             raise InputError(

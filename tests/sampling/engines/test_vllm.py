@@ -77,6 +77,8 @@ class Params:
     repetition_penalty: float = 1.0
     logit_bias: dict[int, float] | None = None
     all_stop_token_ids: set[int] = field(default_factory=set)
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool = False
 
 
 @dataclass
@@ -502,6 +504,9 @@ class TestRequests:
     def test_what_ends_the_text_of_a_request(self, make):
         params = Params({"ugap_mode": "creative"}, all_stop_token_ids={5, 7})
         assert request_of(params) == Request("auto", 1.0, frozenset({5, 7}))
+        # vLLM counts the end token of the tokenizer, which then ends nothing, among all of them.
+        params = Params({"ugap_mode": "creative"}, all_stop_token_ids={5, 7}, stop_token_ids=[7], ignore_eos=True)
+        assert request_of(params) == Request("auto", 1.0, frozenset({7}))
 
     def test_others_may_do_as_they_like(self, make):
         validate_params(Params({"another": 1}, temperature=0.2, top_k=5, min_p=0.1))

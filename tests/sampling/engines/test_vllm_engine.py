@@ -102,7 +102,7 @@ def engine(folder: Path) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Any]:
-    """`server(**body)`: status and answer of vLLM's OpenAI-compatible server, in a process of its own."""
+    """vLLM's OpenAI-compatible server in a process of its own: its `url`, and `ask(**body)` for status and answer."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -116,8 +116,11 @@ def server(folder: Path) -> Iterator[Any]:
         *options,
         "--logits-processors",
         NAME,
+        "--logprobs-mode",
+        "processed_logprobs",
     ]
-    settings = {PROFILE_VARIABLE: ASSET, "VLLM_CPU_KVCACHE_SPACE": "1"}
+    # TRL asks a server under development for its settings.
+    settings = {PROFILE_VARIABLE: ASSET, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_SERVER_DEV_MODE": "1"}
     url = f"http://127.0.0.1:{port}"
 
     def ask(**body: Any) -> tuple[int, str]:
@@ -138,7 +141,7 @@ def server(folder: Path) -> Iterator[Any]:
                     break
                 except OSError:
                     time.sleep(1)
-            yield ask
+            yield SimpleNamespace(url=url, ask=ask)
         finally:
             process.terminate()
 
@@ -218,12 +221,12 @@ def log_probabilities(output: Any) -> list[float]:
     return [steps[token].logprob for steps, token in zip(one.logprobs, one.token_ids, strict=True)]
 
 
-def replayed(logits: Tensor, output: Any, extra: dict[str, Any], ends: set[int], suppressed: list[int]) -> list[float]:
+def replayed(logits: Tensor, output: Any, extra: dict[str, Any], suppressed: list[int]) -> list[float]:
     """The log-probabilities of the output's tokens under the sampler alone."""
     profile, weight = aimed(HumanProfile.load(ASSET), extra.get("ugap_mode"), extra.get("ugap_weight"))
     own = extra.get("ugap_params")
     params = human_params(profile, extra.get("ugap_kind", "auto")) if own is None else json.loads(own)
-    sampler = HumanSampler.of(params, weight, suppress_tokens=[t for t in suppressed if t not in ends])
+    sampler = HumanSampler.of(params, weight, suppress_tokens=suppressed)
     state, values = State.start([len(output.prompt_token_ids)]), []
     for row, token in zip(logits, output.outputs[0].token_ids, strict=True):
         step = sampler.step(row.unsqueeze(0), state)
@@ -259,14 +262,14 @@ class TestEngine:
         assert None not in batch.found
 
     def test_ours_are_drawn_from_the_sampler(self, batch, engine, model):
-        suppressed, ends = suppressed_tokens(model[0], model[1], []), {model[1].eos_token_id}
+        suppressed = suppressed_tokens(model[0], model[1], [])  # with ignore_eos no token ends a text
         worst = []
         for (extra, more), params, output in zip(batch.settings, batch.params, batch.outputs, strict=True):
             if not any(key.startswith("ugap_") for key in extra):
                 continue
             tokens = list(output.outputs[0].token_ids)
             logits = masked(logits_of(model, output), more, engine, tokens, params)
-            values = torch.tensor(replayed(logits, output, extra, ends, suppressed))
+            values = torch.tensor(replayed(logits, output, extra, suppressed))
             worst.append(float((values - torch.tensor(log_probabilities(output))).abs().max()))
         assert max(worst) < 1e-3
 
@@ -288,7 +291,7 @@ class TestEngine:
         assert [one.outputs[0].token_ids for one in ours] == [one.outputs[0].token_ids for one in others]
 
     def test_special_tokens_are_not_drawn(self, batch, model):
-        barred = set(suppressed_tokens(model[0], model[1], [model[1].eos_token_id]))
+        barred = set(suppressed_tokens(model[0], model[1], []))
         for (extra, _), output in zip(batch.settings, batch.outputs, strict=True):
             if extra.get("ugap_mode") == "creative":
                 assert not barred & set(output.outputs[0].token_ids)
@@ -358,13 +361,13 @@ class TestServer:
         texts = {}
         for mode in ("precise", "creative", None):
             more = {"temperature": 0} if mode is None else {"vllm_xargs": {"ugap_mode": mode}}
-            status, answer = server(**more, seed=1)
+            status, answer = server.ask(**more, seed=1)
             assert status == 200
             texts[mode] = json.loads(answer)["choices"][0]["text"]
         assert texts["precise"] == texts[None] != texts["creative"]
 
     def test_streaming(self, server):
-        status, answer = server(vllm_xargs={"ugap_mode": "creative"}, stream=True, ignore_eos=True)
+        status, answer = server.ask(vllm_xargs={"ugap_mode": "creative"}, stream=True, ignore_eos=True)
         assert status == 200
         assert answer.count("data: {") >= 8
         assert answer.rstrip().endswith("data: [DONE]")
@@ -378,6 +381,42 @@ class TestServer:
         ],
     )
     def test_bad_values(self, server, body, message):
-        status, answer = server(**body)
+        status, answer = server.ask(**body)
         assert status == 400
         assert message in json.loads(answer)["error"]["message"]
+
+    def test_a_trainer_completes_prompts_with_it(self, server, model, monkeypatch):
+        from accelerate import Accelerator
+        from trl.generation.vllm_client import VLLMClient
+        from trl.generation.vllm_generation import VLLMGeneration
+
+        from ugap.training.vllm_rollouts import Request, complete, server_fault
+
+        monkeypatch.setattr(VLLMClient, "init_communicator", lambda *_, **__: None)  # which carries weights, by NCCL
+        backend = VLLMGeneration(
+            model[0],
+            Accelerator(cpu=True),
+            model[1],
+            mode="server",
+            server_base_url=server.url,
+            temperature=0.7,
+            max_completion_length=8,
+        )
+        assert server_fault(backend.vllm_client.get_server_info()) is None
+        prompts = [model[1](text).input_ids for text in PROMPTS[:2]]
+        level = {"ugap_params": json.dumps(STORY), "ugap_weight": 0.8}
+        plain, human = {"ignore_eos": True, "seed": 1}, {"temperature": 1.0, "extra_args": level}
+        requests = [Request(prompts[0], plain)] * 2 + [Request(prompts[1], {**plain, **human})] * 2
+        ids, logprobs = complete(backend, requests, 2)
+        assert ids[0] != ids[1]
+        assert ids[2] != ids[3]
+        suppressed = suppressed_tokens(model[0], model[1], [])
+        for request, tokens, values in zip(requests, ids, logprobs, strict=True):
+            output = SimpleNamespace(prompt_token_ids=list(request), outputs=[SimpleNamespace(token_ids=tokens)])
+            logits = logits_of(model, output)
+            if "extra_args" in request.params:
+                expected = torch.tensor(replayed(logits, output, level, suppressed))
+            else:
+                drawn = torch.tensor(tokens).unsqueeze(1)
+                expected = (logits / 0.7).log_softmax(-1).gather(1, drawn).squeeze(1)
+            torch.testing.assert_close(torch.tensor(values), expected, rtol=0, atol=2e-3)

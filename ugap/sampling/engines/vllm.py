@@ -116,7 +116,9 @@ def request_of(sampling_params: Any) -> Request | None:
     kind, params = settings.get("ugap_kind"), settings.get("ugap_params")
     if kind is not None and params is not None:
         raise ValueError("give ugap_kind or ugap_params, not both")
-    ends = frozenset(getattr(sampling_params, "all_stop_token_ids", ()))
+    # With `ignore_eos`, the tokenizer's end token is still among all of vLLM's stop tokens, and ends nothing.
+    stops = "stop_token_ids" if getattr(sampling_params, "ignore_eos", False) else "all_stop_token_ids"
+    ends = frozenset(getattr(sampling_params, stops, None) or ())
     weight = mode_weight(settings.get("ugap_mode"), settings.get("ugap_weight"))
     # As `ugap.sampling.params.aimed` has it.
     own = settings.get("ugap_weight") is not None or weight < 1
@@ -295,7 +297,7 @@ class Requests:
         """Add the drawn tokens to the states, and put the scores of the next step into the rows.
 
         Args:
-            logits (`Tensor` of shape `(B, V)`): Changed in place.
+            logits (`Tensor` of shape `(B, V)`): May be changed in place.
             rows (`Sequence[int]`): Rows to change, `N` of them.
             slots (`Sequence[int]`): Slot of the request of each.
             tokens (`Tensor` of shape `(N,)`): Token drawn in the last step of each; negative for none.
@@ -318,10 +320,16 @@ class Requests:
             if len(before) != len(samplers) or any(a is not b for a, b in zip(before, samplers, strict=True)):
                 sampler = _join(samplers)
             self._joined[group] = samplers, sampler
-            index = torch.tensor([rows[i] for i in members], device=logits.device)
-            scores = logits[index]
+            group_rows = [rows[i] for i in members]
+            # A group of all rows is the rule where one program asks, and copies would take a tenth of our time.
+            is_whole = group_rows == list(range(len(logits)))
+            index = torch.tensor(group_rows, device=logits.device)
+            scores = logits if is_whole else logits[index]
             step = sampler.step(scores, State(*self._states[:, group_slots]))
-            logits[index] = step.scores(scores)
+            if is_whole:
+                logits = step.scores(scores)
+            else:
+                logits[index] = step.scores(scores)
             self._steps.update((slot, _LastStep(step, row, sampler)) for row, slot in enumerate(group_slots))
         return logits
 
@@ -470,7 +478,7 @@ class ProcessorV1:
         """Scores of the distributions to sample from, in the rows of the requests that take part.
 
         Args:
-            logits (`Tensor` of shape `(B, V)`): Changed in place.
+            logits (`Tensor` of shape `(B, V)`): May be changed in place.
 
         Raises:
             ValueError: If the logits of a row are not finite, or vLLM did not fill in the token of the last step.
@@ -562,7 +570,7 @@ class ProcessorV2:
         """Scores of the distributions to sample from, in the rows of the requests that take part.
 
         Args:
-            logits (`Tensor` of shape `(B, V)`): Changed in place.
+            logits (`Tensor` of shape `(B, V)`): May be changed in place.
             ctx (`LogitsContext`): Slot of each row, the token fed to the model, and the length of its sequence.
 
         Raises:

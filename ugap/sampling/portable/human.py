@@ -276,10 +276,12 @@ class HumanSampler:
         size = len(self.suppressed)
         if not size:
             return kept
-        barred = self.suppressed[kept.ids.clamp(max=size - 1)] & (kept.ids < size)
+        # A CPU selects from one dimension several times faster than it indexes.
+        listed = self.suppressed.index_select(0, kept.ids.clamp(max=size - 1).flatten()).view_as(kept.ids)
+        barred = listed & (kept.ids < size)
         ids, surprisal = kept.ids, kept.surprisal.masked_fill(barred, FAR)
         # Where the human ranks hold nothing else, the likeliest of the other tokens is drawn, if there is one.
-        for row in (surprisal >= FAR).all(-1).nonzero().squeeze(1).tolist():
+        for row in (surprisal.amin(-1) >= FAR).nonzero().squeeze(1).tolist():
             others = scores[row].clone()
             others[:size].masked_fill_(self.suppressed[: len(others)], -torch.inf)
             best = others.argmax()

@@ -11,7 +11,7 @@ from rich.text import Text
 import ugap
 from ugap.models.console import announced
 from ugap.progress import progress_bar
-from ugap.terminal import Terminal, one_line, visible
+from ugap.terminal import Name, Terminal, one_line, visible
 
 # A colour, an erased screen, a link, a bell, a clipboard, a return, C1 controls, overrides, a separator.
 ATTACKS = [
@@ -67,6 +67,24 @@ def test_a_column_has_room_for_what_is_spelt_out():
     stream = io.StringIO()
     Terminal(file=stream, width=60).print(table)
     assert r"a\x1b[31m\u202e" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "lines"),
+    [
+        ("gemma-3-270m", 12, ["gemma-3-270m"]),
+        ("gemma-3-270m", 11, ["gemma-3-", "270m"]),
+        ("org/gemma_3", 7, ["org/", "gemma_3"]),
+        ("two words", 5, ["two", "words"]),
+        ("indivisible", 6, ["indivi", "sible"]),
+        ("a\x1b-b", 6, [r"a\x1b-", "b"]),
+        ("", 5, [""]),
+    ],
+)
+def test_a_name_breaks_behind_a_hyphen(name, width, lines):
+    stream = io.StringIO()
+    Terminal(file=stream, width=width).print(Name(name))
+    assert stream.getvalue().splitlines() == lines
 
 
 @pytest.mark.parametrize("attack", ATTACKS)

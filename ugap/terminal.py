@@ -9,7 +9,9 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.segment import Segment
 from rich.text import Text
 
@@ -65,3 +67,28 @@ class Terminal(Console):
         """The segments of a renderable: rich's own control codes stay, and all text is `visible`."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=visible(segment.text))
+
+
+class Name:
+    """A cell of words that breaks behind a hyphen, a slash, an underscore or a space, if its column is narrow.
+
+    Args:
+        text (`str`): The words.
+    """
+
+    def __init__(self, text: str):
+        self._parts = re.findall(r"[^-/_ ]*[-/_ ]|[^-/_ ]+$", one_line(text)) or [""]
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        """From the longest part to the whole."""
+        widths = [cell_len(part) for part in self._parts]
+        return Measurement(max(widths), sum(widths)).clamp(max_width=options.max_width)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """As many parts on a line as it has room for."""
+        lines = [""]
+        for part in self._parts:
+            if lines[-1] and cell_len(lines[-1]) + cell_len(part.rstrip()) > options.max_width:
+                lines.append("")
+            lines[-1] += part
+        yield Text("\n".join(map(str.rstrip, lines)), overflow="fold")

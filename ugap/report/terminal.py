@@ -9,7 +9,7 @@ from rich.text import Text
 
 from ugap.report.rows import ends, number
 from ugap.report.tables import MISSING
-from ugap.terminal import one_line
+from ugap.terminal import Name, one_line
 
 
 def text_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], *, words: int) -> Table:
@@ -31,7 +31,7 @@ def text_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]],
             no_wrap=column >= words,
         )
     for row in rows:
-        table.add_row(*(Text(one_line(cell)) for cell in row))
+        table.add_row(*(Name(cell) if column < words else Text(one_line(cell)) for column, cell in enumerate(row)))
     return table
 
 

@@ -33,7 +33,7 @@ examples:
 The facts ship with ugap: statements to complete, of twelve kinds. contrastive: the right answer has the lowest mean
 surprisal of four. generative: what the model writes starts with the right answer. Intervals are Wilson's over facts.
 Decodings are compared with the first one, an adapter with its base, on the same facts: McNemar's exact test, or with
-several seeds a signed-rank test, with a bootstrap interval of the difference. decodings: see ugap measure --help.
+several seeds a bootstrap-t test, with a bootstrap interval of the difference. decodings: see ugap measure --help.
 
 The folder gets factuality.json: settings, accuracies, comparisons, and what was said to every fact."""
 

@@ -71,7 +71,7 @@ def test_the_record(finished: Path, tiny_folder: Path) -> None:
         assert overall["accuracy"] == pytest.approx(right.mean())
         assert overall["ci95"] == pytest.approx(wilson(right.mean(1).sum(), N))
     (comparison,) = record["comparisons"]
-    assert (comparison["a_test"], comparison["b_test"], comparison["test"]) == ("ancestral", "greedy", "signed-rank")
+    assert (comparison["a_test"], comparison["b_test"], comparison["test"]) == ("ancestral", "greedy", "bootstrap-t")
     preferred = record["results"][0]["facts"]
     for fact, row in zip(facts, preferred, strict=True):
         assert row["right"] == [row["said"] == [fact.answer]]
@@ -166,7 +166,7 @@ def test_compared_with_another_run(words: list[str], finished: Path, chat_folder
         ("greedy", "greedy", N),
         ("ancestral", "ancestral", N),
     ]
-    assert [row["test"] for row in rows] == ["mcnemar", "mcnemar", "signed-rank"]
+    assert [row["test"] for row in rows] == ["mcnemar", "mcnemar", "bootstrap-t"]
     assert rows[0]["b_model"] == f"{words[3]} ({finished})"
 
 

@@ -53,7 +53,7 @@ def gap_row():
             "ci95": None if ci95 is None else list(ci95),
             "effect_size": 1.25,
             "p_value": 0.001,
-            "p_holm": 0.008,
+            "p_adjusted": 0.008,
             "wasserstein": 0.51,
         }
         assert fields.keys() <= row.keys()
@@ -79,7 +79,7 @@ def contrast_row():
             "difference": difference,
             "ci95": list(ci95),
             "p_value": 0.001,
-            "p_holm": 0.01,
+            "p_adjusted": 0.01,
             "n_sources": [16, 40] if contrast == "domain" else [16, 16],
             "gap_a": 0.9,
             "gap_b": None if difference is None else 0.9 - difference,

@@ -14,7 +14,9 @@ from ugap.report.figure import PALETTE
 
 def measure(gap, half=0.1):
     ci95 = [None, None] if half is None else [gap - half, gap + half]
-    return {"gap": gap, "ci95": ci95, "human": 3.0, "model_value": 3.0 - gap, "wasserstein": abs(gap) + 0.01}
+    figures = {"human": 3.0, "model_value": 3.0 - gap, "ratio": 3.0 / (3.0 - gap), "wasserstein": abs(gap) + 0.01}
+    told = half is not None and abs(gap) > half
+    return {"gap": gap, "ci95": ci95, **figures, "p_adjusted": None if half is None else 0.001 if told else 0.9}
 
 
 def row(writer, decoding, gap, scorer="self", **more):
@@ -103,14 +105,14 @@ def printed(record, width=100):
 def test_the_tables(record):
     lines = printed(record).splitlines()
     ours = [line for line in lines if line.startswith("ours [b]")]  # brackets in a name are no markup
-    assert "-0.20 [-0.30, -0.10]" in ours[0]
+    assert "-0.20 [-0.30, -0.10]*   0.94" in ours[0]
     assert "75% [60%, 85%]" in ours[1]
     assert "+0.200 [+0.100, +0.300]" in ours[2]
     assert "people: 0.830" in printed(record)
     matched = [line for line in lines if "matched, T=1.207" in line]
     assert matched[1].rstrip().endswith("90%")  # no interval where there is none
     # The model that wrote nothing: dashes, not numbers.
-    assert [cell for cell in ours[5].split() if cell == "–"] == ["–"] * 4
+    assert [cell for cell in ours[5].split() if cell == "–"] == ["–"] * 5
     people = next(line for line in lines if line.startswith("people"))
     assert "0.050" in people
     fact = next(line for line in ours if "55.0" in line)
@@ -154,7 +156,7 @@ def test_the_plot(record, tmp_path, monkeypatch):
     marks = {
         (to_hex(line.get_color()), round(line.get_xdata()[0], 2)): to_hex(line.get_markerfacecolor()) for line in lines
     }
-    # Filled where the interval leaves 0 out.
+    # Filled where p is below 0.05 after its correction.
     assert marks == {
         (BASE_COLOUR, 0.8): BASE_COLOUR,
         (BASE_COLOUR, 0.05): "#ffffff",

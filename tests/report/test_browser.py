@@ -206,7 +206,7 @@ def test_the_csv_is_the_table(page, evil_folder, tmp_path):
         ]
         assert float(row["gap"]) == own["gap"]
         assert [float(row["low"]), float(row["high"])] == own["ci95"]
-        assert row["p_holm"] == "" if own["p_holm"] is None else float(row["p_holm"]) == own["p_holm"]
+        assert row["p_adjusted"] == "" if own["p_adjusted"] is None else float(row["p_adjusted"]) == own["p_adjusted"]
 
 
 NASTY = [

@@ -13,7 +13,7 @@ OUTCOMES = [
 ]
 
 
-def gap(value, ci95, p_holm=0.001, **labels):
+def gap(value, ci95, p_adjusted=0.001, **labels):
     """A row of gaps of `contrasts.json` about surprisal."""
     return {
         "domain": "creative",
@@ -30,16 +30,16 @@ def gap(value, ci95, p_holm=0.001, **labels):
         "human": 3.0,
         "model_value": 3.0 - value,
         "gap": value,
-        "ratio": 1.0,
+        "ratio": 3.0 / (3.0 - value),
         "ci95": ci95,
         "effect_size": 1.0,
         "p_value": 0.001,
-        "p_holm": p_holm,
+        "p_adjusted": p_adjusted,
         **labels,
     }
 
 
-def contrast(which, difference, ci95, p_holm=0.001, **labels):
+def contrast(which, difference, ci95, p_adjusted=0.001, **labels):
     """A row of contrasts of `contrasts.json` about surprisal."""
     return {
         "contrast": which,
@@ -57,7 +57,8 @@ def contrast(which, difference, ci95, p_holm=0.001, **labels):
         "gap_b": 1.0 - difference,
         "difference": difference,
         "ci95": ci95,
-        "p_holm": p_holm,
+        "p_value": 0.001,
+        "p_adjusted": p_adjusted,
         **labels,
     }
 
@@ -80,16 +81,16 @@ def test_the_findings():
         "In creative text, with the bare prefix and with ancestral sampling (T=1), people are more surprising than 1 "
         "of 2 models, 1 is more surprising than people, and no difference can be told for 0.",
         "In creative text, people are 0.50 nats per token [0.40, 0.60] more surprising than a/chat (raw) "
-        "with ancestral sampling (T=1) (3.00 against 2.50; 20 prefixes).",
+        "with ancestral sampling (T=1) (3.00 against 2.50, ratio 1.20; 20 prefixes).",
         "In creative text, a/base (raw) with ancestral sampling (T=1) is 0.30 nats per token [0.10, 0.50] more "
-        "surprising than people (3.00 against 3.30; 20 prefixes).",
+        "surprising than people (3.00 against 3.30, ratio 0.91; 20 prefixes).",
         "In creative text, asked through the chat template and with ancestral sampling (T=1), people are more "
         "surprising than 0 of 1 model, 0 are more surprising than people, and no difference can be told for 1.",
         "In creative text, no difference can be told between people and a/chat (chat) with ancestral sampling (T=1): "
-        "the gap is 0.10 nats per token [-0.10, 0.30] (3.00 against 2.90; 20 prefixes).",
-        "In creative text, with ancestral sampling (T=1), the gap is smaller for a/chat (instruct, raw) than for "
-        "a/base (base, raw) by 0.80 nats per token [0.60, 1.00] (gaps 1.00 and 1.80; 20 source texts; not significant "
-        "after Holm's correction, p = 0.200).",
+        "the gap is 0.10 nats per token [-0.10, 0.30] (3.00 against 2.90, ratio 1.03; 20 prefixes).",
+        "In creative text, with ancestral sampling (T=1), no difference can be told between the gaps of a/chat "
+        "(instruct, raw) and a/base (base, raw): -0.80 nats per token [-1.00, -0.60] (gaps 1.00 and 1.80; 20 source "
+        "texts; not significant after the correction, p = 0.200).",
         "The gap is larger in creative than in functional text in 1 of 1 comparison, smaller in 0; no difference can "
         "be told in 0.",
         "For a/chat (raw) with ancestral sampling (T=1), the gap is larger in creative than in functional text by 0.20 "

@@ -59,7 +59,7 @@ def test_a_record_is_read_as_it_was_written(record, path):
         (("gaps", 0, "n"), 3.5, "gaps, row 1: n is 3.5, not a whole number, 0 or more"),
         (("gaps", 0, "n"), -1, "gaps, row 1: n is -1"),
         (("gaps", 0, "domain"), ["x" * 10_000], "gaps, row 1: domain is"),
-        (("gaps", 0, "p_holm"), "gone", "gaps, row 1: p_holm is"),
+        (("gaps", 0, "p_adjusted"), "gone", "gaps, row 1: p_adjusted is"),
         (("contrasts", 0, "contrast"), "other", 'contrasts, row 1: contrast is "other", not one of domain, stage'),
         (("contrasts", 0, "contrast"), [], "contrasts, row 1: contrast is []"),
         (("contrasts", 0, "n_sources"), [], "contrasts, row 1: n_sources is []"),

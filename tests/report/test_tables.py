@@ -65,14 +65,14 @@ def test_markdown_holds_every_row_with_its_values(study, contrast_row, gap_row):
         gap, low, high = (float(word.strip("[,]")) for word in cells["gap [95% interval]"].split())
         assert (gap, low, high) == pytest.approx((source["gap"], *source["ci95"]), abs=5e-4)
         assert float(cells["ratio"]) == pytest.approx(source["ratio"], abs=5e-3)
-        assert (cells["d_z"], cells["p (Holm)"], cells["W1"]) == ("1.25", "0.008", "0.510")
+        assert [cells[name] for name in ("d_z", "p", "p (adjusted)", "W1")] == ["1.25", "0.001", "0.008", "0.510"]
         assert cells["prefixes (sources)"] == "16 (8)"
     assert ppl[1][5:8] == ["41.25", "28.75", "12.50 [10.00, 15.00]"]
     assert contrast[1][:4] == ["nll", "creative", "functional", "gemma-3-270m"]
     assert contrast[2][:4] == ["entropy", "smol (instruct)", "gemma-3-270m (base)", "creative"]
     assert [row[6:] for row in contrast[1:]] == [
-        ["16, 40", "0.900", "0.600", "0.300 [0.100, 0.500]", "0.010"],
-        ["16", "0.900", "0.600", "0.300 [0.100, 0.500]", "0.010"],
+        ["16, 40", "0.900", "0.600", "0.300 [0.100, 0.500]", "0.001", "0.010"],
+        ["16", "0.900", "0.600", "0.300 [0.100, 0.500]", "0.001", "0.010"],
     ]
 
 
@@ -98,12 +98,14 @@ def test_settings_and_command_come_back_as_they_were():
 
 
 def test_markdown_without_numbers_shows_dashes(gap_row):
-    nothing = gap_row(gap=None, ci95=None, p_holm=None, effect_size=float("nan"), wasserstein=None)
-    text = markdown([nothing, gap_row(p_holm=1e-9)], [], {}, "ugap demo")
+    missing = dict.fromkeys(("gap", "ci95", "p_value", "p_adjusted", "wasserstein"))
+    nothing = gap_row(**missing, effect_size=float("nan"))
+    text = markdown([nothing, gap_row(p_adjusted=1e-9), gap_row(p_adjusted=None)], [], {}, "ugap demo")
     assert "- No difference" not in text
-    _, empty, full = tables(text)[0]
-    assert empty[4:] == ["16 (8)", "2.970", "–", "–", "–", "–", "–", "–"]
-    assert full[10] == "<0.001"
+    _, empty, full, few = tables(text)[0]
+    assert empty[4:] == ["16 (8)", "2.970", "–", "–", "–", "–", "–", "–", "–"]
+    assert full[10:12] == ["0.001", "<0.001"]
+    assert few[10:12] == ["0.001", "cannot be significant"]
     assert "nan" not in text.lower().split("## definitions")[0]
     assert "No gap in surprisal could be estimated." in markdown([nothing], [], {}, "ugap demo")
 
@@ -130,13 +132,16 @@ def test_what_needs_no_escape_has_none():
 
 def test_console_table_fits_a_terminal_and_holds_the_values(study, gap_row):
     gaps = [*study(), *study(measure="entropy"), gap_row(scorer="judge", gap=-0.15, ci95=(-0.27, -0.03))]
-    text = shown(console_table(gaps))
+    text = shown(console_table(gaps), width=80)
     lines = text.splitlines()
-    assert max(map(len, lines)) <= 100
+    assert max(map(len, lines)) <= 80
     assert sum("ancestral" in line for line in lines) == 8
     (line,) = [line for line in lines if "-0.15 [-0.27, -0.03]" in line]
-    assert line.split()[:5] == ["creative", "gemma-3-270m", "top-p-0.9", "2.97", "3.12"]
+    assert line.split()[:3] == ["top-p-0.9", "2.97", "3.12"]
     assert line.split()[-2:] == ["0.95", "**"]
+    assert {line.strip() for line in lines if ", gemma" in line or ", smol" in line} == {
+        f"{row['domain']}, {row['model']}" for row in gaps
+    }
     headings = [line.strip() for line in lines if "scored by" in line]
     assert headings == [
         "Surprisal, NLL (nats per token), each model scored by itself",
@@ -151,9 +156,9 @@ def test_console_table_folds_long_names_and_keeps_numbers_whole(gap_row):
     text = shown(console_table([gap_row(model=long, decoding="beam-search-4-repetition-penalty-1.2")]), width=80)
     assert max(map(len, text.splitlines())) <= 80
     assert "0.48 [0.41, 0.55]" in text
-    column = text.splitlines()[1].index("model")
-    cells = [line[column:].split(" ")[0] for line in text.splitlines()[3:]]
-    assert "".join(cells).startswith(long)
+    lines = [line.strip() for line in text.splitlines()[3:]]
+    assert "".join(lines).startswith(f"creative, {long}beam-search-4-")
+    assert lines[0].endswith("-")
 
 
 @pytest.mark.parametrize("name", ["[x]", "[bold red]text[/]", "[/]", "a[link=x]b"])
@@ -166,7 +171,7 @@ def test_console_table_shows_markup_in_names(gap_row, name):
 def test_console_table_without_rows(gap_row):
     assert "No gap could be estimated." in shown(console_table([]))
     assert "No gap could be estimated." in shown(console_table([gap_row(gap=None)]))
-    assert "No gap" not in shown(console_table([gap_row(ratio=None, p_holm=None)]))
+    assert "No gap" not in shown(console_table([gap_row(ratio=None, p_adjusted=None)]))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from ugap.report.words import MEASURES, MOST_SENTENCES, decimals, fixed, tally
 def test_a_positive_gap(gap_row):
     assert findings([gap_row()], []) == [
         "In creative text, people are 0.48 nats per token [0.41, 0.55] more surprising than gemma-3-270m with "
-        "top-p-0.9 decoding (2.97 against 2.49; 16 prefixes of 8 source texts)."
+        "top-p-0.9 decoding (2.97 against 2.49, ratio 1.19; 16 prefixes of 8 source texts)."
     ]
 
 
@@ -18,13 +18,13 @@ def test_a_negative_gap_is_stated_as_the_models(gap_row):
     row = gap_row(gap=-0.3, ci95=(-0.4, -0.2), decoding="ancestral", domain="functional", n_sources=16)
     assert findings([row], []) == [
         "In functional text, gemma-3-270m with ancestral sampling (T=1) is 0.30 nats per token [0.20, 0.40] more "
-        "surprising than people (2.97 against 3.27; 16 prefixes)."
+        "surprising than people (2.97 against 3.27, ratio 0.91; 16 prefixes)."
     ]
 
 
 @pytest.mark.parametrize("gap", [0.03, -0.03, 0.0])
 def test_an_interval_that_covers_zero_claims_nothing(gap_row, gap):
-    (sentence,) = findings([gap_row(gap=gap, ci95=(gap - 0.1, gap + 0.1), p_holm=0.001)], [])
+    (sentence,) = findings([gap_row(gap=gap, ci95=(gap - 0.1, gap + 0.1), p_adjusted=0.001)], [])
     assert "no difference can be told between people and gemma-3-270m" in sentence
     assert "more surprising" not in sentence
     assert f"the gap is {gap:.2f} nats per token [{gap - 0.1:.2f}, {gap + 0.1:.2f}]" in sentence
@@ -37,11 +37,18 @@ def test_an_interval_that_touches_zero_or_is_missing_claims_nothing(gap_row, ci9
     assert ("[no interval]" in sentence) == (ci95 is None or ci95[0] != ci95[0] or ci95[0] is None)
 
 
-def test_a_claim_that_the_correction_does_not_support_says_so(gap_row):
-    assert "not significant after Holm's correction, p = 0.051" in findings([gap_row(p_holm=0.051)], [])[0]
-    assert "too few source texts for a test" in findings([gap_row(p_holm=None)], [])[0]
-    assert "correction" not in findings([gap_row(p_holm=0.049)], [])[0]
-    assert "correction" not in findings([gap_row(ci95=(-0.1, 1.0), p_holm=0.9)], [])[0]
+def test_one_rule_decides_what_is_told(gap_row):
+    """The corrected p; where it withholds what the interval suggests, the sentence says why."""
+    (corrected,) = findings([gap_row(p_adjusted=0.051)], [])
+    assert "no difference can be told between people and gemma-3-270m" in corrected
+    assert "not significant after the correction, p = 0.051" in corrected
+    (few,) = findings([gap_row(p_adjusted=None, n_sources=5)], [])
+    assert "no difference can be told" in few
+    assert "cannot be significant: too few source texts" in few
+    assert "correction" not in findings([gap_row(p_adjusted=0.049)], [])[0]
+    assert "correction" not in findings([gap_row(ci95=(-0.1, 1.0), p_adjusted=0.9)], [])[0]
+    count = findings([gap_row(), gap_row(p_adjusted=0.051), gap_row(p_adjusted=None)], [])[0]
+    assert count == "People are more surprising in 1 of 3 comparisons; no difference can be told in 2."
 
 
 @pytest.mark.parametrize("nothing", [None, float("nan")])
@@ -69,7 +76,10 @@ def test_given_candidates_alone(gap_row):
     rows = [gap_row(model=name, decoding="given", scorer="gemma-3-270m") for name in ("writer A", "writer B")]
     sentences = findings(rows, [])
     assert len(sentences) == 2
-    assert "more surprising than writer A (2.97 against 2.49; 16 prefixes of 8 source texts; scored by" in sentences[0]
+    assert (
+        "more surprising than writer A (2.97 against 2.49, ratio 1.19; 16 prefixes of 8 source texts; scored by"
+        in sentences[0]
+    )
     assert "writer B (" in sentences[1]
     assert "decoding" not in "".join(sentences)
 
@@ -87,9 +97,11 @@ def test_contrasts_of_domains(gap_row, contrast_row):
         "For gemma-3-270m with ancestral sampling (T=1), the gap is larger in creative than in functional text by 0.30 "
         "nats per token [0.10, 0.50] (gaps 0.10 and -0.20; 16 and 40 source texts)."
     )
-    smaller = findings(rows, [contrast_row(-0.3, (-0.5, -0.1), p_holm=0.2)])[-1]
+    smaller = findings(rows, [contrast_row(-0.3, (-0.5, -0.1))])[-1]
     assert "the gap is smaller in creative than in functional text by 0.30 nats per token [0.10, 0.50]" in smaller
-    assert "not significant after Holm's correction, p = 0.200" in smaller
+    corrected = findings(rows, [contrast_row(-0.3, (-0.5, -0.1), p_adjusted=0.2)])[-1]
+    assert "no difference can be told between the gaps of creative and functional text: -0.30 nats" in corrected
+    assert "not significant after the correction, p = 0.200" in corrected
     unsure = findings(rows, [contrast_row(0.3, (-0.1, 0.7))])[-1]
     assert "no difference can be told between the gaps of creative and functional text: 0.30 nats" in unsure
     assert "larger" not in unsure

@@ -72,7 +72,8 @@ def test_the_terminal_says_what_was_found(report, result):
 
 def test_a_cell_without_a_pair_is_in_the_table_alone(tmp_path, result, capsys):
     (row, *_), (cell, *_) = result.record["gaps"], result.cells
-    missing = dict.fromkeys(("human", "model_value", "gap", "ratio", "effect_size", "p_value", "p_holm", "wasserstein"))
+    figures = ("human", "model_value", "gap", "ratio", "effect_size", "p_value", "p_adjusted", "wasserstein")
+    missing = dict.fromkeys(figures)
     empty = {**row, **missing, "decoding": "short", "n": 0, "n_sources": 0, "n_dropped": 3, "ci95": [None, None]}
     none = dataclasses.replace(cell, decoding="short", sources=[], human=[], generated=[], n_dropped=3)
     record = {**result.record, "gaps": [row, empty], "contrasts": []}
@@ -108,4 +109,4 @@ def test_names_steer_no_terminal_and_break_no_table(tmp_path, result, capsys):
     assert printed.err == ""
     for line in text.split("## Contrasts")[0].splitlines():
         if line.startswith("|"):
-            assert len(re.findall(r"(?<!\\)\|", line)) == 13
+            assert len(re.findall(r"(?<!\\)\|", line)) == 14

@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-from scipy import stats
 
 from ugap.statistics import contrast_independent, contrast_paired, paired_gap
 
@@ -13,11 +12,6 @@ def side(seed, n_sources, prefix, mean=0.0):
     return rng.normal(mean, 0.5, len(sources)), sources
 
 
-def source_means(gaps, sources):
-    pairs = list(zip(gaps, sources, strict=True))
-    return np.array([np.mean([g for g, s in pairs if s == name]) for name in dict.fromkeys(sources)])
-
-
 def test_independent_contrast():
     (a, sources_a), (b, sources_b) = side(0, 20, "tale", 1.0), side(1, 30, "manual")
     contrast = contrast_independent(a, sources_a, b, sources_b)
@@ -25,8 +19,7 @@ def test_independent_contrast():
     assert contrast.difference == pytest.approx(a.mean() - b.mean(), rel=1e-12)
     low, high = contrast.ci95
     assert 0 < low < contrast.difference < high
-    expected = stats.mannwhitneyu(source_means(a, sources_a), source_means(b, sources_b)).pvalue
-    assert contrast.p_value == pytest.approx(expected, rel=1e-12)
+    assert contrast.p_value == pytest.approx(1 / 10_001)  # no resample reaches it
     widths = [np.ptp(paired_gap(x, np.zeros_like(x), s).ci95) for x, s in ((a, sources_a), (b, sources_b))]
     assert high - low == pytest.approx(np.hypot(*widths), rel=0.1)
 
@@ -37,7 +30,7 @@ def test_independent_contrast_changes_its_sign_with_the_sides():
     other = contrast_independent(b, sources_b, a, sources_a, resamples=20_000)
     assert other.difference == -one.difference
     assert other.ci95 == pytest.approx((-one.ci95[1], -one.ci95[0]), rel=0.05)
-    assert other.p_value == pytest.approx(one.p_value)
+    assert other.p_value == pytest.approx(one.p_value, rel=0.1, abs=2e-4)
 
 
 def test_paired_contrast_joins_by_source():
@@ -59,7 +52,7 @@ def test_paired_contrast_equals_the_gap_of_the_differences_where_prefixes_agree(
     gap = paired_gap(a, b, sources, resamples=4000, seed=5)
     assert contrast.difference == pytest.approx(gap.gap)
     assert contrast.ci95 == pytest.approx(gap.ci95, rel=0.05)
-    assert contrast.p_value == pytest.approx(gap.p_value)
+    assert contrast.p_value == pytest.approx(gap.p_value, abs=1e-3)
     independent = contrast_independent(a, sources, b, [f"other {source}" for source in sources])
     assert np.ptp(contrast.ci95) < 0.5 * np.ptp(independent.ci95)
 

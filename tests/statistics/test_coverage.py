@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from ugap.statistics import contrast_independent, contrast_paired, paired_gap
+from ugap.study.contrasts import gap_test
 
 SIZES = {"equal": [6], "unequal": [2, 3, 4, 6, 8], "very unequal": [1, 2, 3, 5, 8, 16]}
 # Very unequal: one source in six holds nearly half of the prefixes, so the mean rests on about half as many sources.
@@ -78,6 +79,52 @@ def test_ignoring_the_sources_would_be_wrong():
         hits["by prefix"].append(covers(paired_gap(gaps, zeros, range(len(gaps)), resamples=300, seed=seed).ci95))
     assert np.mean(hits["by source"]) > 0.9
     assert np.mean(hits["by prefix"]) < 0.8
+
+
+LOG_MEANS, SIGMAS = (3.0, 2.2), (1.0, 0.4)  # of log perplexity: people, and a model at a low temperature
+
+
+def perplexities(rng, n_sources):
+    """Lognormal perplexities, correlated within their source, of people and of a model whose texts are more alike."""
+    sources = np.repeat(np.arange(n_sources), 3)
+    shared = rng.standard_normal(n_sources)[sources]
+    human, model = (
+        np.exp(mean + sigma * (shared + rng.standard_normal(len(sources))) / np.sqrt(2))
+        for mean, sigma in zip(LOG_MEANS, SIGMAS, strict=True)
+    )
+    return human, model, sources
+
+
+def covered_perplexity(n_sources, trials, resamples):
+    """How often the intervals of the log ratio, and of the difference of arithmetic means, hold the truth."""
+    rng = np.random.default_rng(5)
+    # The mean of a lognormal is exp(mean + sigma^2 / 2).
+    human, model = np.exp(np.array(LOG_MEANS) + np.array(SIGMAS) ** 2 / 2)
+    ratio, difference = LOG_MEANS[0] - LOG_MEANS[1], human - model
+    hits = np.zeros(2)
+    for seed in range(trials):
+        human, model, sources = perplexities(rng, n_sources)
+        options = {"resamples": resamples, "seed": seed}
+        test = gap_test({"measure": "ppl"}, human, model, [str(source) for source in sources], **options)
+        assert test is not None
+        hits[0] += covers(test.row["ci95"], truth=ratio)
+        hits[1] += covers(paired_gap(human, model, sources, **options).ci95, truth=difference)
+    return hits / trials
+
+
+def test_the_interval_of_perplexity_is_of_the_log_ratio():
+    """An arithmetic mean of lognormal perplexities rests on a few texts, and its interval misses too often."""
+    log_ratio, difference = covered_perplexity(16, trials=300, resamples=300)
+    assert 0.91 < log_ratio < 0.985
+    assert difference < 0.93
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_sources", [8, 16, 40])
+def test_coverage_of_perplexity(n_sources):
+    log_ratio, difference = covered_perplexity(n_sources, trials=2000, resamples=1000)
+    print(f"\nperplexity, {n_sources} sources: log ratio {log_ratio:.1%}, difference of means {difference:.1%}")
+    assert 0.93 < log_ratio < 0.975
 
 
 @pytest.mark.slow

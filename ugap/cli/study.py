@@ -11,8 +11,8 @@ from ugap.study.options import MultiOptions, values
 
 DESCRIPTION = """\
 Measure the gap of many models, one after another, each in a folder of its own, and contrast them: people against
-models; base, instruct and reasoning models of a family; creative against functional text. Holm's correction is over all
-contrasts.
+models; base, instruct and reasoning models of a family; creative against functional text. P-values are corrected over
+all contrasts.
 
 examples:
   ugap study --config study_28.yaml --data stories.jsonl manuals.jsonl --output runs/study_28

@@ -15,10 +15,10 @@ from rich.table import Table
 from ugap.report.figure import LABEL, MARKERS, PALETTE, framed, wrapped
 from ugap.report.forest import HUMAN_LEVEL, Mark, draw_forest, key, limits
 from ugap.report.plots import span
-from ugap.report.rows import ends, number
+from ugap.report.rows import ends, number, told
 from ugap.report.tables import MISSING, p_value
 from ugap.report.terminal import figure, text_table, with_interval
-from ugap.report.words import MEASURES
+from ugap.report.words import FILLED, MEASURES
 from ugap.study.analysis.variety import VARIETY
 from ugap.study.compare.table import BASE, MATCHED
 from ugap.study.pairs import SELF
@@ -42,12 +42,13 @@ def before_after_tables(record: Record) -> Iterator[Table]:
         rows = [row for row in record["rows"] if row["scorer"] == scorer["scorer"]]
         names = [(row["writer"], decoded(row["decoding"])) for row in rows]
         yield text_table(
-            f"Gap, human less model, {read}: nats per token, and standard deviations",
-            ["model", "decoding", "surprisal [95%]", "entropy", "PMI", "deviation", "pairs"],
+            f"Gap, human less model, {read}: nats per token, and standard deviations (*: p < 0.05)",
+            ["model", "decoding", "surprisal [95%]", "ratio", "entropy", "PMI", "deviation", "pairs"],
             [
                 [
                     *name,
-                    with_interval(*_gap(row, "nll"), "+.2f"),
+                    with_interval(*_gap(row, "nll"), "+.2f") + ("*" if _verdict(row) else ""),
+                    figure(row["measures"].get("nll", {}).get("ratio"), ".2f"),
                     *(figure(_gap(row, measure)[0], "+.2f") for measure in ("entropy", "pmi", "deviation")),
                     str(row["n"]),
                 ]
@@ -143,6 +144,11 @@ def _gap(row: Record, measure: str) -> tuple[Any, Any]:
     return estimate.get("gap"), estimate.get("ci95")
 
 
+def _verdict(row: Record) -> int:
+    """On which side of 0 the gap in surprisal is told, by the rule of a study; 0 where it is not."""
+    return told(ends(_gap(row, "nll")[1]), number(row["measures"].get("nll", {}).get("p_adjusted")))
+
+
 def _to_people(row: Record) -> list[str]:
     return [figure(row["measures"].get(name, {}).get("wasserstein"), ".3f") for name in ("nll", "deviation", "pmi")]
 
@@ -206,7 +212,7 @@ def plot_before_after(record: Record, path: str | Path) -> None:
         panel_size=(width, 1.25 + slot * len(decodings)),
         title="How far from human uncertainty, before and after",
         subtitle=f"Gap: human text less model text for the same prefixes. {words.heading}; 95% intervals.",
-        note="A filled mark: the interval does not cover 0. " + _basis(rows),
+        note=f"{FILLED} {_basis(rows)}",
         legend=[key(legend_name(name), *look) for name, look in looks.items()],
     ) as frame:
         for index, (axes, scorer) in enumerate(zip(frame.axes, record["scorers"], strict=True)):
@@ -237,7 +243,8 @@ def _marks(rows: Sequence[Record], decodings: Sequence[str], looks: Mapping[str,
         here = [row for row in rows if row["decoding"] == decoding]
         for i, row in enumerate(here):
             gap, interval = _gap(row, "nll")
-            marks.append(Mark(line + (i - (len(here) - 1) / 2) * step, gap, ends(interval), *looks[row["writer"]]))
+            y = line + (i - (len(here) - 1) / 2) * step
+            marks.append(Mark(y, gap, ends(interval), bool(_verdict(row)), *looks[row["writer"]]))
     return marks
 
 

@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from ugap.report.figure import FAINT, INK, SOFT
-from ugap.report.rows import sign
 
 WIDTH, SIZE = 2.0, 5.5  # points, of an interval's line and of a mark
 HUMAN_LEVEL = "human level"  # what the line at 0 of a plot of gaps is
@@ -23,6 +22,7 @@ class Mark:
         y (`float`): Its height: the number of its line, and what sets it apart from other marks there.
         value (`float`): The estimate.
         ci95 (`tuple[float, float]`): Its interval; NaN where there is none.
+        told (`bool`): Whether the estimate can be told from 0.
         colour (`str`): Colour of its series.
         marker (`str`): Marker of its series.
     """
@@ -30,6 +30,7 @@ class Mark:
     y: float
     value: float
     ci95: tuple[float, float]
+    told: bool
     colour: str
     marker: str
 
@@ -44,7 +45,7 @@ def draw_forest(
     first_at_top: bool = True,
     scale: float = 1.0,
 ) -> None:
-    """Draw marks on a panel; a mark is filled where its interval does not cover 0.
+    """Draw marks on a panel; a mark is filled where it can be told from 0.
 
     Args:
         axes (`Axes`): The panel.
@@ -70,7 +71,7 @@ def draw_forest(
         if all(map(math.isfinite, mark.ci95)):
             axes.plot(mark.ci95, [y, y], color=colour, linewidth=scale * WIDTH, solid_capstyle="butt", zorder=3)
         # Read in grey too: the verdict is in the fill, not in the colour.
-        face, size = colour if sign(mark.ci95) else "white", scale * SIZE
+        face, size = colour if mark.told else "white", scale * SIZE
         axes.plot([mark.value], [y], mark.marker, color=colour, markerfacecolor=face, markersize=size, zorder=4)
     axes.set_yticks(range(len(labels)), labels)
     axes.tick_params(axis="y", length=0)

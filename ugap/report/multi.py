@@ -12,7 +12,7 @@ from ugap.report.forest import Mark, draw_forest, key, limits
 from ugap.report.labels import named
 from ugap.report.rows import ContrastRow, GapRow, read_gaps
 from ugap.report.tables import MISSING, markdown, markdown_table
-from ugap.report.words import ANCESTRAL, MEASURES, contrast_sentence, counted, decoded, gap_sentence
+from ugap.report.words import ANCESTRAL, FILLED, MEASURES, contrast_sentence, counted, decoded, gap_sentence
 from ugap.study.contrasts import STAGES
 from ugap.study.multi.run import Outcome
 from ugap.terminal import one_line
@@ -61,7 +61,7 @@ def write_multi(
     ]
     record: dict[str, Any] = without_nan(
         {
-            "version": 1,
+            "version": 2,
             "settings": {**settings, "environment": environment()},
             "models": models,
             "gaps": gaps,
@@ -87,7 +87,7 @@ def write_multi(
             f"![The gap of every model, by stage]({PLOT})",
             "## Models",
             markdown_table(("model", *header[1:]), cells, words=len(header)),
-            "p is Holm's over all rows of all tables. Rows of all models or families pool the same source texts.",
+            "p is corrected over the rows of all tables. Rows of all models or families pool the same source texts.",
         ],
     )
     with replacing(folder / TABLE) as temporary:
@@ -99,7 +99,7 @@ def write_multi(
 def multi_findings(gaps: Sequence[Row], contrasts: Sequence[Row], outcomes: Sequence[Outcome]) -> list[str]:
     """State what was found about surprisal: which models ran, people against models, stages, domains.
 
-    What a sentence claims follows from the 95% interval; one that Holm's correction does not support says so.
+    What a sentence claims follows from the p-value after its correction over all rows.
     """
     done = [one for one in outcomes if one.status == "finished"]
     skipped = [one for one in outcomes if one.status == "skipped"]
@@ -206,8 +206,7 @@ def plot_models(gaps: Sequence[Row], path: str | Path, measure: str = "nll") -> 
         title="The gap of every model, by stage",
         subtitle=f"Gap: human text less model text for the same prefixes. {words.heading}; 95% intervals; "
         f"{decoding} decoding; {read_by}.",
-        note="A filled mark: the interval does not cover 0; a hollow one: no difference can be told. "
-        "(chat): asked through the chat template; else the bare prefix is continued.",
+        note=f"{FILLED} (chat): asked through the chat template; else the bare prefix is continued.",
         legend=[key(stage, *STAGE_MARKS[stage]) for stage in stages],
     ) as frame:
         # Shaded by family and not by line, so that a family is seen together.
@@ -218,7 +217,7 @@ def plot_models(gaps: Sequence[Row], path: str | Path, measure: str = "nll") -> 
         for index, (axes, domain) in enumerate(zip(frame.axes, panels, strict=False)):
             axes.set_title(wrapped(f"{domain} text", 4.8, 10), loc="left")
             marks = [
-                Mark(lines.index(_Line.of(row)), row.gap, row.ci95, *STAGE_MARKS[row.stage])
+                Mark(lines.index(_Line.of(row)), row.gap, row.ci95, bool(row.verdict), *STAGE_MARKS[row.stage])
                 for row in shown
                 if row.domain == domain
             ]

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from ugap.report.figure import FAINT, LABEL, MARKERS, PALETTE, SOFT, framed, ordered_colours, wrapped
 from ugap.report.forest import HUMAN_LEVEL, Mark, draw_forest, key, limits
 from ugap.report.rows import GapRow, read_gaps
-from ugap.report.words import MEASURES, Measure, tally
+from ugap.report.words import FILLED, MEASURES, Measure, tally
 from ugap.terminal import one_line
 
 HUMAN = "human"
@@ -92,7 +92,7 @@ def _marks(group: list[GapRow], shown: list[str], looks: Mapping[str, tuple[str,
     # Of a line of height 1: the rest separates it from its neighbours.
     step = 0.72 / len(looks)
     return [
-        Mark(shown.index(_label(row)) - (i - (len(looks) - 1) / 2) * step, row.gap, row.ci95, *look)
+        Mark(shown.index(_label(row)) - (i - (len(looks) - 1) / 2) * step, row.gap, row.ci95, bool(row.verdict), *look)
         for i, (domain, look) in enumerate(looks.items())
         for row in group
         if row.domain == domain
@@ -118,7 +118,7 @@ def _label(row: GapRow) -> str:
 
 def _basis(rows: list[GapRow]) -> str:
     """The numbers of prefixes and sources behind a gap plot."""
-    parts = ["A filled mark: the interval does not cover 0; a hollow one: no difference can be told."]
+    parts = [FILLED]
     for domain in dict.fromkeys(row.domain for row in rows):
         prefixes, sources = (
             sorted({count(row) for row in rows if row.domain == domain})

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ugap.report.figure import FAINT, INK, MARKERS, PALETTE, SOFT, framed, wrapped
 from ugap.report.forest import Mark, draw_forest, key
-from ugap.report.rows import ends, number
+from ugap.report.rows import ends, number, sign
 from ugap.report.tables import MISSING, p_value
 from ugap.report.terminal import figure, text_table, with_interval
 from ugap.study.analysis.quality import AUTHOR, OVERALL, WITHIN
@@ -116,7 +116,8 @@ def plot_quality(rows: Sequence[Row], path: str | Path) -> None:
                 y = measures.index(row["measure"]) + (scopes.index(scope) - (len(scopes) - 1) / 2) * 0.8 / len(scopes)
                 if math.isfinite(number(estimate["r"])):
                     look = looks[scope]
-                    marks.append(Mark(y, estimate["r"], ends(estimate["ci95"]), look["color"], look["marker"]))
+                    ci95 = ends(estimate["ci95"])
+                    marks.append(Mark(y, estimate["r"], ci95, bool(sign(ci95)), look["color"], look["marker"]))
             names = measures if frame.first_in_row(index) else [""] * len(measures)
             draw_forest(axes, marks, names, scale=0.72)
             if frame.last_in_column(index):

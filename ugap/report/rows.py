@@ -1,7 +1,7 @@
 """The rows of `gap.json` as the report reads them.
 
-Null is NaN, the interval alone decides the verdict, and a name is one line without a character that steers a
-terminal: sentences, tables and plots take names from here.
+Null is NaN, one rule decides the verdict, and a name is one line without a character that steers a terminal:
+sentences, tables and plots take both from here.
 """
 
 import math
@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ugap.statistics.significance import SIGNIFICANT
 from ugap.study.contrasts import ALL, DOMAIN
 from ugap.study.pairs import GIVEN, SELF
 from ugap.terminal import one_line
@@ -32,6 +33,17 @@ def sign(interval: tuple[float, float]) -> int:
     # NaN compares false on both sides, so a missing interval gives 0.
     low, high = interval
     return int(low > 0) - int(high < 0)
+
+
+def told(interval: tuple[float, float], p_adjusted: float) -> int:
+    """The verdict: the side of 0 on which the interval lies, 1 or -1, where the corrected p is below 0.05; else 0.
+
+    Example:
+        >>> told((0.1, 0.5), 0.01), told((0.1, 0.5), 0.2), told((0.1, 0.5), float("nan"))
+        (1, 0, 0)
+    """
+    # No p is corrected to less than the raw one, and that is below 0.05 only where the interval leaves 0 out.
+    return sign(interval) if p_adjusted < SIGNIFICANT else 0
 
 
 def _name(value: Any) -> str:
@@ -61,7 +73,8 @@ class GapRow:
     ci95: tuple[float, float]
     ratio: float
     effect_size: float
-    p_holm: float
+    p_value: float
+    p_adjusted: float
     wasserstein: float
 
     @classmethod
@@ -83,14 +96,15 @@ class GapRow:
             ci95=ends(row["ci95"]),
             ratio=number(row["ratio"]),
             effect_size=number(row["effect_size"]),
-            p_holm=number(row["p_holm"]),
+            p_value=number(row["p_value"]),
+            p_adjusted=number(row["p_adjusted"]),
             wasserstein=number(row.get("wasserstein")),
         )
 
     @property
     def verdict(self) -> int:
         """1: human text is higher; -1: model text is higher; 0: no difference can be told."""
-        return sign(self.ci95)
+        return told(self.ci95, self.p_adjusted)
 
     @property
     def self_scored(self) -> bool:
@@ -124,7 +138,8 @@ class ContrastRow:
     gap_b: float
     difference: float
     ci95: tuple[float, float]
-    p_holm: float
+    p_value: float
+    p_adjusted: float
 
     @classmethod
     def read(cls, row: Mapping[str, Any]) -> "ContrastRow":
@@ -143,13 +158,14 @@ class ContrastRow:
             gap_b=number(row["gap_b"]),
             difference=number(row["difference"]),
             ci95=ends(row["ci95"]),
-            p_holm=number(row["p_holm"]),
+            p_value=number(row["p_value"]),
+            p_adjusted=number(row["p_adjusted"]),
         )
 
     @property
     def verdict(self) -> int:
         """1: the gap of `a` is larger; -1: that of `b` is; 0: no difference can be told."""
-        return sign(self.ci95)
+        return told(self.ci95, self.p_adjusted)
 
     @property
     def of_domains(self) -> bool:

@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ugap.report.rows import ContrastRow, GapRow, read_gaps
-from ugap.report.words import MEASURES, Measure, findings, fixed, interval
-from ugap.terminal import visible
+from ugap.report.words import CANNOT, MEASURES, Measure, findings, fixed, interval
+from ugap.terminal import Name, visible
 
 TERMINAL_MEASURES = ("nll", "entropy")
 MISSING = "–"
@@ -23,8 +23,12 @@ DEFINITIONS = (
     "entropy) / sqrt(varentropy); PMI is surprisal without the prefix less surprisal with it; CPMI is conditional PMI.",
     "Gap is human less model, paired by prefix and cut to the same number of tokens; ratio is human / model; the "
     "interval is a 95% bootstrap over source texts; d_z is the mean over the standard deviation of the differences by "
-    "source text; p is the signed-rank test's after Holm's correction over the table; W1 is the 1-Wasserstein distance "
-    "between the pooled tokens of both sides, for perplexity and bits per byte between the texts.",
+    "source text; W1 is the 1-Wasserstein distance between the pooled tokens of both sides, for perplexity and bits "
+    "per byte between the texts. Perplexities are geometric means over texts; their gap is the logarithm of the ratio.",
+    "p is of the bootstrap that makes the interval. Surprisal is the primary measure: p (adjusted) is by step-down "
+    "max-T over its rows, with sign flips of source texts. Perplexity is surprisal on another scale and is in that "
+    "family. Other measures are secondary: p (adjusted) is Benjamini and Hochberg's over all their rows. A difference "
+    "is told where p (adjusted) is below 0.05. With fewer than 6 source texts it cannot be significant.",
 )
 
 
@@ -87,7 +91,7 @@ def _gap_table(rows: list[GapRow], measure: Measure) -> str:
     places = measure.decimals
     header = [
         "domain", "model", "decoding", "scorer", "prefixes (sources)", "human", "model value", "gap [95% interval]",
-        "ratio", "d_z", "p (Holm)",
+        "ratio", "d_z", "p", "p (adjusted)",
     ]  # fmt: skip
     cells = [
         [
@@ -101,7 +105,8 @@ def _gap_table(rows: list[GapRow], measure: Measure) -> str:
             _with_interval(row.gap, row.ci95, places),
             _figure(row.ratio, 2),
             _figure(row.effect_size, 2),
-            p_value(row.p_holm),
+            p_value(row.p_value),
+            _adjusted(row.gap, row.p_adjusted),
         ]
         for row in rows
     ]
@@ -116,7 +121,7 @@ def _gap_table(rows: list[GapRow], measure: Measure) -> str:
 def _contrasts(contrasts: Sequence[Mapping[str, Any]]) -> str:
     header = (
         "measure", "a", "b", "of", "decoding", "scorer", "sources", "gap of a", "gap of b",
-        "difference [95% interval]", "p (Holm)",
+        "difference [95% interval]", "p", "p (adjusted)",
     )  # fmt: skip
     cells = []
     for row in map(ContrastRow.read, contrasts):
@@ -133,7 +138,8 @@ def _contrasts(contrasts: Sequence[Mapping[str, Any]]) -> str:
                 _figure(row.gap_a, places),
                 _figure(row.gap_b, places),
                 _with_interval(row.difference, row.ci95, places),
-                p_value(row.p_holm),
+                p_value(row.p_value),
+                _adjusted(row.difference, row.p_adjusted),
             )
         )
     return markdown_table(header, cells, words=6)
@@ -166,6 +172,11 @@ def _with_interval(value: float, ci95: tuple[float, float], places: int) -> str:
     return f"{fixed(value, places)} {interval(low, high, places)}"
 
 
+def _adjusted(estimate: float, p: float) -> str:
+    """The corrected p of an estimate; words where the number of source texts allows none."""
+    return CANNOT if math.isfinite(estimate) and math.isnan(p) else p_value(p)
+
+
 def p_value(p: float) -> str:
     """A p-value with three decimals."""
     if not math.isfinite(p):
@@ -181,7 +192,7 @@ def stars(p: float) -> str:
 
 
 def console_table(gaps: Sequence[Mapping[str, Any]]) -> Table:
-    """The gaps of surprisal and entropy as a table for a terminal of 100 columns.
+    """The gaps of surprisal and entropy as a table for a terminal of 80 columns.
 
     Args:
         gaps (`Sequence[Mapping]`): The gap rows of `gap.json`.
@@ -190,7 +201,9 @@ def console_table(gaps: Sequence[Mapping[str, Any]]) -> Table:
         `rich.table.Table`: A section for every measure and scorer; text of the user is shown as it is, without markup.
     """
     outer = Table.grid()
-    outer.caption = Text("95% intervals. p after Holm's correction: * < 0.05, ** < 0.01, *** < 0.001")
+    outer.caption = Text(
+        "95% intervals. p after its correction: * < 0.05, ** < 0.01, *** < 0.001; –: too few texts for any"
+    )
     outer.caption_justify = "left"
     if not any(read_gaps(gaps, name) for name in TERMINAL_MEASURES):
         outer.add_row("No gap could be estimated.")
@@ -207,30 +220,26 @@ def console_table(gaps: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _console_section(rows: list[GapRow]) -> Table:
-    # The columns that repeat are left blank: 100 columns have no room for a name in every row.
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0), collapse_padding=True)
-    for column in ("domain", "model", "decoding"):
-        table.add_column(column, overflow="fold")
+    # Domain and model are a line above their rows: a terminal has no room for columns that repeat.
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=0)
+    table.add_column("decoding", overflow="fold")
     for column in ("human", "model", "gap [95% CI]", "ratio", "p"):
         width = 20 if column.startswith("gap") else 3  # so that the sections line up
         table.add_column(column, justify="left" if column == "p" else "right", no_wrap=True, min_width=width)
     previous: GapRow | None = None
     for row in rows:
-        same_domain = previous is not None and previous.domain == row.domain
-        same_model = same_domain and previous is not None and previous.model == row.model
-        if previous is not None and not same_model:
+        if previous is None or (previous.domain, previous.model) != (row.domain, row.model):
             table.add_section()
+            table.add_row(Name(f"{row.domain}, {row.model}"))
         # Cyan and magenta are read on light and dark terminals, and by the colour-blind.
         colour = {1: "cyan", -1: "magenta", 0: ""}[row.verdict]
         table.add_row(
-            Text("" if same_domain else row.domain),
-            Text("" if same_model else row.model),
-            Text(row.decoding),
+            Name(f"  {row.decoding}"),
             _figure(row.human, 2),
             _figure(row.model_value, 2),
             Text(_with_interval(row.gap, row.ci95, 2), style=colour),
             _figure(row.ratio, 2),
-            stars(row.p_holm),
+            stars(row.p_adjusted),
         )
         previous = row
     return table

@@ -2,8 +2,8 @@
 
 Design choices:
 
-- What a sentence claims follows from the 95% interval alone: one that covers 0 means that no difference can be told,
-  whatever its middle. A claim that Holm's correction over the whole table does not support says so.
+- What a sentence claims follows from one rule (`ugap.report.rows.told`): a p of 0.05 or more after its correction means
+  that no difference can be told, whatever the gap. A row whose source texts are too few for any such p says so.
 - Sentences are about surprisal (NLL). For every model and domain they take ancestral sampling, the one decoding that
   shows the model as it is, and the decoding with the largest gap; the first sentence counts the others.
 - Where a model is scored by several scorers, the sentences are about its own scores; every other scorer gets a count.
@@ -18,9 +18,9 @@ from ugap.report.rows import ContrastRow, GapRow, preferred_scorer, read_gaps, s
 from ugap.study.pairs import GIVEN, SELF
 
 ANCESTRAL = "ancestral"
-LEVEL = 0.05
 NO_GAP = "No gap in surprisal could be estimated."
-UNTESTED = "too few source texts for a test"
+CANNOT = "cannot be significant"
+FILLED = "A filled mark: p is below 0.05 after its correction; a hollow one: no difference can be told."
 MOST_SENTENCES = 13
 
 
@@ -42,7 +42,9 @@ class Measure:
 MEASURES: Mapping[str, Measure] = {
     "nll": Measure("Surprisal, NLL", "nats per token", "people are more surprising", "the model is more surprising"),
     "entropy": Measure("Entropy", "nats per token", "human text is less certain", "model text is less certain"),
-    "ppl": Measure("Perplexity", "exp of NLL", "people are more surprising", "the model is more surprising", 2),
+    "ppl": Measure(
+        "Perplexity", "gap: log of the ratio", "people are more surprising", "the model is more surprising", 2
+    ),
     "bits_per_byte": Measure(
         "Surprisal", "bits per byte", "people are more surprising", "the model is more surprising"
     ),
@@ -76,34 +78,37 @@ def interval(low: float, high: float, places: int) -> str:
     return f"[{fixed(low, places)}, {fixed(high, places)}]"
 
 
-def sized(value: float, ci95: tuple[float, float], places: int) -> str:
+def sized(value: float, ci95: tuple[float, float], verdict: int, places: int) -> str:
     """A difference in surprisal with its interval and unit; without its sign where the sentence names the direction.
 
     Example:
-        >>> sized(-0.3, (-0.5, -0.1), 2)
+        >>> sized(-0.3, (-0.5, -0.1), -1, 2)
         '0.30 nats per token [0.10, 0.50]'
     """
     low, high = ci95
-    if sign(ci95) < 0:
+    if verdict < 0:
         value, low, high = -value, -high, -low
     return f"{fixed(value, places)} {MEASURES['nll'].unit} {interval(low, high, places)}"
 
 
-def people_clause(who: str, gap: float, ci95: tuple[float, float], places: int, *, plural: bool = False) -> str:
+def people_clause(
+    who: str, gap: float, ci95: tuple[float, float], verdict: int, places: int, *, plural: bool = False
+) -> str:
     """What a gap in surprisal says about people and a writer.
 
     Args:
         who (`str`): The writer.
         gap (`float`): Human less model, in nats per token.
-        ci95 (`tuple[float, float]`): Its interval, which alone decides what is claimed.
+        ci95 (`tuple[float, float]`): Its interval.
+        verdict (`int`): 1 where people are more surprising, -1 where the writer is, 0 where neither can be told.
         places (`int`): Decimals.
         plural (`bool`, *optional*, defaults to `False`): Whether the writer is several models.
 
     Example:
-        >>> people_clause("m", 0.5, (0.4, 0.6), 2)
+        >>> people_clause("m", 0.5, (0.4, 0.6), 1, 2)
         'people are 0.50 nats per token [0.40, 0.60] more surprising than m'
     """
-    verdict, size = sign(ci95), sized(gap, ci95, places)
+    size = sized(gap, ci95, verdict, places)
     if verdict > 0:
         return f"people are {size} more surprising than {who}"
     if verdict < 0:
@@ -112,7 +117,7 @@ def people_clause(who: str, gap: float, ci95: tuple[float, float], places: int, 
 
 
 def gaps_clause(
-    a: str, b: str, difference: float, ci95: tuple[float, float], places: int, *, domains: bool = False
+    a: str, b: str, difference: float, ci95: tuple[float, float], verdict: int, places: int, *, domains: bool = False
 ) -> str:
     """What the difference of two gaps in surprisal says about two models, or about two domains.
 
@@ -120,15 +125,16 @@ def gaps_clause(
         a (`str`): The model, or domain, of the first gap.
         b (`str`): That of the second.
         difference (`float`): First gap less second, in nats per token.
-        ci95 (`tuple[float, float]`): Its interval, which alone decides what is claimed.
+        ci95 (`tuple[float, float]`): Its interval.
+        verdict (`int`): 1 where the first gap is larger, -1 where the second is, 0 where neither can be told.
         places (`int`): Decimals.
         domains (`bool`, *optional*, defaults to `False`): Whether they are domains.
 
     Example:
-        >>> gaps_clause("chat", "base", -0.8, (-1.0, -0.6), 2)
+        >>> gaps_clause("chat", "base", -0.8, (-1.0, -0.6), -1, 2)
         'the gap is smaller for chat than for base by 0.80 nats per token [0.60, 1.00]'
     """
-    verdict, size = sign(ci95), sized(difference, ci95, places)
+    size = sized(difference, ci95, verdict, places)
     if not verdict:
         return f"no difference can be told between the gaps of {a} and {b}{' text' if domains else ''}: {size}"
     compared = f"in {a} than in {b} text" if domains else f"for {a} than for {b}"
@@ -156,24 +162,26 @@ def _basis(row: GapRow) -> str:
     return f"{prefixes} of {counted(row.n_sources, 'source text')}"
 
 
-def caveats(verdict: int, p_holm: float) -> list[str]:
-    """What weakens a claim, if anything: a test that does not support it, or none."""
-    if not verdict or p_holm < LEVEL:
-        return []
-    # With fewer than six sources no signed-rank test can be significant, so none is made.
-    if math.isnan(p_holm):
-        return [UNTESTED]
-    return [f"not significant after Holm's correction, p = {p_holm:.3f}"]
+def caveats(row: GapRow | ContrastRow) -> list[str]:
+    """Why no difference can be told though the interval may leave 0 out: too few source texts, or the correction."""
+    if math.isnan(row.p_adjusted):
+        return [f"{CANNOT}: too few source texts"]
+    if sign(row.ci95) and not row.verdict:
+        return [f"not significant after the correction, p = {row.p_adjusted:.3f}"]
+    return []
 
 
 def gap_sentence(row: GapRow) -> str:
     """What one estimate of the gap in surprisal says, with its interval and what it rests on."""
     places = decimals(row.gap, *row.ci95)
-    basis = [f"{fixed(row.human, places)} against {fixed(row.model_value, places)}", _basis(row)]
+    levels = f"{fixed(row.human, places)} against {fixed(row.model_value, places)}"
+    ratio = f", ratio {fixed(row.ratio, 2)}" if math.isfinite(row.ratio) else ""
+    basis = [levels + ratio, _basis(row)]
     if not row.self_scored:
         basis.append(f"scored by {row.scorer}")
-    basis += caveats(row.verdict, row.p_holm)
-    said = people_clause(writer(row.model, row.decoding), row.gap, row.ci95, places, plural=row.pooled)
+    basis += caveats(row)
+    who = writer(row.model, row.decoding)
+    said = people_clause(who, row.gap, row.ci95, row.verdict, places, plural=row.pooled)
     return f"In {row.domain} text, {said} ({'; '.join(basis)})."
 
 
@@ -185,11 +193,11 @@ def contrast_sentence(row: ContrastRow) -> str:
     basis.append(f"{first} and {rest[0]} source texts" if rest else counted(first, "source text"))
     if row.scorer not in (SELF, row.model):
         basis.append(f"scored by {row.scorer}")
-    basis += caveats(row.verdict, row.p_holm)
+    basis += caveats(row)
     where = (
         f"For {writer(row.model, row.decoding)}" if row.of_domains else f"In {row.domain} text, {decoded(row.decoding)}"
     )
-    said = gaps_clause(row.a, row.b, row.difference, row.ci95, places, domains=row.of_domains)
+    said = gaps_clause(row.a, row.b, row.difference, row.ci95, row.verdict, places, domains=row.of_domains)
     return f"{where}, {said} ({'; '.join(basis)})."
 
 
@@ -260,11 +268,11 @@ def findings(gaps: Sequence[Mapping[str, Any]], contrasts: Sequence[Mapping[str,
     Example:
         >>> row = {"domain": "creative", "model": "m", "decoding": "top-p-0.9", "scorer": "self", "measure": "nll",
         ...        "n": 16, "n_sources": 8, "human": 2.97, "model_value": 2.49, "gap": 0.48, "ci95": [0.41, 0.55],
-        ...        "ratio": 1.19, "effect_size": 1.2, "p_value": 0.001, "p_holm": 0.01, "wasserstein": 0.5}
+        ...        "ratio": 1.19, "effect_size": 1.2, "p_value": 0.001, "p_adjusted": 0.01, "wasserstein": 0.5}
         >>> for sentence in findings([row], []):
         ...     print(sentence)  # doctest: +NORMALIZE_WHITESPACE
         In creative text, people are 0.48 nats per token [0.41, 0.55] more surprising than m with
-        top-p-0.9 decoding (2.97 against 2.49; 16 prefixes of 8 source texts).
+        top-p-0.9 decoding (2.97 against 2.49, ratio 1.19; 16 prefixes of 8 source texts).
     """
     rows = read_gaps(gaps, "nll")
     if not rows:

@@ -1,4 +1,4 @@
-"""Paired gaps with cluster-bootstrap intervals, contrasts, correlations, proportions, variety, Holm's correction."""
+"""Paired gaps with cluster-bootstrap intervals, contrasts, correlations, proportions, variety, corrections of p."""
 
 from ugap.lazy import names_of_stub
 

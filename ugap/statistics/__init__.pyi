@@ -10,6 +10,9 @@ from .gap import paired_gap as paired_gap
 from .proportions import McNemar as McNemar
 from .proportions import mcnemar as mcnemar
 from .proportions import wilson as wilson
+from .significance import can_be_significant as can_be_significant
+from .significance import false_discovery as false_discovery
 from .significance import holm as holm
+from .significance import step_down as step_down
 from .u_shape import InvertedU as InvertedU
 from .u_shape import inverted_u as inverted_u

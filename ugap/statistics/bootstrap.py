@@ -1,4 +1,4 @@
-"""The one bootstrap behind every interval: whole sources are resampled, the mean over prefixes is the statistic.
+"""The one bootstrap behind every interval and p-value: whole sources are resampled, the mean is over prefixes.
 
 Design choices:
 
@@ -10,6 +10,8 @@ Design choices:
   is the jackknife over sources. The jackknife knows how far one large source can pull the mean, which the linearised
   standard error does not. The percentile and BCa intervals are too short with 8 to 16 sources, the equal-tailed
   bootstrap-t with heavy tails and with sources of unequal size: `tests/statistics/test_coverage.py` measures them all.
+- The p-value is the share of resamples whose `|t*|` reaches `|estimate| / se`, so p is below 0.05 exactly where the
+  interval leaves 0 out. A rank test would test another null: on skewed differences of mean 0 it rejects far too often.
 - With fewer than 5 sources, or where so many sources agree that over 5% of resamples have no spread, there is no usable
   `q`: Student's t with (sources - 1) degrees of freedom takes its place. One source gives NaN.
 - Resamples are drawn in chunks, so memory stays small with thousands of sources, and no result depends on the chunk.
@@ -25,7 +27,7 @@ import scipy  # its `stats` loads at first use, in a third of a second
 from numpy.typing import ArrayLike, NDArray
 
 LEVEL = 0.95
-FEWEST_SOURCES = 5  # below it, neither a bootstrap-t nor a rank test says anything
+FEWEST_SOURCES = 5  # below it, a bootstrap-t says nothing
 _CHUNK_CELLS = 1 << 20  # resamples x sources held at once: 8 MiB an array
 
 FloatArray = NDArray[np.float64]
@@ -113,6 +115,17 @@ class Group:
         weights = np.ones((1, self.n_sources))
         return float(self._resampled(weights, *self._centred())[1][0])
 
+    def influence(self) -> FloatArray:
+        """How far each source moves the estimate, `(G,)`: its jackknife pseudo-value less the estimate.
+
+        The pseudo-values stand for the sources as independent numbers: their standard error is the jackknife's. There
+        have to be two sources.
+        """
+        sums = np.stack([part.sums - part.mean * part.counts for part in self.clusters])
+        counts = np.stack([part.counts for part in self.clusters])
+        rest = counts.sum(axis=1, keepdims=True) - counts
+        return (self.n_sources - 1) * (np.array(self.signs) @ (sums / rest))
+
     def replicates(self, rng: np.random.Generator, resamples: int) -> tuple[FloatArray, FloatArray]:
         """Resampled estimates less the estimate, and their jackknife variances: two arrays of shape `(resamples,)`."""
         n = self.n_sources
@@ -152,7 +165,12 @@ class Group:
 
 
 def interval(groups: Sequence[Group], *, resamples: int, seed: int) -> tuple[float, float]:
-    """95% interval of the sum of the groups' estimates; the groups are resampled independently of each other.
+    """The 95% interval that [`interval_and_p`][ugap.statistics.bootstrap.interval_and_p] gives."""
+    return interval_and_p(groups, resamples=resamples, seed=seed)[0]
+
+
+def interval_and_p(groups: Sequence[Group], *, resamples: int, seed: int) -> tuple[tuple[float, float], float]:
+    """95% interval and two-sided p of the sum of the groups' estimates; the groups are resampled independently.
 
     Args:
         groups (`Sequence[Group]`): Independent groups of sources.
@@ -160,7 +178,8 @@ def interval(groups: Sequence[Group], *, resamples: int, seed: int) -> tuple[flo
         seed (`int`): Seed of the NumPy generator: the same seed and data give the same interval, in any order of rows.
 
     Returns:
-        `tuple[float, float]`: Lower and upper end; NaN where a group has a single source.
+        `tuple[tuple[float, float], float]`: The ends of the interval, and the p of a sum of 0; p is below 0.05 exactly
+        where the interval leaves 0 out. All are NaN where a group has a single source.
 
     Raises:
         ValueError: If `resamples` is not positive.
@@ -169,12 +188,14 @@ def interval(groups: Sequence[Group], *, resamples: int, seed: int) -> tuple[flo
         raise ValueError(f"resamples: expected a positive number, got {resamples}")
     fewest = min(group.n_sources for group in groups)
     if fewest < 2:
-        return float("nan"), float("nan")
+        return (float("nan"), float("nan")), float("nan")
     estimate = sum(group.estimate for group in groups)
     error = float(np.sqrt(sum(group.variance() for group in groups)))
     size = max(float(np.abs(part.source_means).max()) for group in groups for part in group.clusters)
     if error <= 1e-12 * size:  # the sources agree up to rounding
-        return estimate, estimate
+        # No spread, no t: the p is that of all sources having one sign.
+        p_value = smallest_p(sum(group.n_sources for group in groups)) if abs(estimate) > 1e-12 * size else 1.0
+        return (estimate, estimate), p_value
     shift = variance = np.zeros(0)
     if fewest >= FEWEST_SOURCES:
         rng = np.random.default_rng(seed)
@@ -184,7 +205,22 @@ def interval(groups: Sequence[Group], *, resamples: int, seed: int) -> tuple[flo
             shift += group_shift
             variance += group_variance
     critical = critical_value(shift, variance, error, fewest)
-    return estimate - critical * error, estimate + critical * error
+    t = studentised(shift, variance, error)
+    observed = abs(estimate) / error
+    p_value = float((1 + (t >= observed).sum()) / (1 + len(t)))
+    if not np.isfinite(_quantile(t)):
+        p_value = 2 * float(scipy.stats.t.sf(observed, fewest - 1))
+    return (estimate - critical * error, estimate + critical * error), p_value
+
+
+def smallest_p(n_sources: int) -> float:
+    """The smallest two-sided p that sign flips of so many sources can have: all of one sign.
+
+    Example:
+        >>> smallest_p(5), smallest_p(6)
+        (0.0625, 0.03125)
+    """
+    return float(2.0 ** (1 - n_sources))
 
 
 def critical_value(shift: FloatArray, variance: FloatArray, error: float, n_sources: int) -> float:
@@ -196,8 +232,19 @@ def critical_value(shift: FloatArray, variance: FloatArray, error: float, n_sour
         error (`float`): Standard error of the estimate.
         n_sources (`int`): Sources, for Student's t where resamples do not give a value.
     """
+    critical = _quantile(studentised(shift, variance, error))
+    return critical if np.isfinite(critical) else float(scipy.stats.t.ppf((1 + LEVEL) / 2, n_sources - 1))
+
+
+def studentised(shift: FloatArray, variance: FloatArray, error: float) -> FloatArray:
+    """`|t*|` of each resample, shape `(resamples,)`; the arguments are those of `critical_value`."""
     spread = np.sqrt(variance) > 1e-9 * error
     t = np.full(len(shift), np.inf)  # a resample without spread says that the estimate may be anywhere
     t[spread] = np.abs(shift[spread]) / np.sqrt(variance[spread])
-    critical = float(np.quantile(t, LEVEL, method="inverted_cdf")) if len(t) else np.inf
-    return critical if np.isfinite(critical) else float(scipy.stats.t.ppf((1 + LEVEL) / 2, n_sources - 1))
+    return t
+
+
+def _quantile(t: FloatArray) -> float:
+    """The 95% quantile of `|t*|`, infinite where it is unknown; the data count as a resample, as they do in p."""
+    rank = math.floor(LEVEL * (len(t) + 1) + 1e-9) + 1
+    return float(np.partition(t, rank - 1)[rank - 1]) if rank <= len(t) else math.inf

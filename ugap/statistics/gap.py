@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from numpy.typing import ArrayLike
 
-from ugap.statistics.bootstrap import Clusters, Group, Sources, column, interval
-from ugap.statistics.significance import signed_rank, standardised_mean
+from ugap.statistics.bootstrap import Clusters, Group, Sources, column, interval_and_p
+from ugap.statistics.significance import standardised_mean
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class GapEstimate:
         ci95 (`tuple[float, float]`): 95% interval of the gap; NaN for a single source.
         effect_size (`float`): Cohen's d_z of the per-source mean differences; NaN for a single source and where they
             have no spread.
-        p_value (`float`): Two-sided Wilcoxon signed-rank p of the per-source mean differences; NaN with fewer than 5
-            sources, 1 where every difference is zero.
+        p_value (`float`): Two-sided p of a gap of 0, by the bootstrap that makes the interval: below 0.05 exactly where
+            the interval leaves 0 out. NaN for a single source.
     """
 
     n: int
@@ -43,7 +43,8 @@ def paired_gap(
 ) -> GapEstimate:
     """Estimate the gap `human - model` of one measure.
 
-    The 95% interval is a symmetric bootstrap-t that resamples whole sources (see `ugap.statistics.bootstrap`).
+    The 95% interval and the p-value are of a symmetric bootstrap-t that resamples whole sources (see
+    `ugap.statistics.bootstrap`).
 
     Its coverage with 8, 16 and 40 sources and normal, skewed (exponential) and heavy-tailed (Student's t, 3 degrees of
     freedom) gaps that are correlated within their source, each over 2,000 simulated data sets and with 1,000 resamples,
@@ -72,7 +73,9 @@ def paired_gap(
     human_values, model_values = column(human, "human"), column(model, "model")
     if len(human_values) != len(model_values):
         raise ValueError(f"model: {len(model_values)} values for {len(human_values)} human ones")
-    clusters = Clusters.gather(human_values - model_values, sources, "sources")
+    (group,) = gap_groups(human_values - model_values, sources)
+    (clusters,) = group.clusters
+    ci95, p_value = interval_and_p([group], resamples=resamples, seed=seed)
     n = len(human_values)
     # fsum: the means do not depend on the order of rows, not even in the last digit.
     human_mean, model_mean = math.fsum(human_values) / n, math.fsum(model_values) / n
@@ -83,7 +86,17 @@ def paired_gap(
         model_value=model_mean,
         gap=human_mean - model_mean,
         ratio=human_mean / model_mean if model_mean else float("nan"),
-        ci95=interval([Group([clusters], [1])], resamples=resamples, seed=seed),
+        ci95=ci95,
         effect_size=standardised_mean(clusters.source_means),
-        p_value=signed_rank(clusters.source_means),
+        p_value=p_value,
     )
+
+
+def gap_groups(gaps: ArrayLike, sources: Sources) -> list[Group]:
+    """The sources behind a gap, for its interval and its tests.
+
+    Args:
+        gaps (`ArrayLike` of shape `(n,)`): Gap of every prefix.
+        sources (`Sequence[Hashable]` of length `n`): The source text of every prefix.
+    """
+    return [Group([Clusters.gather(column(gaps, "gaps"), sources, "sources")], [1])]

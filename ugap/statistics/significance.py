@@ -1,26 +1,145 @@
-"""Rank tests on per-source values, a standardised effect size, and Holm's correction (SciPy has none)."""
+"""Corrections for many tests, and a standardised effect size.
+
+Design choices:
+
+- The tests of a primary measure are corrected together by the step-down max-T of Westfall and Young (1993,
+  "Resampling-Based Multiple Testing"). Under the null of a test, what a source adds to the estimate lies as often
+  above as below 0, so its sign may be flipped. A source has one sign in all tests: rows that share texts share chance.
+- What a source adds is its jackknife pseudo-value, so that a gap, and a contrast of the same or of other sources, are
+  tested alike. A contrast of two groups is flipped around the level that both share under the null.
+- With `n` sources no flip gives less than `2 / 2**n`. Below 6 sources no test can be significant: it gets NaN, and it
+  takes part in no correction.
+- Holm's correction is for tests that have no resamples in common; SciPy has none.
+"""
+
+from collections.abc import Hashable, Sequence
+from typing import Any
 
 import numpy as np
 import scipy  # its `stats` loads at first use, in a third of a second
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from ugap.statistics.bootstrap import FEWEST_SOURCES, FloatArray
+from ugap.statistics.bootstrap import FloatArray, Group, smallest_p
 
-
-def signed_rank(differences: FloatArray) -> float:
-    """Two-sided p of Wilcoxon's signed-rank test; 1 where every difference is zero, NaN with fewer than 5 of them."""
-    if len(differences) > 1 and not differences.any():
-        return 1.0  # SciPy would drop all zeros and test nothing
-    if len(differences) < FEWEST_SOURCES:
-        return float("nan")
-    return float(scipy.stats.wilcoxon(differences).pvalue)
+SIGNIFICANT = 0.05  # p below it: the interval of 95% leaves 0 out
+_CHUNK_CELLS = 1 << 21  # flips x (sources + tests) held at once: 16 MiB an array
 
 
-def rank_sum(a: FloatArray, b: FloatArray) -> float:
-    """Two-sided p of the Mann-Whitney U test; NaN with fewer than 5 values on either side."""
-    if min(len(a), len(b)) < FEWEST_SOURCES:
-        return float("nan")
-    return float(scipy.stats.mannwhitneyu(a, b).pvalue)
+def can_be_significant(n_sources: int) -> bool:
+    """Whether so many sources can make a test significant after its correction.
+
+    Example:
+        >>> can_be_significant(5), can_be_significant(6)
+        (False, True)
+    """
+    return smallest_p(n_sources) < SIGNIFICANT
+
+
+def step_down(
+    tests: Sequence[Sequence[Group]], p_values: ArrayLike, *, flips: int = 10_000, seed: int = 0
+) -> FloatArray:
+    """P-values of a family of tests, corrected by step-down max-T with sign flips by source.
+
+    Args:
+        tests (`Sequence[Sequence[Group]]`): The groups of sources behind the estimate of each test.
+        p_values (`ArrayLike` of shape `(n,)`): Raw p-values; none is corrected to less than itself.
+        flips (`int`, *optional*, defaults to `10_000`): Draws of the signs of all sources.
+        seed (`int`, *optional*, defaults to `0`): Seed of the signs.
+
+    Returns:
+        `np.ndarray` of shape `(n,)`: Corrected p-values in the order given; NaN for a test that cannot be significant.
+
+    Raises:
+        ValueError: If there is not one p-value for each test.
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    if p.shape != (len(tests),):
+        raise ValueError(f"p_values: an array of shape {p.shape} for {len(tests)} tests")
+    adjusted = np.full(len(tests), np.nan)
+    tested = [i for i, groups in enumerate(tests) if np.isfinite(p[i]) and can_be_significant(_n_sources(groups))]
+    if not tested:
+        return adjusted
+    observed, flipped = _flipped([tests[i] for i in tested], flips, seed)
+    order = np.argsort(-observed, kind="stable")
+    # Of a test and all that are less extreme: the hypotheses that are still open when it is reached.
+    most = np.maximum.accumulate(flipped[:, order[::-1]], axis=1)[:, ::-1]
+    # A hair: of equal sums in another order, each counts as reached.
+    reached = (most >= observed[order] * (1 - 1e-9)).sum(axis=0)
+    stepped = np.maximum.accumulate((1 + reached) / (1 + flips))
+    adjusted[np.array(tested)[order]] = stepped
+    return np.fmax(adjusted, np.where(np.isnan(adjusted), np.nan, p))
+
+
+def false_discovery(tests: Sequence[Sequence[Group]], p_values: ArrayLike) -> FloatArray:
+    """P-values of a family of tests, corrected by the method of Benjamini and Hochberg (1995).
+
+    Args:
+        tests (`Sequence[Sequence[Group]]`): The groups of sources behind the estimate of each test.
+        p_values (`ArrayLike` of shape `(n,)`): Raw p-values.
+
+    Returns:
+        `np.ndarray` of shape `(n,)`: Corrected p-values in the order given; NaN for a test that cannot be significant.
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    able = np.array([can_be_significant(_n_sources(groups)) for groups in tests], dtype=bool)
+    tested = np.isfinite(p) & able
+    adjusted = np.full(len(tests), np.nan)
+    if tested.any():
+        adjusted[tested] = scipy.stats.false_discovery_control(p[tested])
+    return adjusted
+
+
+def _n_sources(groups: Sequence[Group]) -> int:
+    return sum(group.n_sources for group in groups)
+
+
+def _flipped(tests: Sequence[Sequence[Group]], flips: int, seed: int) -> tuple[FloatArray, FloatArray]:
+    """`|t|` of each test, `(n,)`, and under each flip of the signs of all sources, `(flips, n)`."""
+    sources: set[Hashable] = {source for groups in tests for group in groups for source in group.clusters[0].sources}
+    # Sorted, so that a source has the same signs in whichever order the rows come.
+    index = {source: place for place, source in enumerate(sorted(sources, key=repr))}
+    parts: list[tuple[int, FloatArray, FloatArray]] = []  # test, place of its sources, and what they add
+    for number, groups in enumerate(tests):
+        for group, added in zip(groups, _added(groups), strict=True):
+            places = np.array([index[source] for source in group.clusters[0].sources])
+            parts.append((number, places, added))
+    n_sources, n_parts = len(index), len(parts)
+    # A column holds what the sources add to one group: `signs @ columns` are the flipped sums of all groups.
+    columns = np.zeros((n_sources, n_parts))
+    for column, (_, places, added) in enumerate(parts):
+        columns[places, column] = added
+    squares = (columns**2).sum(axis=0)
+    counts = np.array([len(places) for _, places, _ in parts], dtype=np.float64)
+    of_test = np.zeros((n_parts, len(tests)))
+    of_test[np.arange(n_parts), [number for number, _, _ in parts]] = 1.0
+
+    def t(signs: NDArray[np.floating[Any]]) -> FloatArray:
+        sums = signs @ columns
+        # Flips change no square: the variance of a flipped mean follows from its sum alone.
+        variances = np.maximum(squares - sums**2 / counts, 0.0) / (counts * (counts - 1))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = np.abs((sums / counts) @ of_test) / np.sqrt(variances @ of_test)
+        return np.nan_to_num(found, nan=0.0)
+
+    rng = np.random.default_rng(seed)
+    chunk = max(1, _CHUNK_CELLS // (n_sources + n_parts))
+    found = [
+        t(2.0 * rng.integers(0, 2, size=(min(chunk, flips - start), n_sources)) - 1.0)
+        for start in range(0, flips, chunk)
+    ]
+    return t(np.ones((1, n_sources)))[0], np.concatenate(found)
+
+
+def _added(groups: Sequence[Group]) -> list[FloatArray]:
+    """What each source of each group adds to the sum of the estimates, around the null: jackknife pseudo-values."""
+    if len(groups) == 1:
+        return [groups[0].estimate + groups[0].influence()]
+    # Two groups: under the null their levels cancel. The shared level is the mean of both, weighted by their precision.
+    first, second = groups
+    (low, high), total = (first.variance(), second.variance()), first.estimate + second.estimate
+    share = low / (low + high) if low + high else 0.5
+    # The first group lies `share` of the difference above the common level, the second the rest of it.
+    return [share * total + first.influence(), (1 - share) * total + second.influence()]
 
 
 def standardised_mean(differences: FloatArray) -> float:

@@ -8,20 +8,21 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from scipy.stats import wasserstein_distance
+from scipy.stats import false_discovery_control, wasserstein_distance
 
 from ugap.cli.main import main
 from ugap.files import locked
 from ugap.models import load_model
 from ugap.scoring import Scorer
-from ugap.statistics import contrast_independent, contrast_paired, holm, paired_gap
+from ugap.statistics import contrast_independent, contrast_paired, paired_gap, step_down
+from ugap.statistics.gap import gap_groups
 from ugap.study.generation import chat_context
 
 TAU, LAMBDA = 3.5987, 0.0656
 PREFIX, NEW = 8, 16
 ROW = {
     *("domain", "model", "prompting", "decoding", "scorer", "measure", "n", "n_sources", "n_dropped", "human"),
-    *("model_value", "gap", "ratio", "ci95", "effect_size", "p_value", "p_holm", "wasserstein"),
+    *("model_value", "gap", "ratio", "ci95", "effect_size", "p_value", "p_adjusted", "wasserstein"),
 }
 MEASURES = ["nll", "ppl", "entropy", "pmi", "cpmi", "bits_per_byte", "deviation"]
 
@@ -118,10 +119,16 @@ def assert_by_hand(result: SimpleNamespace, seed: int = 0) -> None:
         assert (row["n"], row["n_dropped"]) == (len(pairs), dropped)
         human = np.array([value(a, n, row["measure"])[0] for a, _, n in pairs])
         model = np.array([value(b, n, row["measure"])[0] for _, b, n in pairs])
-        assert row["human"] == pytest.approx(human.mean(), rel=1e-5)
-        assert row["model_value"] == pytest.approx(model.mean(), rel=1e-5)
-        assert row["gap"] == row["human"] - row["model_value"]
-        assert row["ratio"] == (row["human"] / row["model_value"] if row["model_value"] else None)
+        if row["measure"] == "ppl":  # geometric means, and the logarithm of their ratio
+            human, model = np.log(human), np.log(model)
+            assert np.log([row["human"], row["model_value"]]) == pytest.approx([human.mean(), model.mean()], rel=1e-5)
+            assert row["gap"] == pytest.approx(math.log(row["human"] / row["model_value"]), rel=1e-5, abs=1e-9)
+            assert row["ratio"] == pytest.approx(row["human"] / row["model_value"])
+        else:
+            assert row["human"] == pytest.approx(human.mean(), rel=1e-5)
+            assert row["model_value"] == pytest.approx(model.mean(), rel=1e-5)
+            assert row["gap"] == row["human"] - row["model_value"]
+            assert row["ratio"] == (row["human"] / row["model_value"] if row["model_value"] else None)
         pooled = [
             np.concatenate([value(text, n, row["measure"])[1] for text, n in texts])
             for texts in ([(a, n) for a, _, n in pairs], [(b, n) for _, b, n in pairs])
@@ -133,15 +140,30 @@ def assert_by_hand(result: SimpleNamespace, seed: int = 0) -> None:
         assert row["n_sources"] == estimate.n_sources == len({a["source"] for a, _, _ in pairs})
         for name in ("effect_size", "p_value"):
             expected = getattr(estimate, name)
-            assert row[name] is None if math.isnan(expected) else row[name] == pytest.approx(expected, rel=1e-3)
+            close = pytest.approx(expected, rel=1e-3, abs=1e-3)
+            assert row[name] is None if math.isnan(expected) else row[name] == close
         if math.isnan(estimate.ci95[0]):
             assert row["ci95"] == [None, None]
         else:
             assert row["ci95"] == pytest.approx(list(estimate.ci95), rel=1e-3, abs=1e-5)
     for table in (result.gaps, result.contrasts):
-        raw = [float("nan") if row["p_value"] is None else row["p_value"] for row in table]
-        expected = [None if math.isnan(p) else p for p in holm(raw)]
-        assert [row["p_holm"] for row in table] == expected
+        able = [row for row in table if row["p_adjusted"] is not None]
+        assert all(row["p_adjusted"] >= row["p_value"] for row in able)
+        secondary = [row for row in able if row["measure"] not in ("nll", "ppl")]
+        if secondary:
+            expected = false_discovery_control([row["p_value"] for row in secondary])
+            assert [row["p_adjusted"] for row in secondary] == pytest.approx(list(expected))
+    primary = [row for row in result.gaps if row["measure"] == "nll"]
+    tests = [gap_groups(*gaps_of(result, row, "nll")) for row in primary]
+    found = step_down(tests, [math.nan if row["p_value"] is None else row["p_value"] for row in primary], seed=seed)
+    for row, expected in zip(primary, found, strict=True):
+        assert (row["p_adjusted"] is None) == math.isnan(expected) == (row["n_sources"] < 6)
+        assert math.isnan(expected) or row["p_adjusted"] == pytest.approx(expected, abs=1e-3)
+    # The same hypothesis on another scale.
+    rows = [row for row in result.gaps if row["measure"] == "ppl"]
+    for one, other in zip(primary, rows, strict=True):
+        assert other["gap"] == pytest.approx(one["gap"], rel=1e-4, abs=1e-6)
+        assert other["p_adjusted"] == (one["p_adjusted"] and pytest.approx(one["p_adjusted"], abs=1e-3))
 
 
 def test_every_cell_has_every_measure(two_models, tiny_folder, chat_folder):
@@ -169,7 +191,7 @@ def test_every_gap_by_hand(two_models):
 def test_the_settings_are_on_record(two_models, tiny_folder, chat_folder):
     record = two_models.record
     assert set(record) == {"version", "settings", "gaps", "contrasts"}
-    assert record["version"] == 1
+    assert record["version"] == 2
     settings = record["settings"]
     assert settings["models"] == [str(tiny_folder), str(chat_folder)]
     assert settings["decodings"] == {"ancestral": {}, "warm": {"temperature": 1.1}}
@@ -228,7 +250,7 @@ def test_contrasts_of_models(two_models, tiny_folder, chat_folder):
 def assert_contrast(row: dict, expected) -> None:
     assert row["difference"] == pytest.approx(expected.difference, rel=1e-3, abs=1e-5)
     assert row["n_sources"] == list(expected.n_sources)
-    assert row["p_value"] == (None if math.isnan(expected.p_value) else pytest.approx(expected.p_value, rel=1e-3))
+    assert row["p_value"] == (None if math.isnan(expected.p_value) else pytest.approx(expected.p_value, abs=1e-3))
     assert row["ci95"] == pytest.approx(list(expected.ci95), rel=1e-3, abs=1e-4)
 
 
@@ -279,7 +301,7 @@ def test_a_model_that_writes_nothing(text_rows, save_model, make_model, tokenize
         ("creative", "nll", 0, 2),
         ("functional", "nll", 0, 2),
     ]
-    assert all(row[name] is None for row in gaps for name in ("human", "model_value", "gap", "p_value", "p_holm"))
+    assert all(row[name] is None for row in gaps for name in ("human", "model_value", "gap", "p_value", "p_adjusted"))
     texts = pq.read_table(tmp_path / "out" / "scores.parquet").to_pylist()
     assert [text["text"] for text in texts if text["decoding"] == "greedy"] == [""] * 4
 

@@ -25,7 +25,6 @@
 
   // The rows of the table by name of their column.
   const rows = data.rows.map((row) => Object.fromEntries(data.columns.map((name, i) => [name, row[i]])));
-  const verdict = (row) => (row.low === null ? 0 : Number(row.low > 0) - Number(row.high < 0));
 
   function options(select, values, words = (value) => value) {
     select.replaceChildren(...values.map((value) => make("option", { value }, words(value))));
@@ -186,7 +185,7 @@
               x: part.map((row) => row.gap),
               y: part.map((row) => lines.indexOf(row.series) - (i - (own.length - 1) / 2) * (0.64 / own.length)),
               marker: {
-                symbol: symbol(domain), size: 10, color: part.map((row) => (verdict(row) ? domainColour(domain) : palette().card)),
+                symbol: symbol(domain), size: 10, color: part.map((row) => (row.verdict ? domainColour(domain) : palette().card)),
                 line: { width: 2, color: domainColour(domain) },
               },
               error_x: {
@@ -197,7 +196,7 @@
               text: part.map((row) => [
                 `<b>${label(row.series)}</b>, ${label(domain)} text`,
                 `gap ${fixed(row.gap, places)} [${fixed(row.low, places)}, ${fixed(row.high, places)}]`,
-                `people ${fixed(row.human, places)}, model ${fixed(row.model_value, places)}`,
+                `people ${fixed(row.human, places)}, model ${fixed(row.model_value, places)}, ratio ${fixed(row.ratio, 2)}`,
                 `${row.n} prefixes of ${row.n_sources} source texts`,
               ].join("<br>")),
               hovertemplate: "%{text}<extra></extra>",
@@ -518,6 +517,7 @@
 
   // The table
 
+  const pValue = (p) => (p === null ? "–" : p < 0.001 ? "<0.001" : fixed(p, 3));
   const figure = (name, places) => ({ name, cell: (row) => fixed(row[name], places ?? data.measures[row.measure].decimals) });
   const columns = [
     ...(many ? [{ name: "run", title: "run", word: true, cell: (row) => data.runs[row.run].name }] : []),
@@ -532,7 +532,8 @@
     { title: "gap [95%]", name: "gap", cell: gapCell },
     { title: "ratio", ...figure("ratio", 2) },
     { title: "d_z", ...figure("effect_size", 2) },
-    { title: "p (Holm)", name: "p_holm", cell: (row) => (row.p_holm === null ? "–" : row.p_holm < 0.001 ? "<0.001" : fixed(row.p_holm, 3)) },
+    { title: "p", name: "p_value", cell: (row) => pValue(row.p_value) },
+    { title: "p (adjusted)", name: "p_adjusted", cell: (row) => (row.p_adjusted === null && row.gap !== null ? "cannot be significant" : pValue(row.p_adjusted)) },
     { title: "W1", ...figure("wasserstein") },
     { title: "prefixes", name: "n", cell: (row) => `${row.n} (${row.n_sources})` },
   ];
@@ -542,7 +543,7 @@
     if (row.gap === null) return "–";
     const places = data.measures[row.measure].decimals - 1;
     const ends = row.low === null ? "no interval" : `${fixed(row.low, places)}, ${fixed(row.high, places)}`;
-    const kind = { 1: "more", "-1": "less", 0: "" }[verdict(row)];
+    const kind = { 1: "more", "-1": "less", 0: "" }[row.verdict];
     return make("span", {}, make("span", { class: kind }, fixed(row.gap, places)), ` [${ends}]`);
   }
   // The interval as a small drawing, on one scale for a measure.
@@ -554,7 +555,7 @@
   function spark(row) {
     if (row.low === null) return "";
     const x = (value) => 36 + (33 * value) / (spans[row.measure] || 1);
-    const ink = { 1: "var(--more)", "-1": "var(--less)", 0: "var(--soft)" }[verdict(row)];
+    const ink = { 1: "var(--more)", "-1": "var(--less)", 0: "var(--soft)" }[row.verdict];
     return vector("svg", { width: 72, height: 14, viewBox: "0 0 72 14", "aria-hidden": "true" },
       vector("path", { d: "M36 0V14", stroke: "var(--line)", "stroke-width": 1.5 }),
       vector("path", { d: `M${x(row.low).toFixed(1)} 7H${x(row.high).toFixed(1)}`, stroke: ink, "stroke-width": 2 }),

@@ -48,7 +48,7 @@ from ugap.terminal import visible
 
 COLUMNS = (
     "domain", "model", "prompting", "decoding", "scorer", "measure", "n", "n_sources", "n_dropped", "human",
-    "model_value", "gap", "low", "high", "ratio", "effect_size", "p_value", "p_holm", "wasserstein",
+    "model_value", "gap", "low", "high", "ratio", "effect_size", "p_value", "p_adjusted", "verdict", "wasserstein",
 )  # fmt: skip
 
 
@@ -63,7 +63,7 @@ def write_page(folders: Sequence[str | Path], path: str | Path) -> list[Run]:
         `list[Run]`: The studies that it shows.
 
     Raises:
-        InputError: If a folder is no study's, holds no scores or is of a newer version, one is named twice, or the
+        InputError: If a folder is no study's, holds no scores or is of another version, one is named twice, or the
             file to write is a folder.
     """
     if Path(path).is_dir():
@@ -164,7 +164,7 @@ def headline(run: Run) -> str:
 
 
 def _clause(row: GapRow, places: int) -> str:
-    return people_clause(writer(row.model, row.decoding), row.gap, row.ci95, places)
+    return people_clause(writer(row.model, row.decoding), row.gap, row.ci95, row.verdict, places)
 
 
 def _overall(runs: Sequence[Run]) -> str:
@@ -199,7 +199,9 @@ def _row(row: dict[str, Any], both: bool) -> list[Any]:
     low, high = row["ci95"] or (None, None)
     given = row["decoding"] == GIVEN
     whose = GIVEN_TEXTS if given else named(row, both)["model"]
-    flat = {**row, "low": low, "high": high, "scorer": SELF if row["scorer"] == row["model"] else row["scorer"]}
+    scorer = SELF if row["scorer"] == row["model"] else row["scorer"]
+    # The rule is not written again in the script.
+    flat = {**row, "low": low, "high": high, "scorer": scorer, "verdict": GapRow.read(row).verdict}
     return [whose, row["model"] if given else row["decoding"], *without_nan([flat[name] for name in COLUMNS])]
 
 

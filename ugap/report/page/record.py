@@ -31,7 +31,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
     """The content of `gap.json`: `version`, `settings`, `gaps` and `contrasts`; None where there is no such file.
 
     Raises:
-        InputError: The file is damaged or of a newer version; the message names the field.
+        InputError: The file is damaged or of another version; the message names the field.
     """
     if not path.exists():
         return None
@@ -39,10 +39,10 @@ def read_record(path: Path) -> dict[str, Any] | None:
     version: Any = record.get("version")
     if not _is_count(version) or not all(name in record for name in ("gaps", "contrasts", "settings")):
         raise InputError(f"{path}: not the record of a study")
-    if version > VERSION:
-        raise InputError(
-            f"{path}: made by a newer ugap (format {version}, this one reads up to {VERSION}); install a newer ugap"
-        )
+    if version != VERSION:
+        remedy = "install a newer ugap" if version > VERSION else "repeat its command with --resume"
+        age = "a newer" if version > VERSION else "an older"
+        raise InputError(f"{path}: made by {age} ugap (format {version}, this one reads {VERSION}); {remedy}")
     _check_settings(path, record["settings"])
     for table, check in (("gaps", _check_gap), ("contrasts", _check_contrast)):
         if not isinstance(record[table], list):
@@ -158,13 +158,13 @@ _GAP: Mapping[str, _Kind] = {
     **dict.fromkeys(("domain", "model", "prompting", "decoding", "scorer", "measure"), _TEXT),
     **dict.fromkeys(("n", "n_sources", "n_dropped"), _COUNT),
     **dict.fromkeys(("human", "model_value", "gap", "ratio"), _FIGURE),
-    **dict.fromkeys(("effect_size", "p_value", "p_holm", "wasserstein"), _FIGURE),
+    **dict.fromkeys(("effect_size", "p_value", "p_adjusted", "wasserstein"), _FIGURE),
     "ci95": _INTERVAL,
 }
 _CONTRAST: Mapping[str, _Kind] = {
     **dict.fromkeys(("a", "b", "stage_a", "stage_b", "prompting_a", "prompting_b"), _TEXT),
     **dict.fromkeys(("decoding", "scorer", "measure"), _TEXT),
-    **dict.fromkeys(("gap_a", "gap_b", "difference", "p_value", "p_holm"), _FIGURE),
+    **dict.fromkeys(("gap_a", "gap_b", "difference", "p_value", "p_adjusted"), _FIGURE),
     "ci95": _INTERVAL,
     **dict.fromkeys(("n", "n_sources"), (_is_counts, "two whole numbers, 0 or more")),
 }

@@ -49,7 +49,7 @@ def read_run(folder: str | Path) -> Run:
         folder (`str` or `Path`): The `--output` of `ugap measure` or `ugap demo`.
 
     Raises:
-        InputError: If there is no such folder, it holds no scores, or its record is damaged or of a newer version.
+        InputError: If there is no such folder, it holds no scores, or its record is damaged or of another version.
     """
     folder = Path(folder)
     if not folder.is_dir():

@@ -15,7 +15,8 @@ from ugap.statistics.gap import paired_gap
 from ugap.statistics.quantiles import wasserstein_to_quantiles
 from ugap.statistics.share import share_closed
 from ugap.study.analysis.variety import VARIETY, spread, variety
-from ugap.study.gap.table import gap_table
+from ugap.study.contrasts import corrected
+from ugap.study.gap.table import cell_tests
 from ugap.study.measures import text_value, token_values
 from ugap.study.pairs import Cell, ScoredText, pair
 from ugap.study.probes.facts import FactResult, accuracies, compare
@@ -24,7 +25,7 @@ BASE, MATCHED, CONTRASTIVE = "base", "temperature-matched", "contrastive"
 MEASURES = ("nll", "entropy", "pmi", "deviation")
 # Measures whose distribution a human profile holds, by their names there.
 PROFILED = {"surprisal": "nll", "deviation": "deviation", "pmi": "pmi"}
-_FIGURES = ("n", "human", "model_value", "gap", "ci95", "p_value", "wasserstein")
+_FIGURES = ("n", "human", "model_value", "gap", "ratio", "ci95", "p_value", "p_adjusted", "wasserstein")
 
 Origin = tuple[str, str]  # who wrote or answered, and under which decoding or in which test
 
@@ -71,13 +72,20 @@ class Reading:
         }
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The texts of every writer and decoding compared with human ones, pair by pair cut to one length."""
+        """The texts of every writer and decoding compared with human ones, pair by pair cut to one length.
+
+        The p-values are corrected over all rows of this scorer.
+        """
+        cells = {origin: self.cell(origin) for origin in self.written}
+        tests = [(origin, test) for origin, cell in cells.items() for test in cell_tests(cell, seed=0)]
+        kept = [(origin, test) for origin, test in tests if test.row["n"] and test.row["measure"] in MEASURES]
+        tables: dict[Origin, dict[str, dict[str, Any]]] = {origin: {} for origin in cells}
+        for (origin, _), row in zip(kept, corrected((test for _, test in kept), seed=0), strict=True):
+            tables[origin][row["measure"]] = row
         for origin, seeds in self.written.items():
             writer, decoding = origin
             named = {"writer": writer, "decoding": decoding, "scorer": self.label}
-            cell = self.cell(origin)
-            # The cell alone: Holm's correction is made over the comparisons, not here.
-            table = {row["measure"]: row for row in gap_table([cell], seed=0) if row["n"]}
+            cell, table = cells[origin], tables[origin]
             yield {
                 **named,
                 "n": len(cell.human),

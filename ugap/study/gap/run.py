@@ -31,7 +31,7 @@ from ugap.study.options import GapOptions
 from ugap.study.pairs import GIVEN, HUMAN, SELF, Cell, pair
 from ugap.study.store import rows_hash
 
-VERSION = 1
+VERSION = 2
 PROMPTINGS = (RAW, CHAT)
 PARTS = "parts"
 

@@ -2,18 +2,26 @@
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import scipy
 
-from ugap.study.contrasts import CONTRAST_MEASURES, DOMAIN, STAGE, STAGES, contrast_figures, gap_figures, with_holm
+from ugap.study.contrasts import (
+    CONTRAST_MEASURES,
+    DOMAIN,
+    PRIMARY,
+    STAGE,
+    STAGES,
+    Tested,
+    contrast_test,
+    corrected,
+    gap_test,
+)
 from ugap.study.measures import MEASURES, text_value, token_values
 from ugap.study.pairs import SELF, Cell
 
-# The measure of the one row that a cell without a pair has.
-PRIMARY = "nll"
 _NO_FIGURES: Mapping[str, Any] = {
     **{"n": 0, "n_sources": 0},
     **dict.fromkeys(("human", "model_value", "gap", "ratio"), math.nan),
@@ -23,37 +31,41 @@ _NO_FIGURES: Mapping[str, Any] = {
 
 
 def gap_table(cells: Sequence[Cell], *, seed: int, resamples: int = 10_000) -> list[dict[str, Any]]:
-    """Rows of `gap.json`: an estimate for every cell and measure, Holm's correction over all rows.
+    """Rows of `gap.json`: an estimate for every cell and measure, corrected over all rows by `corrected`.
 
     A measure that the texts of a cell do not have (PMI without a prefix) has no row. A cell without a pair has one, of
     the surprisal, with `n` 0 and NaN for what cannot be estimated.
     """
-    rows = []
-    for cell in cells:
-        labels = {
-            "domain": cell.domain,
-            "model": cell.model,
-            "prompting": cell.prompting,
-            "decoding": cell.decoding,
-            "scorer": _scorer(cell),
-            "n_dropped": cell.n_dropped,
-        }
-        if not cell.human:
-            rows.append({**labels, "measure": PRIMARY, **_NO_FIGURES})
-        for measure in MEASURES if cell.human else ():
-            human, model = (
-                np.array([text_value(scores, measure) for scores in side]) for side in (cell.human, cell.generated)
+    tested = (test for cell in cells for test in cell_tests(cell, seed=seed, resamples=resamples))
+    return corrected(tested, seed=seed, flips=resamples)
+
+
+def cell_tests(cell: Cell, *, seed: int, resamples: int = 10_000) -> Iterator[Tested]:
+    """The rows of one cell before their correction."""
+    labels = {
+        "domain": cell.domain,
+        "model": cell.model,
+        "prompting": cell.prompting,
+        "decoding": cell.decoding,
+        "scorer": _scorer(cell),
+        "n_dropped": cell.n_dropped,
+    }
+    if not cell.human:
+        yield Tested({**labels, "measure": PRIMARY, **_NO_FIGURES}, [])
+    for measure in MEASURES if cell.human else ():
+        human, model = (
+            np.array([text_value(scores, measure) for scores in side]) for side in (cell.human, cell.generated)
+        )
+        options = {"seed": seed, "resamples": resamples}
+        test = gap_test({**labels, "measure": measure}, human, model, cell.sources, **options)
+        if test is not None:
+            # Of single tokens, not of the texts' means: two sides may agree in the mean and differ in the tail.
+            human_tokens, model_tokens = (
+                np.concatenate([token_values(scores, measure) for scores in side])
+                for side in (cell.human, cell.generated)
             )
-            figures = gap_figures(human, model, cell.sources, seed=seed, resamples=resamples)
-            if figures is not None:
-                # Of single tokens, not of the texts' means: two sides may agree in the mean and differ in the tail.
-                human_tokens, model_tokens = (
-                    np.concatenate([token_values(scores, measure) for scores in side])
-                    for side in (cell.human, cell.generated)
-                )
-                distance = scipy.stats.wasserstein_distance(human_tokens, model_tokens)
-                rows.append({**labels, "measure": measure, **figures, "wasserstein": distance})
-    return with_holm(rows)
+            distance = scipy.stats.wasserstein_distance(human_tokens, model_tokens)
+            yield Tested({**test.row, "wasserstein": distance}, test.groups)
 
 
 def contrast_table(
@@ -67,7 +79,7 @@ def contrast_table(
         seed (`int`): Seed of the bootstrap.
         resamples (`int`, *optional*, defaults to `10_000`): Bootstrap resamples.
     """
-    rows: list[dict[str, Any]] = []
+    tested: list[Tested] = []
     for measure in CONTRAST_MEASURES:
         gaps = [(cell, cell.gaps(measure)) for cell in cells]
         for (a, gaps_a), (b, gaps_b) in itertools.product(gaps, repeat=2):
@@ -75,10 +87,11 @@ def contrast_table(
             if labels is None:
                 continue
             paired = labels["contrast"] == STAGE
-            figures = contrast_figures(gaps_a, gaps_b, paired=paired, seed=seed, resamples=resamples)
-            if figures is not None:
-                rows.append({**labels, "measure": measure, **figures})
-    return with_holm(rows)
+            labels["measure"] = measure
+            test = contrast_test(labels, gaps_a, gaps_b, paired=paired, seed=seed, resamples=resamples)
+            if test is not None:
+                tested.append(test)
+    return corrected(tested, seed=seed, flips=resamples)
 
 
 def _contrast_labels(a: Cell, b: Cell, stages: Mapping[str, str]) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""The gaps and contrasts of a study of many models, with one correction over both tables.
+"""The gaps and contrasts of a study of many models, corrected over both tables together.
 
 Design choices:
 
@@ -9,7 +9,7 @@ Design choices:
   the earlier one raw, which is how a base model is asked at all.
 - Where several models share a stage, or several families a pair of stages, all are pooled as well: texts are the
   random sample, models are not, so such a row speaks of these models and no others.
-- Rows have the labels of `gap.json`, and the family. Holm's correction is over all rows of both tables.
+- Rows have the labels of `gap.json`, and the family. The rows of both tables are corrected together.
 """
 
 import math
@@ -27,9 +27,10 @@ from ugap.study.contrasts import (
     DOMAIN,
     STAGE,
     STAGES,
-    contrast_figures,
-    gap_figures,
-    with_holm,
+    Tested,
+    contrast_test,
+    corrected,
+    gap_test,
 )
 from ugap.study.measures import text_value
 from ugap.study.multi.run import ModelEntry, model_folder
@@ -114,11 +115,11 @@ def contrast_multi(cells: Sequence[ModelCell], *, seed: int, resamples: int = 10
     gaps = [row for measure in CONTRAST_MEASURES for row in _gaps(cells, measure, options)]
     contrasts = [row for measure in CONTRAST_MEASURES for row in _stages(cells, measure, options)]
     contrasts += [row for measure in CONTRAST_MEASURES for row in _domains(cells, measure, options)]
-    corrected = with_holm([*gaps, *contrasts])
-    return corrected[: len(gaps)], corrected[len(gaps) :]
+    rows = corrected([*gaps, *contrasts], seed=seed, flips=resamples)
+    return rows[: len(gaps)], rows[len(gaps) :]
 
 
-def _gaps(cells: Sequence[ModelCell], measure: str, options: dict[str, int]) -> Iterator[Row]:
+def _gaps(cells: Sequence[ModelCell], measure: str, options: dict[str, int]) -> Iterator[Tested]:
     groups: dict[tuple[str, ...], list[ModelCell]] = {}
     for cell in cells:
         yield from _gap_row([cell], cell.model.title, cell.model.family, measure, options)
@@ -132,31 +133,32 @@ def _gaps(cells: Sequence[ModelCell], measure: str, options: dict[str, int]) -> 
 
 def _gap_row(
     group: Sequence[ModelCell], name: str, family: str, measure: str, options: dict[str, int]
-) -> Iterator[Row]:
+) -> Iterator[Tested]:
     """The gap of one cell or several together; none where no text has the measure."""
     first = group[0]
-    figures = gap_figures(
+    labels = {
+        "domain": first.domain,
+        "model": name,
+        "family": family,
+        "stage": first.model.stage,
+        "prompting": first.prompting,
+        "decoding": first.decoding,
+        "scorer": first.scorer,
+        "measure": measure,
+        "n_dropped": sum(cell.n_dropped for cell in group),
+    }
+    test = gap_test(
+        labels,
         np.concatenate([cell.human[measure] for cell in group]),
         np.concatenate([cell.written[measure] for cell in group]),
         [source for cell in group for source in cell.sources],
         **options,
     )
-    if figures is not None:
-        yield {
-            "domain": first.domain,
-            "model": name,
-            "family": family,
-            "stage": first.model.stage,
-            "prompting": first.prompting,
-            "decoding": first.decoding,
-            "scorer": first.scorer,
-            "measure": measure,
-            "n_dropped": sum(cell.n_dropped for cell in group),
-            **figures,
-        }
+    if test is not None:
+        yield test
 
 
-def _stages(cells: Sequence[ModelCell], measure: str, options: dict[str, int]) -> Iterator[Row]:
+def _stages(cells: Sequence[ModelCell], measure: str, options: dict[str, int]) -> Iterator[Tested]:
     groups: dict[tuple[str, ...], list[tuple[ModelCell, ModelCell]]] = {}
     for a in cells:
         for b in cells:
@@ -203,7 +205,7 @@ def _stage_row(
     scorer: str,
     measure: str,
     options: dict[str, int],
-) -> Iterator[Row]:
+) -> Iterator[Tested]:
     """The contrast of one pair of models or of several together; none where no prefix is shared."""
     later: list[tuple[float, str]] = []
     earlier: list[tuple[float, str]] = []
@@ -214,24 +216,25 @@ def _stage_row(
         # The source is that of side `a`: both studies name it alike, and the pairing is by this name.
         earlier += [(gaps_b[prefix][0], gaps_a[prefix][1]) for prefix in shared]
     a, b = pairs[0]
-    figures = contrast_figures(later, earlier, paired=True, **options)
-    if figures is not None:
-        sides = {"a": names[0], "b": names[1], "domain": a.domain, "family": family, "scorer": scorer}
-        yield {"contrast": STAGE, **sides, **_of_both(a, b), "measure": measure, **figures}
+    sides = {"a": names[0], "b": names[1], "domain": a.domain, "family": family, "scorer": scorer}
+    labels = {"contrast": STAGE, **sides, **_of_both(a, b), "measure": measure}
+    test = contrast_test(labels, later, earlier, paired=True, **options)
+    if test is not None:
+        yield test
 
 
-def _domains(cells: Sequence[ModelCell], measure: str, options: dict[str, int]) -> Iterator[Row]:
+def _domains(cells: Sequence[ModelCell], measure: str, options: dict[str, int]) -> Iterator[Tested]:
     for a in cells:
         for b in cells:
             same = (a.model, a.prompting, a.decoding, a.scorer) == (b.model, b.prompting, b.decoding, b.scorer)
             if not same or (a.domain, b.domain) != ("creative", "functional"):
                 continue
             gaps_a, gaps_b = (cell.gaps(measure).values() for cell in (a, b))
-            figures = contrast_figures(gaps_a, gaps_b, paired=False, **options)
-            if figures is not None:
-                sides = {"a": a.domain, "b": b.domain, "model": a.model.title, "family": a.model.family}
-                sides["scorer"] = a.scorer
-                yield {"contrast": DOMAIN, **sides, **_of_both(a, b), "measure": measure, **figures}
+            sides = {"a": a.domain, "b": b.domain, "model": a.model.title, "family": a.model.family}
+            labels = {"contrast": DOMAIN, **sides, "scorer": a.scorer, **_of_both(a, b), "measure": measure}
+            test = contrast_test(labels, gaps_a, gaps_b, paired=False, **options)
+            if test is not None:
+                yield test
 
 
 def _of_both(a: ModelCell, b: ModelCell) -> dict[str, str]:

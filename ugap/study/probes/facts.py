@@ -83,9 +83,9 @@ class Comparison:
         n (`int`): Facts.
         difference (`float`): Accuracy of `a` less that of `b`.
         ci95 (`tuple[float, float]`): 95% bootstrap interval over facts; NaN for a single fact.
-        test (`str`): `"mcnemar"` (exact) where each fact was tried once on both sides, else `"signed-rank"` on the
-            differences of each fact's means.
-        p_value (`float`): Two-sided p of that test; NaN for a signed-rank test on fewer than 5 facts.
+        test (`str`): `"mcnemar"` (exact) where each fact was tried once on both sides, else `"bootstrap-t"` over the
+            differences of each fact's means, as the interval is.
+        p_value (`float`): Two-sided p of that test; NaN for a single fact.
         a_only (`int`, *optional*): Facts that `a` alone has right; `None` where facts were tried several times.
         b_only (`int`, *optional*): Facts that `b` alone has right.
     """
@@ -93,7 +93,7 @@ class Comparison:
     n: int
     difference: float
     ci95: tuple[float, float]
-    test: Literal["mcnemar", "signed-rank"]
+    test: Literal["mcnemar", "bootstrap-t"]
     p_value: float
     a_only: int | None
     b_only: int | None
@@ -323,7 +323,7 @@ def compare(a: Sequence[FactResult], b: Sequence[FactResult], *, seed: int = 0) 
     if len(a) == len(b) == 1:
         tested = mcnemar(values_a == 1, values_b == 1)
         return Comparison(gap.n, tested.difference, gap.ci95, "mcnemar", tested.p_value, tested.a_only, tested.b_only)
-    return Comparison(gap.n, gap.gap, gap.ci95, "signed-rank", gap.p_value, None, None)
+    return Comparison(gap.n, gap.gap, gap.ci95, "bootstrap-t", gap.p_value, None, None)
 
 
 def _shares(runs: Sequence[FactResult], name: str) -> np.ndarray:

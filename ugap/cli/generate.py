@@ -255,6 +255,7 @@ _Texts = list[tuple[str, "Generation"]]
 def _write(arguments: Arguments, writer: "Writer", screen: "Screen", prompts: list[str], seed: int) -> Iterator[_Texts]:
     """Show each text."""
     from ugap.cli.writer import decoding_name
+    from ugap.progress import progress_bar
 
     starts = iter([prompt for prompt in prompts for _ in range(arguments.num_return_sequences)])
     total = len(prompts) * arguments.num_return_sequences
@@ -263,14 +264,15 @@ def _write(arguments: Arguments, writer: "Writer", screen: "Screen", prompts: li
         prompts, seed, mode=arguments.mode, weight=arguments.weight, on_token=screen.token if streamed else None
     )
     # A single batch is printed at once, and a stream shows itself: a bar would only flash.
-    with _bar(total, hidden=streamed or total <= arguments.batch_size) as bar:
+    with progress_bar(stderr=True, disable=streamed or total <= arguments.batch_size) as bar:
+        task = bar.add_task("writing", total=total)
         while True:
             if streamed and (prompt := next(starts, None)) is not None:
                 screen.prompt(prompt)
             batch = next(batches, None)
             if batch is None:
                 return
-            bar.update(0, advance=len(batch))
+            bar.advance(task, len(batch))
             bar.stop()  # a bar on the screen would mix with the texts
             for one in batch:
                 screen.text(one)
@@ -283,6 +285,7 @@ def _compare(
 ) -> Iterator[_Texts]:
     """Show each text beside those of the other decodings."""
     from ugap.cli.writer import decoding_name
+    from ugap.progress import progress_bar
 
     names = [*COMPARED, decoding_name(arguments.mode, arguments.weight)]
     runs = [
@@ -290,14 +293,15 @@ def _compare(
         writer.batches(prompts, seed, mode=arguments.mode, weight=arguments.weight),
     ]
     total = len(names) * len(prompts) * arguments.num_return_sequences
-    with _bar(total, hidden=False) as bar:
+    with progress_bar(stderr=True) as bar:
+        task = bar.add_task("writing", total=total)
         while True:
             batches = []
             for batch in (next(batches_of, None) for batches_of in runs):
                 if batch is None:
                     return
                 batches.append(batch)
-                bar.update(0, advance=len(batch))
+                bar.advance(task, len(batch))
             bar.stop()
             for texts in zip(*batches, strict=True):
                 versions = list(zip(names, texts, strict=True))
@@ -374,24 +378,3 @@ def _opened(output: str | None) -> Iterator[TextIO | None]:
         return
     with replacing(output) as temporary, open(temporary, "w", encoding="utf-8") as file:
         yield file
-
-
-def _bar(total: int, *, hidden: bool) -> Any:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from ugap.terminal import Terminal
-
-    console = Terminal(stderr=True)  # stdout has the texts, which may go to a file
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        redirect_stdout=False,
-        redirect_stderr=False,
-        disable=hidden or not console.is_terminal,
-    )
-    bar.add_task("writing", total=total)
-    return bar

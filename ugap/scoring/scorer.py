@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
-from rich.progress import Progress
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ugap.errors import InputError, is_out_of_memory, reading
 from ugap.models import load_model
 from ugap.models.adapter import adapted_name
 from ugap.models.fingerprint import weight_hash
+from ugap.progress import progress_bar
 from ugap.scoring.batching import Batch, Regimes, Request, plan, windows
 from ugap.scoring.context import context_limit, shares_prefixes, states_after
 from ugap.scoring.head.bfloat16 import FloatProducts, has_bfloat16_units
@@ -333,7 +333,7 @@ class Scorer:
         for request in requests:
             out[request.owner] = np.full((len(STATISTICS), len(request.token_ids)), np.nan, np.float32)
             pending += windows(request, self.bos, self.max_length)
-        with Progress(disable=not progress) as bar:
+        with progress_bar(disable=not progress) as bar:
             task = bar.add_task(f"scoring with {self.name}", total=sum(rows.shape[1] for rows in out.values()))
             while pending:  # a second turn only after running out of memory
                 batches = plan(pending, self.token_budget, share=self._shares, regime=self._regimes)

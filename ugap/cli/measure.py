@@ -25,7 +25,7 @@ top-h-0.4; ugap-creative, ugap-balanced (the modes of the sampler), ugap-own (we
 or NAME=setting:value,setting:value with any settings of generate(), or human_mode, human_weight, human_reader and
 human_kind of the sampler: "warm=temperature:1.1", "half=human_weight:0.5", "news=human_mode:creative,human_kind:news".
 
-The folder gets report.html, gap.json, gap.md, scores.parquet (every text with its per-token scores) and plots."""
+The folder gets report.html, gap.json, gap.csv and gap.md, scores.parquet (every text, token by token) and plots."""
 
 
 @dataclass(frozen=True, kw_only=True)

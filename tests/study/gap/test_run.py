@@ -1,5 +1,6 @@
 """The study from the text file to gap.json: every number computed once more, by hand, from scores.parquet."""
 
+import csv
 import json
 import math
 from collections import Counter
@@ -42,12 +43,16 @@ def study(tmp_path_factory):
             patch.setattr("ugap.report.write_report", lambda *args, **kwargs: None)  # plots have tests of their own
             assert main([*words, "--max_new_tokens", str(NEW)]) == 0
         record = json.loads((folder / "out" / "gap.json").read_text())
+        with open(folder / "out" / "gap.csv", encoding="utf-8", newline="") as file:
+            table = list(csv.DictReader(file))
         texts = pq.read_table(folder / "out" / "scores.parquet").to_pylist()
         for text in texts:
             for name in ("surprisal", "entropy", "varentropy", "rank", "marginal_surprisal"):
                 if text[name] is not None:
                     text[name] = np.array(text[name], np.float64)
-        return SimpleNamespace(record=record, gaps=record["gaps"], contrasts=record["contrasts"], texts=texts)
+        return SimpleNamespace(
+            record=record, gaps=record["gaps"], contrasts=record["contrasts"], texts=texts, table=table
+        )
 
     return run
 
@@ -164,6 +169,15 @@ def assert_by_hand(result: SimpleNamespace, seed: int = 0) -> None:
     for one, other in zip(primary, rows, strict=True):
         assert other["gap"] == pytest.approx(one["gap"], rel=1e-4, abs=1e-6)
         assert other["p_adjusted"] == (one["p_adjusted"] and pytest.approx(one["p_adjusted"], abs=1e-3))
+
+
+def test_the_spreadsheet_has_the_rows(two_models):
+    assert len(two_models.table) == len(two_models.gaps) > 0
+    for cells, row in zip(two_models.table, two_models.gaps, strict=True):
+        low, high = row["ci95"]
+        expected = {**row, "low": low, "high": high}
+        del expected["ci95"]
+        assert cells == {name: "" if value is None else str(value) for name, value in expected.items()}
 
 
 def test_every_cell_has_every_measure(two_models, tiny_folder, chat_folder):

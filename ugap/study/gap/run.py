@@ -17,7 +17,7 @@ from rich.progress import Progress
 from ugap.data import TextRow
 from ugap.environment import environment
 from ugap.errors import InputError
-from ugap.files import locked, refuse_results, without_nan, write_json
+from ugap.files import locked, refuse_results, without_nan, write_csv, write_json
 from ugap.progress import progress_bar
 from ugap.scoring import Scorer
 from ugap.study.continuations import CHAT, RAW, Continuations, Text, batches, check_writer
@@ -25,7 +25,7 @@ from ugap.study.decodings import DECODINGS, STUDIED, Settings
 from ugap.study.engine import check_engine, open_engine
 from ugap.study.excerpts import Excerpt, cut_excerpts
 from ugap.study.following import check_kinds, check_texts, following, like_hash
-from ugap.study.gap.table import contrast_table, gap_table
+from ugap.study.gap.table import contrast_table, flat_row, gap_table
 from ugap.study.generation import Engine, seed_of
 from ugap.study.options import GapOptions
 from ugap.study.pairs import GIVEN, HUMAN, SELF, Cell, pair
@@ -102,7 +102,7 @@ def run_study(
     resume: bool = False,
     progress: bool = False,
 ) -> StudyResult:
-    """Generate, score and compare; writes `scores.parquet` and `gap.json` to the folder `output`.
+    """Generate, score and compare; writes `scores.parquet`, `gap.csv` and `gap.json` to the folder `output`.
 
     Args:
         rows (`Sequence[TextRow]`): Human texts, with given continuations where there are any.
@@ -161,7 +161,8 @@ def run_locked(
             "contrasts": contrast_table(cells, settings.stages, seed=settings.seed),
         }
     )
-    write_json(output / "gap.json", record)
+    write_csv(output / "gap.csv", [flat_row(row) for row in record["gaps"]])
+    write_json(output / "gap.json", record)  # the last: a study with it is finished
     return StudyResult(record, [cell for cell in cells if cell.human])
 
 

@@ -40,6 +40,12 @@ def gap_table(cells: Sequence[Cell], *, seed: int, resamples: int = 10_000) -> l
     return corrected(tested, seed=seed, flips=resamples)
 
 
+def flat_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of `gap.json` for a spreadsheet: the ends of its interval are the columns `low` and `high`."""
+    low, high = row["ci95"] or (None, None)
+    return {**{name: value for name, value in row.items() if name != "ci95"}, "low": low, "high": high}
+
+
 def cell_tests(cell: Cell, *, seed: int, resamples: int = 10_000) -> Iterator[Tested]:
     """The rows of one cell before their correction."""
     labels = {

@@ -38,8 +38,8 @@ def test_demo(tiny_folder, chat_folder, text_rows, tiny_model, make_profile, mon
     }
     assert {row["contrast"] for row in record["contrasts"]} == {"domain", "stage"}
     assert {path.name for path in folder.iterdir()} == {
-        *("gap.json", "gap.md", "scores.parquet", "gap.png", "distributions.png", "calibration.png", "report.html"),
-        "parts",
+        *("gap.json", "gap.csv", "gap.md", "scores.parquet", "report.html", "parts"),
+        *("gap.png", "distributions.png", "calibration.png"),
     }
     assert main(["demo", "--output", str(folder)]) == 2
     assert "there are results already" in capsys.readouterr().err

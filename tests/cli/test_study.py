@@ -28,6 +28,19 @@ def config(tmp_path, tiny_folder, chat_folder, text_rows, write_rows):
     return write
 
 
+def test_a_dry_run_plans_the_models_of_a_shard(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main([*config(), "--dry_run"]) == 0
+    printed = capsys.readouterr().out
+    assert "./nowhere: would be skipped: ./nowhere: neither a folder" in printed
+    assert printed.count(" writes ") == printed.count(" read by itself ") == 2
+    assert main([*config(), "--dry_run", "--shard", "0/3"]) == 0
+    printed = capsys.readouterr().out
+    assert "nowhere" not in printed
+    assert printed.count(" writes ") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_whole_study(config, tmp_path, capsys):
     assert main(config()) == 0
     printed = capsys.readouterr()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ugap.cli.arguments import option
 from ugap.cli.human import like_option, read_like, reader_option
 from ugap.cli.model import adapter_option, check_adapter
+from ugap.cli.plan import dry_run_option, print_plan
 from ugap.cli.report import report_study
 from ugap.cli.texts import Texts, read_texts
 from ugap.study.options import GapOptions, values
@@ -83,6 +84,7 @@ class Arguments(GapOptions, Texts, Models):
     )
     domain: str | None = option("one domain for all texts, instead of their own", default=None, group="texts")
     resume: bool = option("resume an interrupted study", default=False, group="study")
+    dry_run: bool = dry_run_option()
 
     def __post_init__(self) -> None:
         """Refuse what can be refused before torch is imported, which takes seconds.
@@ -114,6 +116,7 @@ def run(arguments: Arguments) -> None:
     from ugap.study.contrasts import STAGES
     from ugap.study.engine import default_decodings
     from ugap.study.following import with_profile
+    from ugap.study.gap.plan import plan_study
 
     # Before the measurement, which can take hours.
     require("report")
@@ -139,6 +142,9 @@ def run(arguments: Arguments) -> None:
     # A candidate is read from its column as one more text of the row.
     candidates = _pairs("candidate", arguments.candidate)
     rows = read_texts(arguments, skip_bad=arguments.skip_bad, domain=arguments.domain, candidates=candidates)
+    if arguments.dry_run:
+        print_plan(plan_study(rows, settings))
+        return
     result = run_study(rows, settings, arguments.output, data=arguments.data, resume=arguments.resume, progress=True)
     report_study(result, arguments.output)
 

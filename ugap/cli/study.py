@@ -5,6 +5,7 @@ from typing import Any
 
 from ugap.cli.arguments import option
 from ugap.cli.human import like_option, read_like
+from ugap.cli.plan import dry_run_option, print_plan
 from ugap.cli.report import command_line, print_page
 from ugap.cli.texts import Texts, read_texts
 from ugap.study.options import MultiOptions, values
@@ -61,6 +62,7 @@ class Arguments(MultiOptions, Texts, Models):
         "run the i-th of n shards of the models: i/n, from 0/n on", default=None, group="study", metavar="I/N"
     )
     resume: bool = option("resume an interrupted study", default=False, group="study")
+    dry_run: bool = dry_run_option()
 
 
 def run(arguments: Arguments) -> None:
@@ -73,13 +75,15 @@ def run(arguments: Arguments) -> None:
     from pathlib import Path
 
     from ugap.cli.programs import find_config
+    from ugap.errors import InputError
     from ugap.report.multi import PLOT, RECORD, TABLE, write_multi
     from ugap.report.page import write_page
     from ugap.study import parse_decodings
     from ugap.study.following import like_hash
+    from ugap.study.gap.plan import plan_study
     from ugap.study.multi.contrasts import contrast_multi, read_cells
     from ugap.study.multi.run import MultiSettings, model_folder, parse_models, read_lock, run_multi
-    from ugap.terminal import Terminal
+    from ugap.terminal import Terminal, one_line
 
     settings = MultiSettings(
         models=parse_models(_listed(arguments.models)),
@@ -92,6 +96,15 @@ def run(arguments: Arguments) -> None:
     lock = read_lock(find_config(arguments.lock)) if arguments.lock is not None else {}
     rows = read_texts(arguments, skip_bad=arguments.skip_bad)
     console = Terminal(soft_wrap=True)
+    if arguments.dry_run:
+        steps = []
+        for model in settings.models[shard[0] :: shard[1]]:
+            try:
+                steps += plan_study(rows, settings.of(model, lock.get(model.title, model.revision)))
+            except InputError as error:
+                console.print(f"{model.title}: would be skipped: {one_line(str(error))}")
+        print_plan(steps)
+        return
     outcomes = run_multi(
         rows,
         settings,

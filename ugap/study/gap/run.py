@@ -131,7 +131,7 @@ def run_locked(
     progress: bool,
 ) -> StudyResult:
     """[`run_study`][] in a folder whose lock the caller holds; the parts in it are used."""
-    _check(settings, rows)
+    check_settings(settings, rows)
     # Of the texts to write like, the fingerprint alone: a resumed study must have the same.
     like = {"like": like_hash(settings.like)}
     recorded = {**asdict(settings), **like, "data": list(data), "data_hash": rows_hash(rows)}
@@ -167,26 +167,79 @@ def run_locked(
 
 
 @dataclass
-class _Study:
+class Workload:
+    """The models of a study and their prefixes.
+
+    Args:
+        settings (`StudySettings`): What to measure.
+        rows (`Sequence[TextRow]`): Human texts.
+    """
+
     settings: StudySettings
     rows: Sequence[TextRow]
+    # By model, how certain the human level of the texts to write like is.
+    like_levels: dict[str, str] = field(default_factory=dict, init=False)
+
+    def load(self, name: str) -> Scorer:
+        """A model with which every decoding and prompting of the study was seen to work, where it is to write."""
+        s = self.settings
+        scorer = Scorer.from_pretrained(
+            **s.adapters.get(name, {"name": name}),
+            dtype=s.dtype,
+            device=s.device,
+            revision=s.revisions.get(name),
+            trust_remote_code=s.trust_remote_code,
+        )
+        if name in s.models:
+            domains = dict.fromkeys(row.domain for row in self.rows)
+            check_writer(scorer, self.follow(scorer).values(), domains, s.promptings)
+        return scorer
+
+    def follow(self, scorer: Scorer) -> dict[str, Settings]:
+        """The decodings of a model that writes; where they write like given texts, with the profile of these."""
+        follow = following(self.settings.decodings, scorer.model, scorer.tokenizer, self.settings.like)
+        if follow.certainty:
+            self.like_levels[scorer.name] = follow.certainty
+        return follow.decodings
+
+    def units(self, scorer: Scorer) -> list["Unit"]:
+        """The units of work: batches of prefixes of one domain, once for every prompting."""
+        s = self.settings
+        excerpts = cut_excerpts(
+            self.rows,
+            scorer.tokenizer,
+            prefix_tokens=s.prefix_tokens,
+            max_new_tokens=s.max_new_tokens,
+            limit=s.limit,
+            per_text=s.per_text,
+            prompt_separator=s.prompt_separator,
+        )
+        domains = dict.fromkeys(excerpt.domain for excerpt in excerpts)
+        return [
+            Unit(prompting, domain, number, batch, {})
+            for prompting in s.promptings
+            for domain in domains
+            for number, batch in batches([one for one in excerpts if one.domain == domain], s.batch_size)
+        ]
+
+
+@dataclass
+class _Study(Workload):
     work: Continuations
     bar: Progress
-    # By model, how certain the human level of the texts to write like is.
-    like_levels: dict[str, str] = field(default_factory=dict)
 
     def run(self) -> tuple[list[str], dict[str, str]]:
         """Do the parts that are missing; the keys of all scored parts in order, and the weight hash of every scorer."""
         keys: list[str] = []
         hashes: dict[str, str] = {}
         # The prefixes of every model, and what it wrote, by unit.
-        written: dict[str, list[_Unit]] = {}
+        written: dict[str, list[Unit]] = {}
         names = list(dict.fromkeys([*self.settings.models, *(name for name in self.settings.scorers if name != SELF)]))
         # Every model is loaded once before a text is written: the last may lack what its decodings need. A single one
         # is checked when it is loaded to write.
         if len(names) > 1 and not self.work.begun():
             for name in names:
-                self._load(name)
+                self.load(name)
         # A model lives in the call that uses it, so that two are never in memory together.
         # Scoring by itself comes with writing, so that a model is loaded once.
         for model in self.settings.models:
@@ -196,11 +249,11 @@ class _Study:
                 hashes[name] = self._read(name, written, keys)
         return keys, hashes
 
-    def _write(self, model: str, keys: list[str]) -> tuple[list["_Unit"], str]:
+    def _write(self, model: str, keys: list[str]) -> tuple[list["Unit"], str]:
         """Let a model continue its prefixes and, where asked, read itself and people; what it wrote, and its hash."""
-        s, scorer = self.settings, self._load(model)
-        decodings = self._follow(scorer)
-        units = self._units(scorer)
+        s, scorer = self.settings, self.load(model)
+        decodings = self.follow(scorer)
+        units = self.units(scorer)
         total = sum(len(unit.batch) for unit in units) * len(s.decodings)
         task = self.bar.add_task(f"{scorer.name} writes", total=total)
         with closing(self._engine(scorer, model)) as engine:
@@ -229,31 +282,16 @@ class _Study:
             keys += self._score(scorer, model, units, given=True)
         return units, scorer.id.weight_hash
 
-    def _read(self, name: str, written: Mapping[str, list["_Unit"]], keys: list[str]) -> str:
+    def _read(self, name: str, written: Mapping[str, list["Unit"]], keys: list[str]) -> str:
         """Let a fixed scorer read what all models wrote, and what was given; its hash."""
-        scorer, settings = self._load(name), self.settings
+        scorer, settings = self.load(name), self.settings
         for model in settings.models:
             # A scorer that is among the models has read its own texts already.
             if not (model == name and SELF in settings.scorers):
                 keys += self._score(scorer, model, written[model], given=False)
         if any(row.candidates for row in self.rows) and not (name in settings.models and SELF in settings.scorers):
-            keys += self._score(scorer, name, self._units(scorer), given=True)
+            keys += self._score(scorer, name, self.units(scorer), given=True)
         return scorer.id.weight_hash
-
-    def _load(self, name: str) -> Scorer:
-        """A model with which every decoding and prompting of the study was seen to work, where it is to write."""
-        s = self.settings
-        scorer = Scorer.from_pretrained(
-            **s.adapters.get(name, {"name": name}),
-            dtype=s.dtype,
-            device=s.device,
-            revision=s.revisions.get(name),
-            trust_remote_code=s.trust_remote_code,
-        )
-        if name in s.models:
-            domains = dict.fromkeys(row.domain for row in self.rows)
-            check_writer(scorer, self._follow(scorer).values(), domains, s.promptings)
-        return scorer
 
     def _engine(self, scorer: Scorer, model: str) -> Engine:
         s = self.settings
@@ -261,34 +299,7 @@ class _Study:
         named = (scorer.model, scorer.tokenizer, model)
         return open_engine(s.engine, s.engine_args, *named, revision=revision, trust_remote_code=trusted)
 
-    def _follow(self, scorer: Scorer) -> dict[str, Settings]:
-        """The decodings of a model that writes; where they write like given texts, with the profile of these."""
-        follow = following(self.settings.decodings, scorer.model, scorer.tokenizer, self.settings.like)
-        if follow.certainty:
-            self.like_levels[scorer.name] = follow.certainty
-        return follow.decodings
-
-    def _units(self, scorer: Scorer) -> list["_Unit"]:
-        """The units of work: batches of prefixes of one domain, once for every prompting."""
-        s = self.settings
-        excerpts = cut_excerpts(
-            self.rows,
-            scorer.tokenizer,
-            prefix_tokens=s.prefix_tokens,
-            max_new_tokens=s.max_new_tokens,
-            limit=s.limit,
-            per_text=s.per_text,
-            prompt_separator=s.prompt_separator,
-        )
-        domains = dict.fromkeys(excerpt.domain for excerpt in excerpts)
-        return [
-            _Unit(prompting, domain, number, batch, {})
-            for prompting in s.promptings
-            for domain in domains
-            for number, batch in batches([one for one in excerpts if one.domain == domain], s.batch_size)
-        ]
-
-    def _score(self, scorer: Scorer, model: str, units: list["_Unit"], *, given: bool) -> list[str]:
+    def _score(self, scorer: Scorer, model: str, units: list["Unit"], *, given: bool) -> list[str]:
         """Score human and model texts of the prefixes that `model`'s tokens cut; the keys of the parts."""
         s, keys = self.settings, []
         by = "itself" if scorer.name == model else scorer.name
@@ -303,7 +314,7 @@ class _Study:
 
 
 @dataclass(frozen=True)
-class _Unit:
+class Unit:
     """A batch of prefixes of one domain under one prompting, and what was written behind them, by decoding."""
 
     prompting: str
@@ -326,7 +337,12 @@ class _Unit:
                 yield Text(excerpt, name, GIVEN, text, self.prompting, in_template)
 
 
-def _check(settings: StudySettings, rows: Sequence[TextRow]) -> None:
+def check_settings(settings: StudySettings, rows: Sequence[TextRow]) -> None:
+    """Refuse settings and texts that no model could be run with.
+
+    Raises:
+        InputError: The message names the setting or the text.
+    """
     candidates = sorted({name for row in rows for name in row.candidates})
     positive = {
         "prefix_tokens": (settings.prefix_tokens, 0),

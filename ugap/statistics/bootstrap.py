@@ -165,7 +165,7 @@ class Group:
 
 
 def interval(groups: Sequence[Group], *, resamples: int, seed: int) -> tuple[float, float]:
-    """The 95% interval that [`interval_and_p`][ugap.statistics.bootstrap.interval_and_p] gives."""
+    """The 95% interval that `interval_and_p` gives."""
     return interval_and_p(groups, resamples=resamples, seed=seed)[0]
 
 

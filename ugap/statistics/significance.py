@@ -51,6 +51,12 @@ def step_down(
 
     Raises:
         ValueError: If there is not one p-value for each test.
+
+    Example:
+        >>> from ugap.statistics.gap import gap_groups
+        >>> one = gap_groups([0.5, 0.4, 0.6, 0.7, 0.3, 0.5, 0.9, 0.4], range(8))
+        >>> step_down([one, one], [0.001, 0.001]).round(2).tolist()
+        [0.01, 0.01]
     """
     p = np.asarray(p_values, dtype=np.float64)
     if p.shape != (len(tests),):
@@ -79,6 +85,9 @@ def false_discovery(tests: Sequence[Sequence[Group]], p_values: ArrayLike) -> Fl
 
     Returns:
         `np.ndarray` of shape `(n,)`: Corrected p-values in the order given; NaN for a test that cannot be significant.
+
+    Raises:
+        ValueError: If a p-value lies outside `[0, 1]`.
     """
     p = np.asarray(p_values, dtype=np.float64)
     able = np.array([can_be_significant(_n_sources(groups)) for groups in tests], dtype=bool)

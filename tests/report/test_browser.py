@@ -17,6 +17,8 @@ import pytest
 
 from ugap.report.page import read_run, write_page
 from ugap.report.page.page import render
+from ugap.report.page.writing import write_texts
+from ugap.report.written import Block, Written
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -339,6 +341,35 @@ def test_several_studies(opened, evil_folder, tmp_path):
     assert {text.split()[0] for text in column(page, "run")} == {"study", "other"}
     page.locator("#filter-run").select_option("1")
     assert page.locator("#model-name").inner_text().startswith("other: ")
+
+
+@pytest.mark.parametrize("view", ["desk", "phone", "print"])
+def test_decodings_side_by_side(opened, tmp_path, view):
+    """The page of `ugap generate --compare --html`."""
+    pieces = [("Once", 9.0), (" upon", 0.4), ("<script>alert(1)</script>", 4.0), (" word", 2.0)] * 20
+    texts = [Written(name, level, pieces) for name, level in (("temperature-0.7", 1.0), ("ours", 2.0), ("wild", 6.0))]
+    path = tmp_path / "texts.html"
+    write_texts([Block("A prompt", 2.0, "people: 2.00", texts)], "gemma-3-270m", "ugap generate", path)
+    page = opened(path, viewport=PHONE if view == "phone" else DESK)
+    if view == "print":
+        page.emulate_media(media="print")
+    page.screenshot(path=Path(os.environ.get("UGAP_SCREENSHOTS", tmp_path)) / f"compare-{view}.png", full_page=True)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    boxes = [page.locator(".side").nth(i).bounding_box() for i in range(3)]
+    assert len({round(box["y"]) for box in boxes}) == (3 if view == "phone" else 1)
+    bars = [page.locator(".level i").nth(i).bounding_box()["width"] for i in range(3)]
+    mark = page.locator(".level b").first.bounding_box()["x"] - page.locator(".level").first.bounding_box()["x"]
+    assert bars[1] == pytest.approx(mark, abs=2)
+    assert 2 * bars[0] == pytest.approx(bars[1], rel=0.02)  # widths are whole per cent
+    assert bars[2] == pytest.approx(page.locator(".level").first.bounding_box()["width"], abs=1)
+    # The more surprising, the more tint; what a model wrote is text.
+    colours = [
+        page.locator(".text i").nth(i).evaluate("one => getComputedStyle(one).backgroundColor") for i in range(4)
+    ]
+    # Without a slash there is no transparency.
+    alphas = [float(colour.partition("/")[2].rstrip(")") or 1) for colour in colours]
+    assert alphas[0] > alphas[2] > alphas[3] > alphas[1]
+    assert "<script>alert(1)</script>" in page.locator(".text").first.inner_text()
 
 
 def test_ten_thousand_items_do_not_freeze_it(opened, evil_folder, tmp_path):

@@ -281,7 +281,7 @@ def test_the_plots(page):
     assert axis.text_content() == "gap, nats per token"
     page.locator("#gap-measure").select_option("ppl")
     page.locator("#gap").scroll_into_view_if_needed()  # what is far from the window is not drawn
-    page.locator("#gap-plots .xtitle", has_text="exp of NLL").wait_for()
+    page.locator("#gap-plots .xtitle", has_text="gap, log ratio").wait_for()
     # Points have their numbers.
     page.locator("#gap-plots .points path").first.hover(force=True)
     page.locator("#gap-plots .hoverlayer text", has_text="source texts").wait_for()

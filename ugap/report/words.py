@@ -42,9 +42,7 @@ class Measure:
 MEASURES: Mapping[str, Measure] = {
     "nll": Measure("Surprisal, NLL", "nats per token", "people are more surprising", "the model is more surprising"),
     "entropy": Measure("Entropy", "nats per token", "human text is less certain", "model text is less certain"),
-    "ppl": Measure(
-        "Perplexity", "gap: log of the ratio", "people are more surprising", "the model is more surprising", 2
-    ),
+    "ppl": Measure("Perplexity", "log ratio", "people are more surprising", "the model is more surprising", 2),
     "bits_per_byte": Measure(
         "Surprisal", "bits per byte", "people are more surprising", "the model is more surprising"
     ),

@@ -134,31 +134,36 @@ def strong_writers():
     table("Do readers agree on a text?", ["reader", "other", "texts", "Spearman", "same sign", "gap less gap"], rows)
 
 
+def estimates(rows):
+    """The estimates over edits, of their numbers."""
+    edits = [
+        Edit(
+            TextRow(row["id"], "", row["text"]),
+            "",
+            row["group"],
+            (number(row["score_before"]), number(row["score_after"])),
+        )
+        for row in rows
+    ]
+    measured = [
+        Measured(
+            number(row["share"]),
+            int(row["n_tokens"]),
+            *({name: number(row[f"{side}_{name}"]) for name in MEASURES} for side in ("before", "after")),
+            *({name: number(row[f"{side}_{name}"]) for name in POINTERS} for side in ("removed", "added")),
+        )
+        for row in rows
+    ]
+    return summary(edits, measured, resamples=2000, seed=0)
+
+
 def expert_edits():
     """What editing moves, and what points at the changes."""
     by_reader = defaultdict(list)
     for row in read("edits.csv.gz"):
         by_reader[row["reader"]].append(row)
     for reader, rows in by_reader.items():
-        edits = [
-            Edit(
-                TextRow(row["id"], "", row["text"]),
-                "",
-                row["group"],
-                (number(row["score_before"]), number(row["score_after"])),
-            )
-            for row in rows
-        ]
-        measured = [
-            Measured(
-                number(row["share"]),
-                int(row["n_tokens"]),
-                *({name: number(row[f"{side}_{name}"]) for name in MEASURES} for side in ("before", "after")),
-                *({name: number(row[f"{side}_{name}"]) for name in POINTERS} for side in ("removed", "added")),
-            )
-            for row in rows
-        ]
-        found = summary(edits, measured, resamples=2000, seed=0)
+        found = estimates(rows)
         moves = {(row["scope"], row["measure"]): row for row in found["moves"]}
         scopes = list(dict.fromkeys(scope for scope, _ in moves))
         names = [name for name in (*MEASURES, "score") if ("all", name) in moves]
@@ -198,6 +203,18 @@ def expert_edits():
             ["measure", "texts", "correlation"],
             [[row["measure"], str(row["n"]), shown(row["r"], row["ci95"])] for row in found["scores"]],
         )
+
+    common = set.intersection(*({row["id"] for row in rows} for rows in by_reader.values()))
+    both = {reader: estimates([row for row in rows if row["id"] in common]) for reader, rows in by_reader.items()}
+    table(
+        f"The {len(common)} edits that all readers read: change of surprisal, and its correlation with the score",
+        ["reader", "change", "texts", "correlation"],
+        [
+            [reader, shown(found["moves"][0]["change"], found["moves"][0]["ci95"])]
+            + [cell for row in found["scores"][:1] for cell in (str(row["n"]), shown(row["r"], row["ci95"]))]
+            for reader, found in both.items()
+        ],
+    )
 
 
 if __name__ == "__main__":

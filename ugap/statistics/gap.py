@@ -48,7 +48,7 @@ def paired_gap(
 
     Its coverage with 8, 16 and 40 sources and normal, skewed (exponential) and heavy-tailed (Student's t, 3 degrees of
     freedom) gaps that are correlated within their source, each over 2,000 simulated data sets and with 1,000 resamples,
-    is 93.2 to 97.0% with 2 to 8 prefixes a source. With 1 to 16 it is 90.2 to 96.1%, lowest with 8 sources and a skew.
+    is 93.2 to 97.0% with 2 to 8 prefixes a source. With 1 to 16 it is 90.3 to 96.2%, lowest with 8 sources and a skew.
     The percentile interval covers 84.0 to 89.8% with 8 sources. The table is printed by
     `python -m pytest -m slow -s tests/statistics/test_coverage.py`.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ugap.data import TextRow, load_texts, readers
@@ -395,6 +395,7 @@ def test_column_name_that_the_data_lack_is_told(tmp_path, caplog):
     ]
 
 
+@settings(deadline=None)  # files take long on a busy machine
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")), min_size=1))
 def test_any_text_survives_every_format(tmp_path_factory, values):
     rows = [{"text": f"x{value}"} for value in values]

@@ -62,6 +62,9 @@ def test_a_config_goes_with_the_commands_in_its_header(path):
             )
             assert config.output_dir == words[words.index("--output_dir") + 1]
             assert arguments.data
+        elif command == "eval":
+            path = programs_folder("eval") / f"{program}.py"
+            assert parse(load_program(path).Arguments, f"eval {program}", "", words).output
         else:
             module = {"measure": measure, "profile": profile, "score": score, "study": study}[command]
             assert parse(module.Arguments, command, "", words).output

@@ -4,7 +4,6 @@ Both are kept in the cache folder, by the fingerprint of the weights and that of
 """
 
 import logging
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -341,7 +340,7 @@ def embedded_profile(scorer: "Scorer") -> HumanProfile:
                 texts.append(cut)
     scores: dict[str, list[TokenScores]] = {kind: [] for kind in kinds}
     prefixes: dict[str, list[TokenScores]] = {kind: [] for kind in kinds}
-    with progress_bar(disable=not sys.stderr.isatty()) as bar:
+    with progress_bar(stderr=True) as bar:
         task = bar.add_task("fitting", total=sum(map(len, kinds.values())))
         for kind, texts in kinds.items():
             for start in range(0, len(texts), _BATCH):

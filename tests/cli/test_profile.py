@@ -116,6 +116,7 @@ class TestReader:
         assert f"share of the human level that is human to {reader_folder.name}" in printed
         assert not (tmp_path / "profile.json.reading.json").exists()
 
+    @pytest.mark.slow
     def test_it_goes_on_with_the_kinds_that_are_left(
         self, fit, write_rows, text_rows, tmp_path, tiny_folder, reader_folder, monkeypatch, capsys
     ):

@@ -71,6 +71,7 @@ def test_a_whole_study(config, tmp_path, capsys):
     assert again["contrasts"] == record["contrasts"]
 
 
+@pytest.mark.slow
 def test_the_shard_that_ends_last_makes_the_contrasts(config, tmp_path, capsys):
     assert main([*config(), "--shard", "0/2"]) == 0
     assert "still to be run, by other shards: tiny|chat" in capsys.readouterr().out

@@ -250,6 +250,7 @@ def test_going_on_makes_nothing_twice_and_adds(command, finished, monkeypatch, c
         assert text in printed
 
 
+@pytest.mark.slow
 def test_a_retrained_adapter_of_the_same_name_is_another(words, adapters, tmp_path, capsys):
     """What was made by the old weights is not taken for theirs."""
     import shutil
@@ -266,6 +267,7 @@ def test_a_retrained_adapter_of_the_same_name_is_another(words, adapters, tmp_pa
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_the_ruler_may_be_another_model_than_the_base(words, tiny_folder, chat_folder, adapters, tmp_path, capsys):
     """As where the base was collapsed by training, and the frozen model is the one that it was trained from."""
     run = [*words, "--facts", "none", "--decoding", "ancestral", "--adapter", str(adapters / "other"), "--output"]

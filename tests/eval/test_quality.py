@@ -127,6 +127,7 @@ def test_a_scorer_that_nobody_prepared_gets_a_profile(words, tmp_path):
     assert record["human"]["nll"] > 0
 
 
+@pytest.mark.slow
 def test_a_kind_that_was_fitted_to_the_rated_texts_is_left_out(words, tiny_folder, tmp_path):
     scorer = Scorer.from_pretrained(str(tiny_folder))
     kinds = {"other": scorer.score(["So it goes. " * 12] * 20), "rated": scorer.score(["tailor wolf " * 12] * 20)}

@@ -80,6 +80,7 @@ def test_the_adaptive_entropy_of_trl(train, tmp_path):
     assert (folder / "checkpoint-2" / "entropy_ctrl_state.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_second_scorer_with_its_own_profile(train, tiny_folder, profile_file, tmp_path):
     second = tmp_path / "second"
     shutil.copytree(tiny_folder, second)

@@ -122,6 +122,7 @@ def loss_of(model, rows):
     return float(torch.stack(losses).mean())
 
 
+@pytest.mark.slow
 def test_own_samples_are_learned_and_kept(train, tiny_folder, tmp_path):
     own = ("--self_samples", "8", "--self_decoding", "temperature:0.5", "--self_tokens", "12")
     plain = ("--constraint_limit", "none", "--objective", "cross-entropy", "--max_steps", "8", "--eval_every", "0")

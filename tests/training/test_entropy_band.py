@@ -90,6 +90,7 @@ def test_a_run_that_leaves_the_band_is_saved_and_ends(run, tmp_path, caplog, low
     )
 
 
+@pytest.mark.slow
 def test_patience_and_a_second_run(run, caplog):
     band = EntropyBandCallback(0.0, 0.5, patience=2)
     trainer = run(band)

@@ -103,6 +103,7 @@ def test_rows_and_table(
     assert printed.count("- `cce` was not measured: its Triton kernels need a GPU.") == 4
 
 
+@pytest.mark.slow
 def test_what_is_wrong_shows(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A head with surprisals that are half a nat off, and one whose gradients have the wrong sign."""
     naive = heads.HEADS["naive"]
@@ -127,6 +128,7 @@ def test_what_is_wrong_shows(words: list[str], tmp_path: Path, monkeypatch: pyte
     assert float(found["off", "backward"]["gradient_difference"]) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_head_that_fails_does_not_stop_the_others(
     words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -467,6 +467,7 @@ def study_words(tmp_path, text_rows, tiny_folder):
     return words, data
 
 
+@pytest.mark.slow
 def test_a_model_that_was_trained_further_is_another(text_rows, save_model, make_model, tmp_path, write_rows):
     """What its old weights wrote and read is not taken for what its new ones would."""
     folder = save_model("trained", make_model("llama", eos_token_id=0))

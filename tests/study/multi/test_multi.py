@@ -153,6 +153,7 @@ def test_a_run_that_was_killed_goes_on(settings, rows, tmp_path, loaded, monkeyp
         assert ends[0] == ends[1]
 
 
+@pytest.mark.slow
 def test_shards_share_the_models(settings, rows, tmp_path):
     output = tmp_path / "out"
     first = run_multi(rows, settings, output, shard=(0, 2))
@@ -214,6 +215,7 @@ def test_what_does_not_fit_into_memory_is_skipped_and_a_bug_is_not(settings, row
 # commits
 
 
+@pytest.mark.slow
 def test_a_branch_is_resolved_once_and_held_to(settings, rows, tmp_path, monkeypatch):
     asked, used = [], []
 
@@ -489,6 +491,7 @@ def test_a_model_is_loaded_at_its_commit(settings, rows, tmp_path, tiny_folder, 
     assert read_lock(tmp_path / "out" / "lock.yaml") == {"some/model": COMMIT}
 
 
+@pytest.mark.slow
 def test_a_local_model_that_was_trained_further_is_run_again(rows, tmp_path, make_model, save_model, loaded):
     names, _, _ = loaded
     model = make_model("llama", eos_token_id=0)
@@ -507,6 +510,7 @@ def test_a_local_model_that_was_trained_further_is_run_again(rows, tmp_path, mak
     assert len(names) == 2
 
 
+@pytest.mark.slow
 def test_texts_to_write_like(rows, tiny_folder, make_profile, tmp_path, loaded):
     names, _, _ = loaded
     make_profile(load_model(str(tiny_folder))[0], level=3.0).save(tmp_path / "profile.json")

@@ -152,6 +152,7 @@ def shifted(kind):
     return dataclasses.replace(kind, texts=dataclasses.replace(reference, mean=reference.mean + 1))
 
 
+@pytest.mark.slow
 def test_nearness_to_people_by_a_profile(make_trainer, make_model, track, tokenizer, excerpts):
     """The policy's greedy text is one that no person writes; a domain that the profile lacks has no figure."""
     scorer = Scorer(make_model("llama", eos_token_id=0), tokenizer)
@@ -211,6 +212,7 @@ def test_the_policy_writes_and_its_base_reads(make_trainer, make_model, track, t
 
 
 @pytest.mark.parametrize("kind", [SFTTrainer, GRPOTrainer])
+@pytest.mark.slow
 def test_the_training_is_the_same_with_and_without(make_trainer, make_model, track, kind):
     class Watch(TrainerCallback):
         states = []  # noqa: RUF012
@@ -244,6 +246,7 @@ def test_the_training_is_the_same_with_and_without(make_trainer, make_model, tra
     assert drawn == plain_drawn
 
 
+@pytest.mark.slow
 def test_a_run_that_is_resumed_keeps_its_first_gap(make_trainer, track, tmp_path):
     saving = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6}
     whole = make_trainer(**saving)

@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ugap.cli.arguments import option
 from ugap.cli.eval import load_program
 from ugap.cli.human import like_option, read_like
 from ugap.cli.main import main
-from ugap.cli.model import adapter_option, check_adapter
+from ugap.cli.model import adapter_option, check_adapter, device_option, trust_option
 from ugap.files import locked, refuse_results, replacing, without_nan, write_json
-from ugap.study.options import ENGINE_ARGS_HELP, ENGINE_HELP, EngineName
+from ugap.study.options import ENGINE_ARGS_HELP, ENGINE_HELP, Dtype, EngineName
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,11 +79,9 @@ class Arguments:
         "models that write and read", default=["gemma-3-270m", "smollm2-135m-instruct"], group="models", metavar="NAME"
     )
     adapter: str | None = adapter_option("models")
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = option(
-        "type of the weights", default="float32", group="models"
-    )
-    device: str | None = option("where models run (default: the GPU if there is one)", default=None, group="models")
-    trust_remote_code: bool = option("run the code that a repository brings along", default=False, group="models")
+    dtype: Dtype = option("type of the weights", default="float32", group="models")
+    device: str | None = device_option("models")
+    trust_remote_code: bool = trust_option("models")
     data: str = option("human texts to continue and compare with", group="texts", metavar="FILE")
     tune: str | None = option(
         f"other human texts, to tune the setting of each NAME{TUNED} on", default=None, group="texts", metavar="FILE"

@@ -4,12 +4,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ugap.cli.arguments import option
 from ugap.cli.main import main
-from ugap.cli.model import adapter_option
+from ugap.cli.model import adapter_option, device_option, trust_option
 from ugap.files import locked, refuse_results, without_nan, write_json
+from ugap.study.options import Dtype
 
 if TYPE_CHECKING:
     from ugap.profile import KindProfile
@@ -82,13 +83,9 @@ class Arguments:
     closeness: bool = option(
         "measure the closeness to human texts; a scorer without a profile gets one", default=True, group="scorer"
     )
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = option(
-        "type of the weights", default="float32", group="scorer"
-    )
-    device: str | None = option(
-        "where the scorer runs (default: the GPU if there is one)", default=None, group="scorer"
-    )
-    trust_remote_code: bool = option("run the code that a repository brings along", default=False, group="scorer")
+    dtype: Dtype = option("type of the weights", default="float32", group="scorer")
+    device: str | None = device_option("scorer")
+    trust_remote_code: bool = trust_option("scorer")
     pmi: bool = option("also score each text without its prompt, for PMI", default=False, group="scorer")
     resamples: int = option("bootstrap resamples", default=2000, group="statistics")
     seed: int = option("seed of the bootstrap", default=0, group="statistics")

@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ugap.cli.arguments import option
 from ugap.cli.main import main
+from ugap.cli.model import device_option, trust_option
 from ugap.files import locked, refuse_results, write_json
+from ugap.study.options import Dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,11 +55,9 @@ class Arguments:
         group="model",
         metavar="DIR",
     )
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = option(
-        "type of the weights", default="float32", group="model"
-    )
-    device: str | None = option("where the model runs (default: the GPU if there is one)", default=None, group="model")
-    trust_remote_code: bool = option("run the code that a repository brings along", default=False, group="model")
+    dtype: Dtype = option("type of the weights", default="float32", group="model")
+    device: str | None = device_option("model")
+    trust_remote_code: bool = trust_option("model")
     decoding: list[str] = option(
         "decodings of the generative score; the others are compared with the first",
         default=["greedy"],

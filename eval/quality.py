@@ -4,12 +4,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ugap.cli.arguments import option
 from ugap.cli.main import main
-from ugap.cli.model import adapter_option
+from ugap.cli.model import adapter_option, device_option, trust_option
 from ugap.files import locked, refuse_results, without_nan, write_json
+from ugap.study.options import Dtype
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -83,13 +84,9 @@ class Arguments:
         group="scorer",
         metavar="KIND",
     )
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = option(
-        "type of the weights", default="float32", group="scorer"
-    )
-    device: str | None = option(
-        "where the scorer runs (default: the GPU if there is one)", default=None, group="scorer"
-    )
-    trust_remote_code: bool = option("run the code that a repository brings along", default=False, group="scorer")
+    dtype: Dtype = option("type of the weights", default="float32", group="scorer")
+    device: str | None = device_option("scorer")
+    trust_remote_code: bool = trust_option("scorer")
     pmi: bool = option("also score each text without its prompt, for PMI and CPMI", default=False, group="scorer")
     resamples: int = option("bootstrap resamples", default=2000, group="statistics")
     seed: int = option("seed of the bootstrap", default=0, group="statistics")

@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ugap.cli.arguments import option
 from ugap.cli.main import main
-from ugap.cli.model import adapter_option
+from ugap.cli.model import adapter_option, device_option, trust_option
 from ugap.files import locked, refuse_results, without_nan, write_json
+from ugap.study.options import Dtype
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -72,11 +73,9 @@ class Arguments:
     kind: str | None = option(
         "kind of text or domain of the profile to compare with (default: --domain)", default=None, group="models"
     )
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = option(
-        "type of the weights", default="float32", group="models"
-    )
-    device: str | None = option("where models run (default: the GPU if there is one)", default=None, group="models")
-    trust_remote_code: bool = option("run the code of the model's repository", default=False, group="models")
+    dtype: Dtype = option("type of the weights", default="float32", group="models")
+    device: str | None = device_option("models")
+    trust_remote_code: bool = trust_option("models")
     data: str = option("held-out human texts", group="texts", metavar="FILE")
     domain: str = option("domain of the texts", default="creative", group="texts")
     like_texts: int = option(

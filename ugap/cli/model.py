@@ -1,4 +1,4 @@
-"""The options of a command that loads one model, and the option `--adapter`."""
+"""The options of commands that load models: of one model, or each for a section of the help."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +16,16 @@ def adapter_option(group: str) -> Any:
         group=group,
         metavar="DIR",
     )
+
+
+def device_option(group: str) -> Any:
+    """The option `--device`."""
+    return option("where models run (default: the GPU if there is one)", default=None, group=group)
+
+
+def trust_option(group: str) -> Any:
+    """The option `--trust_remote_code`."""
+    return option("run the code that a repository brings along", default=False, group=group)
 
 
 def check_adapter(adapter: str | None, models: Sequence[str], engine: str = "transformers") -> None:
@@ -41,8 +51,8 @@ class ModelOptions:
     model: str = option("asset, folder, .gguf file or Hub id of the model", group="model", metavar="NAME")
     adapter: str | None = adapter_option("model")
     dtype: Dtype = option("type of the weights", default="float32", group="model")
-    device: str | None = option("where the model runs (default: the GPU if there is one)", default=None, group="model")
-    trust_remote_code: bool = option("run the code that a repository brings along", default=False, group="model")
+    device: str | None = device_option("model")
+    trust_remote_code: bool = trust_option("model")
 
     def loading(self) -> dict[str, Any]:
         """The arguments of `load_model` and of `Scorer.from_pretrained` behind the name."""
